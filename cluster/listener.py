@@ -1,0 +1,91 @@
+"""A uvicorn server on a socket that is bound first, so that "port in use" is found before anything is promised.
+
+Used by the gateways (public port, shared between the replicas of a node), the instances (ephemeral port) and the
+Controller (admin port). Runs on the event loop of its caller and leaves signals alone: the process belongs to Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Generator
+from typing import Any
+
+import uvicorn
+
+
+class PortInUse(Exception):
+    """Another program listens on that address."""
+
+
+def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A listening socket; `shared`: several processes of this machine may listen on it (SO_REUSEPORT)."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listening.bind((host, port))
+        if not shared:  # a shared one would be given connections before there is anybody to accept them
+            listening.listen(2048)
+    except OSError as error:
+        listening.close()
+        raise PortInUse(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+    listening.setblocking(False)
+    return listening
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+class Listener:
+    """One running server. `close()` lets requests in flight finish, for at most `grace_s` seconds."""
+
+    def __init__(
+        self, app: Any, listening: socket.socket, *, keep_alive_s: float = 75, grace_s: float = 5, date: bool = False
+    ) -> None:
+        self.socket = listening
+        self._server = _Server(
+            uvicorn.Config(
+                app,
+                interface="asgi3",  # a bound method looks like an ASGI 2 app
+                loop="none",
+                http="httptools",
+                ws="websockets-sansio",
+                ws_max_size=2**63 - 1,
+                ws_per_message_deflate=False,
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                date_header=date,
+                proxy_headers=False,
+                timeout_keep_alive=int(keep_alive_s),
+                timeout_graceful_shutdown=int(grace_s),
+                backlog=2048,
+            )
+        )
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def port(self) -> int:
+        return int(self.socket.getsockname()[1])
+
+    async def start(self) -> None:
+        """Returns when connections are accepted."""
+        self._task = asyncio.create_task(self._server.serve(sockets=[self.socket]))
+        while not self._server.started:
+            if self._task.done():
+                await self._task
+                raise RuntimeError("the server stopped while starting")
+            await asyncio.sleep(0.005)
+
+    async def close(self) -> None:
+        self._server.should_exit = True
+        if self._task is not None:
+            await self._task

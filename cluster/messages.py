@@ -1,0 +1,125 @@
+"""What the processes tell each other: instances and gateways to the Controller, the Controller to gateways.
+
+Plain frozen dataclasses, pickled by Ray. A gateway works from its last `Snapshot` for as long as it must.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cluster.config import AgentSettings, GatewaySettings, Http
+
+# Headers that never leave the cluster: set by a gateway for an instance or by an instance for a gateway.
+KEY_HEADER = b"x-swiftclaw-key"  # the secret by which an instance knows a gateway
+LOAD_HEADER = b"x-swiftclaw-load"  # "<in flight> <cpu percent>" of the answering instance
+REFUSED_HEADER = b"x-swiftclaw-not-executed"  # the instance refused before it began: safe to ask another
+
+# Where an instance answers what; the mounted app has a prefix of its own, so that the two cannot collide.
+MESSAGES_PATH = "/messages"
+CHAT_PATH = "/chat"
+WATCH_PATH = "/-/watch"
+APP_PREFIX = "/app"
+
+
+@dataclass(frozen=True)
+class InstanceSpec:
+    """What a replica of an instance app is started with."""
+
+    agent: str  # its name in this cluster
+    target: str  # module:attribute
+    folder: str  # first on the import path
+    version: str
+    region: str
+    app: str  # the Serve app it belongs to
+
+
+@dataclass(frozen=True)
+class Registration:
+    """An instance presents itself. `id` is set when it only says that it still runs (the Controller had gone)."""
+
+    agent: str
+    version: str
+    region: str
+    app: str
+    replica: str  # Serve's unique id: a restarted process has another
+    host: str
+    port: int
+    pid: int
+    node: str
+    started_at: float  # seconds since the epoch
+    session_affinity: bool = False  # what Agent(session_affinity=…) says
+    id: str | None = None
+
+
+@dataclass(frozen=True)
+class Admission:
+    """The Controller's answer to a registration."""
+
+    id: str  # instance-N
+    key: str  # the cluster's secret
+
+
+@dataclass(frozen=True)
+class Member:
+    """One instance as the gateways are told of it."""
+
+    id: str
+    replica: str
+    host: str
+    port: int
+    version: str
+    region: str
+    priority: int
+    state: str  # starting | healthy | unhealthy | ejected | draining | stopped
+
+
+@dataclass(frozen=True)
+class AgentView:
+    """One agent as the gateways are told of it."""
+
+    settings: AgentSettings
+    session_affinity: bool
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that a gateway needs to answer requests. Two snapshots with the same `version` are the same."""
+
+    version: str
+    key: str
+    http: Http
+    agents: dict[str, AgentView]
+
+
+@dataclass(frozen=True)
+class Hello:
+    """A gateway presents itself, with every request for news."""
+
+    gateway: str  # Serve's unique replica id
+    app: str
+    settings: GatewaySettings
+    node: str
+    pid: int
+
+
+@dataclass(frozen=True)
+class InstanceCounts:
+    """What one gateway saw of one instance since its last observation; `active` is what it has there now."""
+
+    active: int = 0
+    codes: dict[int, int] = field(default_factory=dict)
+    durations: tuple[int, ...] = ()  # counts per bucket of `metrics.BUCKETS_S`
+    duration_sum_s: float = 0.0
+    first_bytes: tuple[int, ...] = ()
+    first_byte_sum_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one gateway saw since its last observation, keyed by (agent, version, region, instance)."""
+
+    gateway: str
+    instances: dict[tuple[str, str, str, str], InstanceCounts]
+    refusals: dict[tuple[str, int], int] = field(default_factory=dict)  # (agent, status): no instance was reached
+    unreachable: frozenset[tuple[str, str]] = frozenset()  # (agent, replica) that refused a connection

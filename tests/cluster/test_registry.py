@@ -1,0 +1,96 @@
+"""Names of instances, their states, and what gateways are told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cluster.config import parse
+from cluster.messages import Registration
+from cluster.registry import Registry, lowest_free
+
+
+def registration(replica: str, agent: str = "a", region: str = "local", **more: object) -> Registration:
+    fields = {"host": "127.0.0.1", "port": 1, "pid": 1, "node": "n", "started_at": 0.0, **more}
+    return Registration(agent=agent, version="v1", region=region, app=f"{agent}.v1", replica=replica, **fields)  # type: ignore[arg-type]
+
+
+class Told:
+    def __init__(self) -> None:
+        self.times = 0
+
+    def __call__(self) -> None:
+        self.times += 1
+
+
+def test_the_lowest_free_number_is_taken() -> None:
+    assert lowest_free([]) == "instance-1"
+    assert lowest_free(["instance-1", "instance-3", "instance-10"]) == "instance-2"
+
+
+def test_names_are_counted_per_agent_and_a_replacement_gets_the_name_that_became_free() -> None:
+    registry = Registry(Told())
+    assert [registry.admit(registration(r)).id for r in "xyz"] == ["instance-1", "instance-2", "instance-3"]
+    assert registry.admit(registration("other", agent="b")).id == "instance-1"
+    registry.remove("y")
+    assert registry.admit(registration("new")).id == "instance-2"
+
+
+def test_the_same_replica_keeps_its_record() -> None:
+    registry = Registry(Told())
+    assert registry.admit(registration("x")) is registry.admit(registration("x"))
+
+
+def test_an_instance_that_says_its_name_keeps_it_if_it_is_free() -> None:
+    registry = Registry(Told())
+    assert registry.admit(registration("x", id="instance-5")).id == "instance-5"
+    assert registry.admit(registration("y", id="instance-5")).id == "instance-1"
+
+
+def test_gateways_are_told_of_changes_and_only_of_changes() -> None:
+    told = Told()
+    registry = Registry(told)
+    registry.admit(registration("x"))
+    assert registry.mark("x", "healthy") and told.times == 2
+    assert not registry.mark("x", "healthy", "still") and told.times == 2
+    assert not registry.mark("nobody", "healthy") and told.times == 2
+    registry.remove("x")
+    registry.remove("x")
+    assert told.times == 3
+
+
+def test_what_drains_does_not_become_healthy_again() -> None:
+    registry = Registry(Told())
+    registry.admit(registration("x"))
+    registry.mark("x", "draining")
+    assert not registry.mark("x", "healthy")
+    assert [record.state for record in registry] == ["draining"]
+
+
+def test_a_dump_restores_to_the_same_registry() -> None:
+    registry = Registry(Told())
+    for replica in ("x", "y"):
+        registry.admit(registration(replica))
+    registry.mark("x", "healthy")
+    again = Registry(Told())
+    again.restore(registry.dump())
+    assert again.dump() == registry.dump()
+
+
+def test_the_view_has_every_agents_settings_members_and_priorities() -> None:
+    args = {
+        "agents": {
+            "a": {"agent": "m:x", "regions": {"eu": {"instances": 1, "priority": 2}}},
+            "b": {"agent": "m:x", "loadBalancing": {"sessionAffinity": {"enabled": False}}},
+        }
+    }
+    settings = parse(args, Path("/"))
+    registry = Registry(Told())
+    registry.admit(registration("x", region="eu", session_affinity=True))
+    registry.admit(registration("y", agent="b", session_affinity=True))
+    registry.mark("x", "healthy")
+    view = registry.view(settings, "7", "secret")
+    assert (view.version, view.key) == ("7", "secret")
+    member = view.agents["a"].members[0]
+    assert (member.id, member.region, member.priority, member.state) == ("instance-1", "eu", 2, "healthy")
+    assert view.agents["a"].session_affinity, "the agent's code asks for it and the file is silent"
+    assert not view.agents["b"].session_affinity, "the file wins where it speaks"
