@@ -1,0 +1,306 @@
+"""The instance's ASGI application: messages and chat to the handler, everything else to the mounted app.
+
+Counts what is in flight (a stream counts until it ends) and tells its load with every answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import json
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, MutableMapping
+from typing import Any
+
+from cluster.messages import (
+    APP_PREFIX,
+    CHAT_PATH,
+    KEY_HEADER,
+    LOAD_HEADER,
+    MESSAGES_PATH,
+    REFUSED_HEADER,
+    WATCH_PATH,
+    Admission,
+    InstanceSpec,
+)
+from deployments import openai
+from deployments.exchange import ClientGone, Exchange, Receive, Scope, Send
+from deployments.hosting import HostedAgent, RequestInfo, Turn
+from policies.errors import STATUS, AgentFailed, BadRequest, NotFound, SwiftClawError
+
+log = logging.getLogger("swiftclaw.instance")
+
+LINE_EVERY_S = 1.0
+NO_LIMIT = 2**62  # the gateway has applied the body limit
+NO_DEADLINE_S = 10 * 365 * 86400.0  # and keeps the time
+
+
+class Answering:
+    """One agent's HTTP side."""
+
+    def __init__(self, agent: HostedAgent, spec: InstanceSpec, admission: Admission, replica: str) -> None:
+        self._agent, self._spec, self._replica = agent, spec, replica
+        self.id = admission.id
+        self._key = admission.key.encode()
+        self.in_flight = 0
+        self.cpu_percent = 0.0
+        self.watched = 0  # open watches
+        self.watched_at = time.monotonic()  # when the last one ended
+        self._state = "healthy"
+        self._news = asyncio.Event()
+
+    def drain(self) -> None:
+        """From now on new requests are refused as not executed; what runs goes on."""
+        self._state = "draining"
+        self._news.set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            return
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        if not self._is_gateway(headers):
+            await _forbid(scope, send)
+            return
+        path: str = scope["path"]
+        if path == WATCH_PATH:
+            await self._watch(receive, send)
+            return
+        scope["headers"] = [(name, value) for name, value in headers if name != KEY_HEADER]
+        self.in_flight += 1
+        try:
+            await self._serve(scope, receive, self._with_load(send), path)
+        finally:
+            self.in_flight -= 1
+
+    def _is_gateway(self, headers: list[tuple[bytes, bytes]]) -> bool:
+        return any(name == KEY_HEADER and hmac.compare_digest(value, self._key) for name, value in headers)
+
+    def _with_load(self, send: Send) -> Send:
+        async def sending(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                load = b"%d %d" % (self.in_flight, self.cpu_percent)
+                message = {**message, "headers": [*message.get("headers", ()), (LOAD_HEADER, load)]}
+            await send(message)
+
+        return sending
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
+        exchange = Exchange(scope, receive, send, NO_LIMIT)
+        try:
+            if self._state == "draining":
+                await self._refuse_new(exchange)
+            elif path == MESSAGES_PATH:
+                await self._until_client_leaves(exchange, self._message(exchange))
+            elif path == CHAT_PATH:
+                await self._until_client_leaves(exchange, self._chat(exchange))
+            elif self._agent.app is not None:
+                await self._mounted(exchange, self._agent.app)
+            else:
+                raise NotFound("the agent has no app of its own; POST to /messages", agent=self._spec.agent)
+        except ClientGone:
+            return
+        except SwiftClawError as error:
+            error.agent = error.agent or self._spec.agent
+            await self._fail(exchange, error, path)
+        except Exception as raised:
+            log.exception("request %s: the agent raised", exchange.request_id)
+            failed = AgentFailed(f"the agent raised {type(raised).__name__}; the instance's log knows the request id")
+            failed.agent = self._spec.agent
+            await self._fail(exchange, failed, path)
+
+    async def _until_client_leaves(self, exchange: Exchange, work: Any) -> None:
+        exchange.guard(NO_DEADLINE_S)
+        try:
+            await work
+        except asyncio.CancelledError:
+            why = exchange.interruption()
+            if why is None:
+                raise
+            raise why from None
+        finally:
+            exchange.done()
+
+    async def _message(self, exchange: Exchange) -> None:
+        body = _json_object(await exchange.whole_body())
+        if "message" not in body:
+            raise BadRequest("message: is missing")
+        for name in ("session_id", "user_id"):
+            if not isinstance(body.get(name), (str, type(None))):
+                raise BadRequest(f"{name}: must be a string")
+        if not isinstance(body.get("stream", False), bool):
+            raise BadRequest("stream: must be true or false")
+        session = self._session(exchange, _text(body.get("session_id"))) or secrets.token_hex(16)
+        turn = Turn(body["message"], session, _text(body.get("user_id")), self._info(exchange, body))
+        reply = await self._agent.answer(turn)
+        accepts = exchange.header(b"accept") or b""
+        if body.get("stream") or b"text/event-stream" in accepts:
+            await self._stream(exchange, _deltas(_pieces(reply)))
+            return
+        if isinstance(reply, AsyncIterator):
+            reply = await _joined(reply)
+        try:
+            await exchange.answer(200, {"reply": reply, "session_id": session})
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"the handler returned a {type(reply).__name__}, which is not JSON: {error}") from error
+
+    async def _chat(self, exchange: Exchange) -> None:
+        body = _json_object(await exchange.whole_body())
+        asked = openai.ChatRequest.parse(body)
+        session = self._session(exchange, asked.session_id)
+        message = openai.last_user_text(asked.messages)
+        turn = Turn(message, session, asked.user_id, self._info(exchange, body))
+        reply = await self._agent.answer(turn)
+        answer_id, created = f"chatcmpl-{exchange.request_id}", int(time.time())
+        if asked.stream:
+            shape = openai.Chunks(answer_id, created, asked.model, asked.messages, asked.include_usage)
+            await self._stream(exchange, _chat_chunks(shape, _pieces(reply)))
+            return
+        if isinstance(reply, AsyncIterator):
+            reply = await _joined(reply)
+        await exchange.answer(
+            200,
+            openai.completion(reply, id=answer_id, created=created, model=asked.model, messages=asked.messages),
+        )
+
+    async def _stream(self, exchange: Exchange, chunks: AsyncGenerator[object, None]) -> None:
+        """Server-sent events. An exception after the first one becomes `event: error`."""
+        async with contextlib.aclosing(chunks):
+            first = await anext(chunks, None)  # an exception before this is an ordinary 500
+            await exchange.start(
+                200, [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+            )
+            if first is not None:
+                await exchange.write(_event(first), more=True)
+            async for chunk in chunks:
+                await exchange.write(_event(chunk), more=True)
+            await exchange.write(b"data: [DONE]\n\n", more=False)
+
+    async def _mounted(self, exchange: Exchange, app: Any) -> None:
+        """The app sees its own paths; the prefix is told as reverse proxies do."""
+        scope = exchange.scope
+        prefix = len(APP_PREFIX)
+        scope["path"], scope["raw_path"] = scope["path"][prefix:], scope["raw_path"][prefix:]
+        scope["headers"] = [*scope["headers"], (b"x-forwarded-prefix", f"/agents/{self._spec.agent}".encode())]
+
+        async def send(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                exchange.started = True
+            await exchange.send(message)
+
+        await app(scope, exchange.receive, send)
+
+    async def _refuse_new(self, exchange: Exchange) -> None:
+        if exchange.scope["type"] == "websocket":
+            await exchange.send({"type": "websocket.close", "code": 1013})
+            return
+        await exchange.answer(503, "draining", [(REFUSED_HEADER, b"draining")])
+
+    async def _fail(self, exchange: Exchange, error: SwiftClawError, path: str) -> None:
+        if exchange.scope["type"] == "websocket":
+            await exchange.send({"type": "websocket.close", "code": 1011})
+        elif not exchange.started:
+            chat = path == CHAT_PATH
+            body = openai.error_body(error, exchange.request_id) if chat else exchange.error(error)
+            await exchange.answer(STATUS[error.type], body)
+        elif exchange.event_stream:
+            await exchange.write(b"event: error\n" + _event(exchange.error(error)), more=False)
+
+    def _session(self, exchange: Exchange, from_body: str | None) -> str | None:
+        told = exchange.header(b"x-swiftclaw-session")
+        return told.decode("latin-1") if told else from_body
+
+    def _info(self, exchange: Exchange, body: dict[str, object]) -> RequestInfo:
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in exchange.headers}
+        return RequestInfo(headers, body, self.id, self._spec.region, self._spec.version)
+
+    async def _watch(self, receive: Receive, send: Send) -> None:
+        """A line a second, and at once when something changes, for as long as the Controller listens."""
+        await send(
+            {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/x-ndjson")]}
+        )
+        left = asyncio.ensure_future(_disconnected(receive))
+        self.watched += 1
+        try:
+            while not left.done():
+                line = {"replica": self._replica, "state": self._state, "in_flight": self.in_flight}
+                line["cpu"] = self.cpu_percent
+                await send({"type": "http.response.body", "body": json.dumps(line).encode() + b"\n", "more_body": True})
+                self._news.clear()
+                news = asyncio.ensure_future(self._news.wait())
+                await asyncio.wait({left, news}, timeout=LINE_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
+                news.cancel()
+        finally:
+            left.cancel()
+            self.watched -= 1
+            self.watched_at = time.monotonic()
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _forbid(scope: Scope, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008})
+        return
+    await send({"type": "http.response.start", "status": 403, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def _json_object(body: bytes) -> dict[str, object]:
+    try:
+        found = json.loads(body)
+    except ValueError as error:
+        raise BadRequest(f"the body is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise BadRequest("the body must be a JSON object")
+    return found
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+async def _deltas(pieces: AsyncGenerator[str, None]) -> AsyncGenerator[object, None]:
+    async with contextlib.aclosing(pieces):
+        async for text in pieces:
+            yield {"delta": text}
+
+
+async def _chat_chunks(shape: openai.Chunks, pieces: AsyncGenerator[str, None]) -> AsyncGenerator[object, None]:
+    """The model's name is the agent's; the first chunk waits for the first text, so that an early failure is a 500."""
+    async with contextlib.aclosing(pieces):
+        first = await anext(pieces, None)
+        yield shape.first()
+        if first is not None:
+            yield shape.delta(first)
+        async for text in pieces:
+            yield shape.delta(text)
+    for chunk in shape.last():
+        yield chunk
+
+
+async def _pieces(reply: object) -> AsyncGenerator[str, None]:
+    """Any reply as pieces of text, its iterator closed when the reader leaves."""
+    if not isinstance(reply, AsyncIterator):
+        yield openai.text_of(reply)
+        return
+    try:
+        async for piece in reply:
+            yield openai.text_of(piece)
+    finally:
+        close = getattr(reply, "aclose", None)
+        if close is not None:
+            await close()
+
+
+async def _joined(reply: AsyncIterator[object]) -> str:
+    return "".join([piece async for piece in _pieces(reply)])
+
+
+def _event(chunk: object) -> bytes:
+    return b"data: " + json.dumps(chunk, ensure_ascii=False).encode() + b"\n\n"

@@ -1,0 +1,46 @@
+"""The only wiring: `serve run cluster.yaml` imports `build` from here and gets the Controller, which starts the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cluster.config import parse
+from ray import serve
+
+from cluster.controller import Controller
+from cluster.placement import Placement
+from deployments.gateway import Gateway
+from deployments.instance import Instance
+
+HEAD_NODE = "node:__internal_head__"
+
+
+class ServedController(Controller):
+    """The Controller with the data plane's classes, in the shape that Serve starts."""
+
+    async def __init__(self, args: dict[str, Any], folder: str) -> None:  # type: ignore[misc]  # Serve awaits it
+        super().__init__(args, folder, Placement(instance=Instance, gateway=Gateway))
+        await self.start()
+
+    async def __del__(self) -> None:
+        await self.stop()
+
+
+def build(args: dict[str, Any]) -> serve.Application:
+    """The application of cluster.yaml. `args` are its `args`; relative paths are relative to the key `folder`, which
+    `swiftclaw up` adds, or else to the folder that `serve run` was started in. Raises ConfigError as one line."""
+    args = dict(args)
+    folder = str(args.pop("folder", None) or Path.cwd())
+    parse(args, Path(folder))
+    controller = serve.deployment(ServedController).options(
+        name="Controller",
+        num_replicas=1,
+        max_ongoing_requests=10_000,
+        ray_actor_options={"num_cpus": 0, "resources": {HEAD_NODE: 0.001}},
+        health_check_period_s=2,
+        health_check_timeout_s=30,
+        graceful_shutdown_timeout_s=10,
+        graceful_shutdown_wait_loop_s=0.1,
+    )
+    return controller.bind(args, folder)

@@ -1,0 +1,174 @@
+"""The public port: HTTP in, the right agent and path out, and every refusal as a named error.
+
+A raw ASGI application, because it is on the path of every request.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from typing import Any
+
+from cluster.messages import APP_PREFIX, CHAT_PATH, MESSAGES_PATH
+from deployments import openai
+from deployments.exchange import READ_AHEAD, ClientGone, Exchange, Receive, Scope, Send
+from deployments.forward import Forwarder, end_broken
+from deployments.routing import Pool, Routing
+from deployments.upstream import Upstream
+from deployments.websocket import WebSocketForwarder
+from policies.base import Request
+from policies.errors import STATUS, BadRequest, MethodNotAllowed, NotFound, SwiftClawError
+
+log = logging.getLogger("swiftclaw.gateway")
+
+HEADER_LIMIT = 64 * 1024  # bytes of all request headers together
+
+
+class Edge:
+    """One gateway's ASGI application."""
+
+    def __init__(self, routing: Routing, upstream: Upstream, region: str) -> None:
+        self._routing = routing
+        self._region = region
+        self._forwarder = Forwarder(routing, upstream)
+        self._websockets = WebSocketForwarder(routing, upstream, self._forwarder)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        snapshot = self._routing.snapshot
+        exchange = Exchange(scope, receive, send, snapshot.http.max_body_bytes if snapshot else READ_AHEAD)
+        try:
+            if sum(len(name) + len(value) for name, value in exchange.headers) > HEADER_LIMIT:
+                await self._too_many_headers(exchange)
+            elif scope["type"] == "websocket":
+                await self._websocket(exchange)
+            else:
+                await self._http(exchange)
+        except ClientGone:
+            return
+        except SwiftClawError as error:
+            await self._refuse(exchange, error)
+        except Exception:
+            log.exception("request %s failed in the gateway", exchange.request_id)
+            await self._refuse(exchange, SwiftClawError("the gateway failed; its log knows the request id"))
+
+    async def _http(self, exchange: Exchange) -> None:
+        path = exchange.path
+        if path.startswith(b"/agents/"):
+            await self._agents(exchange)
+        elif path == b"/v1/chat/completions":
+            await self._chat(exchange)
+        elif path == b"/v1/models" or path.startswith(b"/v1/models/"):
+            await self._models(exchange)
+        elif path == b"/-/healthz":
+            _only(exchange, "GET", "HEAD")
+            ready = self._routing.snapshot is not None and all(p.ready for p in self._routing.pools.values())
+            await exchange.answer(200 if ready else 503, "success" if ready else "some agent has no healthy instance")
+        elif path == b"/-/routes":
+            _only(exchange, "GET", "HEAD")
+            await exchange.answer(200, {f"/agents/{name}": name for name in self._routing.pools})
+        else:
+            raise NotFound(f"nothing is at {path.decode('latin-1')}")
+
+    async def _agents(self, exchange: Exchange) -> None:
+        pool, rest = self._addressed(exchange)
+        if rest == b"/messages":
+            _only(exchange, "POST")
+            await self._forwarder.http(
+                exchange, pool, self._request(exchange, pool), MESSAGES_PATH, await exchange.body()
+            )
+            return
+        await self._forwarder.http(
+            exchange, pool, self._request(exchange, pool), _app_path(exchange, rest), await exchange.body()
+        )
+
+    async def _chat(self, exchange: Exchange) -> None:
+        """The model names the agent, so the whole body is read: clients may put `model` behind long messages."""
+        _only(exchange, "POST")
+        exchange.declared_length  # noqa: B018 - refuses what is too large before it is read
+        body = await exchange.whole_body()
+        try:
+            asked = json.loads(body)
+        except ValueError as error:
+            raise BadRequest(f"the body is not JSON: {error}") from None
+        if not isinstance(asked, dict) or not isinstance(asked.get("model"), str):
+            raise BadRequest("model: must be the name of an agent")
+        pool = self._routing.pool(asked["model"])
+        await self._forwarder.http(exchange, pool, self._request(exchange, pool), CHAT_PATH, body)
+
+    async def _models(self, exchange: Exchange) -> None:
+        _only(exchange, "GET", "HEAD")
+        name = exchange.path[len(b"/v1/models/") :].decode("latin-1")
+        if not name:
+            await exchange.answer(200, openai.model_list(list(self._routing.pools)))
+            return
+        self._routing.pool(name)
+        await exchange.answer(200, openai.model(name))
+
+    async def _websocket(self, exchange: Exchange) -> None:
+        if not exchange.path.startswith(b"/agents/"):
+            raise NotFound("no WebSocket is served here")
+        pool, rest = self._addressed(exchange)
+        await self._websockets.serve(exchange, pool, self._request(exchange, pool), _app_path(exchange, rest))
+
+    def _addressed(self, exchange: Exchange) -> tuple[Pool, bytes]:
+        """`/agents/NAME/rest` -> the agent's pool and `/rest`."""
+        name, slash, rest = exchange.path[len(b"/agents/") :].partition(b"/")
+        return self._routing.pool(name.decode("latin-1")), slash + rest
+
+    def _request(self, exchange: Exchange, pool: Pool) -> Request:
+        return Request(agent=pool.name, region=self._region, now=exchange.started_at)
+
+    async def _refuse(self, exchange: Exchange, error: SwiftClawError) -> None:
+        status = STATUS[error.type]
+        self._routing.refused(error)
+        exchange.done()
+        if exchange.scope["type"] == "websocket":
+            await _refuse_websocket(exchange, error)
+            return
+        if exchange.started:
+            await end_broken(exchange, error)
+            return
+        headers = []
+        if error.retry_after_s is not None:
+            headers.append((b"retry-after", str(max(1, math.ceil(error.retry_after_s))).encode()))
+        if isinstance(error, MethodNotAllowed):
+            headers.append((b"allow", error.allowed.encode()))
+        await exchange.answer(status, self._error_body(exchange, error), headers)
+
+    @staticmethod
+    def _error_body(exchange: Exchange, error: SwiftClawError) -> dict[str, Any]:
+        if exchange.path.startswith(b"/v1/"):
+            return openai.error_body(error, exchange.request_id)
+        return exchange.error(error)
+
+    async def _too_many_headers(self, exchange: Exchange) -> None:
+        error = BadRequest(f"the request's headers have more than {HEADER_LIMIT} bytes")
+        self._routing.refused(error)
+        if exchange.scope["type"] == "websocket":
+            await _refuse_websocket(exchange, error)
+        else:
+            await exchange.answer(431, self._error_body(exchange, error), [(b"connection", b"close")])
+
+
+def _only(exchange: Exchange, *methods: str) -> None:
+    if exchange.method not in methods:
+        raise MethodNotAllowed(
+            f"{exchange.method} is not allowed here, only {' and '.join(methods)}", allowed=", ".join(methods)
+        )
+
+
+def _app_path(exchange: Exchange, rest: bytes) -> str:
+    query = exchange.scope["query_string"]
+    path = APP_PREFIX + (rest or b"/").decode("latin-1")
+    return f"{path}?{query.decode('latin-1')}" if query else path
+
+
+async def _refuse_websocket(exchange: Exchange, error: SwiftClawError) -> None:
+    if "websocket.http.response" not in (exchange.scope.get("extensions") or {}):
+        await exchange.send({"type": "websocket.close", "code": 1008, "reason": error.message[:120]})
+        return
+    content = json.dumps(exchange.error(error)).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
+    await exchange.send({"type": "websocket.http.response.start", "status": STATUS[error.type], "headers": headers})
+    await exchange.send({"type": "websocket.http.response.body", "body": content})

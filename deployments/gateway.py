@@ -1,0 +1,113 @@
+"""The router actor: a Serve replica that listens on the public port itself and works from the Controller's snapshots.
+
+Also callable by handle (`ask`, `stream`), which takes the same way through the edge as a request from outside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+import ray
+from cluster.config import GatewaySettings
+from ray import serve
+
+from cluster.listener import Listener, PortInUse, bind
+from cluster.messages import Hello
+from deployments.edge import Edge
+from deployments.inside import InsideCall, events
+from deployments.routing import Routing
+from deployments.upstream import Upstream
+
+log = logging.getLogger("swiftclaw.gateway")
+
+OBSERVE_EVERY_S = 1.0
+FIRST_NEWS_S = 10.0  # how long a new gateway waits for its first snapshot before it accepts connections anyway
+LOST_S = 20.0  # a question to the Controller that takes longer is asked again
+
+
+class Gateway:
+    """One edge of the cluster."""
+
+    async def __init__(self, settings: GatewaySettings, app: str) -> None:  # type: ignore[misc]  # Serve awaits it
+        context = serve.get_replica_context()
+        node = ray.get_runtime_context().get_node_id()
+        self._hello = Hello(context.replica_id.unique_id, app, settings, node, os.getpid())
+        self._controller = serve.get_deployment_handle("Controller", "swiftclaw")
+        try:
+            listening = bind(settings.host, settings.port, shared=True)
+        except PortInUse as error:
+            await self._controller.cannot_start.remote(app, str(error))
+            raise
+        self._routing = Routing()
+        self._upstream = Upstream()
+        self._edge = Edge(self._routing, self._upstream, settings.region)
+        self._listener = Listener(self._edge, listening, date=True)
+        self._informed = asyncio.Event()
+        self._tasks = [asyncio.create_task(self._listen_for_news()), asyncio.create_task(self._tell())]
+        try:
+            await asyncio.wait_for(self._informed.wait(), FIRST_NEWS_S)
+        except asyncio.TimeoutError:
+            log.warning("no snapshot from the Controller yet; answering 503 until it comes")
+        await self._listener.start()
+
+    async def ask(self, agent: str, body: dict[str, Any], headers: dict[str, str]) -> tuple[int, Any]:
+        """POST /agents/{agent}/messages from inside: (status, the JSON that a client would get)."""
+        call = InsideCall(agent, {**body, "stream": False}, headers)
+        await self._edge(call.scope, call.receive, call.send)
+        return call.status, json.loads(call.content())
+
+    async def stream(self, agent: str, body: dict[str, Any], headers: dict[str, str]) -> AsyncIterator[tuple[str, Any]]:
+        """The same, streamed: ("delta", text) …, or ("error", the error's JSON)."""
+        call = InsideCall(agent, {**body, "stream": True}, headers)
+        serving = asyncio.create_task(self._edge(call.scope, call.receive, call.send))
+        try:
+            async for event in events(call):
+                yield event
+        finally:
+            call.leave()
+            await serving
+
+    async def _listen_for_news(self) -> None:
+        """One question at a time, answered when something changes: no polling. The last snapshot holds until then."""
+        while True:
+            seen = self._routing.snapshot.version if self._routing.snapshot else None
+            try:
+                news = await asyncio.wait_for(self._ask_controller(self._controller.news, self._hello, seen), LOST_S)
+            except Exception as error:  # the Controller is away; it comes back
+                log.info("no news from the Controller: %r", error)
+                await asyncio.sleep(0.5)
+                continue
+            if news is not None:
+                self._routing.apply(news)
+                self._informed.set()
+
+    async def _tell(self) -> None:
+        while True:
+            for _ in range(10):  # at once when an instance refused a connection, else once a second
+                await asyncio.sleep(OBSERVE_EVERY_S / 10)
+                if self._routing.news_to_tell():
+                    break
+            seen = self._routing.observation(self._hello.gateway)
+            try:
+                await asyncio.wait_for(self._ask_controller(self._controller.observe, seen), LOST_S)
+            except Exception as error:
+                log.info("an observation was not delivered: %r", error)
+                continue
+            self._routing.delivered()
+
+    @staticmethod
+    async def _ask_controller(method: Any, *args: Any) -> Any:
+        return await method.remote(*args)
+
+    async def __del__(self) -> None:
+        """Serve awaits this when the replica is to stop: no new connections, what is in flight finishes."""
+        for task in self._tasks:
+            task.cancel()
+        await self._listener.close()
+        await self._upstream.close()
+        await self._controller.goodbye.remote(self._hello.gateway)

@@ -1,0 +1,67 @@
+"""What the instance process needs of the user's agent, and how it gets hold of it.
+
+This package does not import `swiftclaw` (imports point the other way); any object of this shape can be hosted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+AsgiApp = Callable[[Any, Any, Any], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class RequestInfo:
+    """The request as a handler may see it. `body` is the JSON that was sent."""
+
+    headers: Mapping[str, str]
+    body: Mapping[str, object]
+    instance: str
+    region: str
+    version: str
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message to the agent."""
+
+    message: object
+    session_id: str | None
+    user_id: str | None
+    request: RequestInfo | None = None
+
+
+@runtime_checkable
+class HostedAgent(Protocol):
+    name: str
+    session_affinity: bool
+    app: AsgiApp | None
+
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+    async def answer(self, turn: Any) -> object | AsyncIterator[str]: ...
+    async def check(self) -> tuple[bool, str]: ...
+
+
+class NotAnAgent(Exception):
+    """`agent:` names something that cannot be hosted. Its text is for the operator."""
+
+
+def load_agent(target: str, folder: str) -> HostedAgent:
+    """`module:attribute`, with `folder` first on the import path. Raises NotAnAgent."""
+    if sys.path[:1] != [folder]:
+        sys.path.insert(0, folder)
+    module_name, _, attribute = target.partition(":")
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except Exception as error:
+        raise NotAnAgent(f"{target} cannot be imported: {type(error).__name__}: {error}") from error
+    if not isinstance(found, HostedAgent):
+        raise NotAnAgent(f"{target} is a {type(found).__name__}, not a swiftclaw.Agent")
+    return found

@@ -1,0 +1,102 @@
+"""A whole data plane in one process, without Ray: real sockets, one gateway, any number of instances."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import aiohttp
+import pytest
+
+from cluster.config import parse
+from cluster.listener import Listener, bind
+from cluster.messages import Admission, AgentView, InstanceSpec, Member, Snapshot
+from deployments.answering import Answering
+from deployments.edge import Edge
+from deployments.routing import Routing
+from deployments.upstream import Upstream
+from swiftclaw import Agent
+
+KEY = "the-secret"
+
+
+@dataclass
+class DataPlane:
+    """`url` is the gateway's. Changing `blocks`, adding or ending instances takes effect with `announce()`."""
+
+    blocks: dict[str, Any] = field(default_factory=dict)
+    http: dict[str, Any] = field(default_factory=dict)
+    members: dict[str, list[Member]] = field(default_factory=dict)
+    hosts: dict[str, Answering] = field(default_factory=dict)
+    listeners: dict[str, Listener] = field(default_factory=dict)
+    revision: int = 0
+
+    async def start(self) -> None:
+        self.routing = Routing(Random(1))
+        self.upstream = Upstream()
+        self.edge = Edge(self.routing, self.upstream, "local")
+        self.gateway = Listener(self.edge, bind("127.0.0.1", 0), grace_s=0)
+        await self.gateway.start()
+        self.announce()
+        self.url = f"http://127.0.0.1:{self.gateway.port}"
+        self.client = aiohttp.ClientSession(self.url, connector=aiohttp.TCPConnector(limit=0))
+
+    async def stop(self) -> None:
+        await self.client.close()
+        await self.gateway.close()
+        await self.upstream.close()
+        for name in list(self.listeners):
+            await self.end(name)
+
+    async def add(self, agent: Agent, count: int = 1, region: str = "local", version: str = "v1") -> list[str]:
+        """Start instances; their names."""
+        names = []
+        for _ in range(count):
+            name = f"instance-{len(self.members.get(agent.name, [])) + 1}"
+            spec = InstanceSpec(agent.name, "tests:agent", "/", version, region, f"{agent.name}.{version}.{region}")
+            host = Answering(agent, spec, Admission(name, KEY), replica=f"{agent.name}-{name}")
+            listener = Listener(host, bind("127.0.0.1", 0), grace_s=0)
+            await listener.start()
+            member = Member(name, f"{agent.name}-{name}", "127.0.0.1", listener.port, version, region, 1, "healthy")
+            self.members.setdefault(agent.name, []).append(member)
+            self.hosts[member.replica] = host
+            self.listeners[member.replica] = listener
+            names.append(name)
+        self.announce()
+        return names
+
+    async def end(self, replica: str) -> None:
+        """Its port refuses connections from now on; the gateway is not told."""
+        await self.listeners.pop(replica).close()
+
+    def mark(self, agent: str, name: str, state: str) -> None:
+        self.members[agent] = [replace(m, state=state) if m.id == name else m for m in self.members[agent]]
+        self.announce()
+
+    def announce(self) -> None:
+        self.revision += 1
+        agents = {name: {"agent": "tests:agent", **self.blocks.get(name, {})} for name in self.members}
+        settings = parse({"agents": agents, "http": self.http}, Path("/"))
+        views = {
+            name: AgentView(settings.agents[name], session_affinity=False, members=tuple(members))
+            for name, members in self.members.items()
+        }
+        self.routing.apply(Snapshot(str(self.revision), KEY, settings.http, views))
+
+    def active(self) -> int:
+        """Requests in flight as the gateway counts them, and as the instances do."""
+        here = sum(backend.tally.active for pool in self.routing.pools.values() for backend in pool.backends())
+        return here + sum(host.in_flight for host in self.hosts.values())
+
+
+@pytest.fixture
+async def plane() -> AsyncIterator[DataPlane]:
+    plane = DataPlane()
+    async with AsyncExitStack() as stack:
+        await plane.start()
+        stack.push_async_callback(plane.stop)
+        yield plane
