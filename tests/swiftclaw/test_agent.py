@@ -1,0 +1,477 @@
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from functools import partial, wraps
+
+import pytest
+
+from deployments.hosting import HostedAgent
+from swiftclaw import Agent
+from swiftclaw.agent import RateLimitRule, RequestInfo, Turn
+
+INFO = RequestInfo(headers={"a": "b"}, body={"k": 1}, instance="instance-1", region="local", version="v1")
+TURN = Turn("hi", "s1", "u1", INFO)
+
+
+def handled(function):
+    agent = Agent("a")
+    agent.on_message(function)
+    return agent
+
+
+async def collect(pieces):
+    return [piece async for piece in pieces]
+
+
+class TestHandlers:
+    async def test_without_a_handler_the_model_answers(self):
+        assert await Agent("a").answer(TURN) == "hi"
+
+    async def test_a_handler_gets_what_it_names_in_any_order(self):
+        async def handle(user_id: str, request, message, session_id):
+            return [user_id, request.instance, message, session_id]
+
+        assert await handled(handle).answer(TURN) == ["u1", "instance-1", "hi", "s1"]
+
+    async def test_a_handler_that_names_nothing_is_called_without_arguments(self):
+        assert await handled(lambda: "ok").answer(TURN) == "ok"
+
+    async def test_positional_only_and_keyword_only_parameters_are_filled(self):
+        async def handle(session_id, other=7, message="", /, *, user_id):
+            return [session_id, other, message, user_id]
+
+        assert await handled(handle).answer(TURN) == ["s1", 7, "hi", "u1"]
+
+    async def test_parameters_of_other_names_keep_their_defaults(self):
+        async def handle(message, top_k=3, *rest, flag=True, **more):
+            return [message, top_k, rest, flag, more]
+
+        assert await handled(handle).answer(TURN) == ["hi", 3, (), True, {}]
+
+    async def test_what_the_turn_does_not_have_takes_the_default_else_none(self):
+        async def handle(message, session_id, user_id="guest"):
+            return [message, session_id, user_id]
+
+        assert await handled(handle).answer(Turn("hi", None, None)) == ["hi", None, "guest"]
+
+    @pytest.mark.parametrize(
+        ("function", "problem"),
+        [
+            (lambda massage: None, "wants 'massage', but it may take message, session_id, user_id, request"),
+            (lambda massage, /: None, "wants 'massage'"),
+            (lambda *args: None, "names no parameter"),
+            (lambda **kwargs: None, "names no parameter"),
+            ("handle", "a function is needed, not 'handle'"),
+        ],
+    )
+    def test_a_handler_that_cannot_be_called_is_refused_when_decorated(self, function, problem):
+        with pytest.raises(TypeError, match=problem):
+            Agent("a").on_message(function)
+
+    def test_the_refusal_names_the_function(self):
+        def answer_it(text): ...
+
+        with pytest.raises(TypeError, match="answer_it wants 'text'"):
+            Agent("a").on_message(answer_it)
+
+    def test_a_second_handler_is_refused(self):
+        agent = Agent("a")
+
+        @agent.on_message
+        def first(message): ...
+
+        with pytest.raises(TypeError, match=r"agent 'a', on_message: .*first already, then .*second"):
+
+            @agent.on_message
+            def second(message): ...
+
+    async def test_partials_bound_methods_and_callable_objects_are_handlers(self):
+        class Desk:
+            async def method(self, message):
+                return f"method {message}"
+
+            async def __call__(self, message):
+                return f"object {message}"
+
+        async def handle(prefix, message, session_id):
+            return f"{prefix} {message} {session_id}"
+
+        assert await handled(partial(handle, "partial")).answer(TURN) == "partial hi s1"
+        assert await handled(partial(handle, "p", session_id="own")).answer(TURN) == "p hi own"
+        assert await handled(Desk().method).answer(TURN) == "method hi"
+        assert await handled(Desk()).answer(TURN) == "object hi"
+
+    async def test_a_lambda_may_return_what_is_to_be_awaited_or_streamed(self):
+        agent = Agent("a")
+        agent.on_message(lambda message: agent.generate(message))
+        assert await agent.answer(TURN) == "hi"
+        streaming = Agent("b")
+        streaming.on_message(lambda message: streaming.stream(message))
+        assert await collect(await streaming.answer(TURN)) == ["hi"]
+
+    async def test_a_wrapped_handler_shows_its_own_parameters(self):
+        async def handle(message, user_id): ...
+
+        @wraps(handle)
+        async def wrapper(*args, **kwargs):
+            return kwargs
+
+        assert await handled(wrapper).answer(TURN) == {"message": "hi", "user_id": "u1"}
+
+    async def test_what_a_handler_raises_is_raised(self):
+        async def handle(message):
+            raise LookupError(message)
+
+        with pytest.raises(LookupError, match="hi"):
+            await handled(handle).answer(TURN)
+
+
+class TestSyncHandlers:
+    async def test_they_run_in_a_thread_that_sees_the_context(self):
+        seen = contextvars.ContextVar("seen")
+        seen.set("from outside")
+
+        def handle(message):
+            return [threading.current_thread() is threading.main_thread(), seen.get()]
+
+        assert await handled(handle).answer(TURN) == [False, "from outside"]
+
+    async def test_many_run_at_the_same_time(self):
+        together = threading.Barrier(50, timeout=10)
+        agent = handled(lambda message: together.wait() >= 0)
+        assert all(await asyncio.gather(*(agent.answer(TURN) for _ in range(50))))
+
+    async def test_a_stop_iteration_does_not_hang(self):
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            await asyncio.wait_for(handled(lambda message: next(iter([]))).answer(TURN), 5)
+
+    async def test_a_busy_pool_does_not_hold_up_the_health_check(self):
+        agent, release = Agent("a"), threading.Event()
+        agent.on_message(lambda message: release.wait(10))
+        agent.health_check(lambda: True)
+        busy = [asyncio.create_task(agent.answer(TURN)) for _ in range(120)]
+        await asyncio.sleep(0.05)
+        try:
+            assert await asyncio.wait_for(agent.check(), 5) == (True, "")
+        finally:
+            release.set()
+            await asyncio.gather(*busy)
+
+
+class TestStreams:
+    async def test_generators_of_both_kinds_stream_in_order(self):
+        async def slowly(message):
+            for letter in message:
+                yield letter
+
+        def blocking(message):
+            yield from message
+
+        for function in (slowly, blocking):
+            assert await collect(await handled(function).answer(TURN)) == ["h", "i"]
+
+    async def test_the_first_piece_comes_before_the_second_is_made(self):
+        made = []
+
+        def handle(message):
+            for number in "123":
+                made.append(number)
+                yield number
+
+        pieces = await handled(handle).answer(TURN)
+        assert made == []
+        assert await anext(pieces) == "1"
+        assert made == ["1"]
+        await pieces.aclose()
+
+    async def test_a_sync_generator_keeps_its_context_from_item_to_item(self):
+        name = contextvars.ContextVar("name", default="nobody")
+
+        def handle(message):
+            name.set(message)
+            yield "set"
+            yield name.get()
+
+        assert await collect(await handled(handle).answer(TURN)) == ["set", "hi"]
+        assert name.get() == "nobody"
+
+    async def test_a_piece_that_is_no_text_is_named(self):
+        async def handle(message):
+            yield {"a": 1}
+
+        with pytest.raises(TypeError, match="handle yielded dict: a stream is made of text"):
+            await collect(await handled(handle).answer(TURN))
+
+    async def test_closing_the_stream_closes_the_users_generator(self):
+        closed = []
+
+        async def slowly(message):
+            try:
+                yield "a"
+                yield "b"
+            finally:
+                await asyncio.sleep(0)
+                closed.append("async")
+
+        def blocking(message):
+            try:
+                yield "a"
+                yield "b"
+            finally:
+                closed.append("sync")
+
+        for function in (slowly, blocking):
+            pieces = await handled(function).answer(TURN)
+            assert await anext(pieces) == "a"
+            await pieces.aclose()
+        assert closed == ["async", "sync"]
+
+    async def test_cancelling_the_reader_closes_the_users_generator(self):
+        closed, going = [], asyncio.Event()
+
+        async def handle(message):
+            try:
+                yield "a"
+                going.set()
+                await asyncio.sleep(60)
+            finally:
+                closed.append(True)
+
+        reader = asyncio.create_task(collect(await handled(handle).answer(TURN)))
+        await going.wait()
+        reader.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reader
+        assert closed == [True]
+
+    async def test_cancelling_while_a_sync_generator_works_closes_it_when_it_is_done(self):
+        closed, working, release = [], threading.Event(), threading.Event()
+
+        def handle(message):
+            try:
+                working.set()
+                release.wait(10)
+                yield "a"
+            finally:
+                closed.append(True)
+
+        reader = asyncio.create_task(collect(await handled(handle).answer(TURN)))
+        await asyncio.to_thread(working.wait, 10)
+        reader.cancel()
+        await asyncio.sleep(0.01)
+        assert closed == []
+        release.set()
+        with pytest.raises(asyncio.CancelledError):
+            await reader
+        assert closed == [True]
+
+    async def test_closing_a_relayed_model_stream_closes_the_model(self):
+        closed = []
+
+        async def model(message):
+            try:
+                yield "a"
+                yield "b"
+            finally:
+                closed.append(True)
+
+        agent = Agent("a", model=model)
+        pieces = agent.stream("hi")
+        assert await anext(pieces) == "a"
+        await pieces.aclose()
+        assert closed == [True]
+
+
+class TestRateLimits:
+    def test_a_limit_is_kept_as_a_rule_in_seconds(self):
+        agent = Agent("a")
+        agent.rate_limit(requests=10, window="1m", key="user_id")(lambda message: None)
+        assert agent.rate_limits == (RateLimitRule(10, 60.0, "user_id", "sliding-window"),)
+
+    async def test_a_limited_function_is_the_handler_when_there_is_no_other(self):
+        agent = Agent("a")
+
+        @agent.rate_limit(requests=1)
+        async def handle(message):
+            return "limited"
+
+        assert await agent.answer(TURN) == "limited"
+
+    async def test_limits_stack_on_the_handler_in_any_order(self):
+        agent = Agent("a")
+
+        @agent.rate_limit(requests=1, window=5)
+        @agent.on_message
+        @agent.rate_limit(requests=100, window="1h")
+        async def handle(message):
+            return "handled"
+
+        assert await agent.answer(TURN) == "handled"
+        assert {(rule.requests, rule.window_s) for rule in agent.rate_limits} == {(1, 5.0), (100, 3600.0)}
+
+    @pytest.mark.parametrize("limit_first", [True, False])
+    async def test_on_message_wins_over_a_limited_function_and_the_limit_still_counts(self, limit_first):
+        agent = Agent("a")
+        limit = partial(agent.rate_limit(requests=10, key="user_id"), lambda user_id, message: "limited")
+        if limit_first:
+            limit()
+        agent.on_message(lambda message: "handled")
+        if not limit_first:
+            limit()
+        assert await agent.answer(TURN) == "handled"
+        assert len(agent.rate_limits) == 1
+
+    def test_two_limited_functions_are_refused(self):
+        agent = Agent("a")
+        agent.rate_limit(requests=1)(lambda message: None)
+        with pytest.raises(TypeError, match="one handler"):
+            agent.rate_limit(requests=2)(lambda message: None)
+        assert len(agent.rate_limits) == 1
+
+    @pytest.mark.parametrize(
+        ("wrong", "problem"),
+        [
+            ({"requests": 0}, "requests: 0"),
+            ({"requests": True}, "requests: True"),
+            ({"requests": 1.5}, "requests: 1.5"),
+            ({"requests": 1, "window": "soon"}, "window: .*soon"),
+            ({"requests": 1, "window": 0}, "window: "),
+            ({"requests": 1, "window": -1}, "window: "),
+            ({"requests": 1, "key": "user id"}, "key: 'user id'"),
+            ({"requests": 1, "strategy": "leaky"}, "strategy: 'leaky' is not one of sliding-window"),
+        ],
+    )
+    def test_a_limit_that_makes_no_sense_is_refused_with_its_value(self, wrong, problem):
+        with pytest.raises(ValueError, match=problem):
+            Agent("a").rate_limit(**wrong)
+
+
+class TestHealth:
+    @pytest.mark.parametrize(
+        ("verdict", "healthy", "reason"),
+        [
+            (None, True, ""),
+            (True, True, ""),
+            (False, False, "health check returned False"),
+            ({"status": "healthy"}, True, ""),
+            ({"status": "healthy", "reason": "warm"}, True, "warm"),
+            ({"status": "unhealthy", "reason": "database"}, False, "database"),
+            ({"status": "unhealthy"}, False, "health check said unhealthy"),
+            ({"status": "fine"}, False, "health check returned {'status': 'fine'}, not a status"),
+            ({"status": ["healthy"]}, False, "health check returned"),
+            (42, False, "health check returned 42, not a status"),
+        ],
+    )
+    async def test_a_verdict_is_read(self, verdict, healthy, reason):
+        agent = Agent("a")
+        agent.health_check(lambda: verdict)
+        found = await agent.check()
+        assert found[0] is healthy
+        assert found[1].startswith(reason) and bool(found[1]) == bool(reason)
+
+    async def test_without_a_check_an_agent_is_healthy(self):
+        assert await Agent("a").check() == (True, "")
+
+    async def test_a_check_that_raises_is_unhealthy(self):
+        agent = Agent("a")
+
+        @agent.health_check
+        async def check():
+            raise ValueError("no database")
+
+        assert await agent.check() == (False, "health check raised ValueError: no database")
+
+    async def test_a_cancelled_check_is_cancelled(self):
+        agent = Agent("a")
+        agent.health_check(partial(asyncio.sleep, 60))
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(agent.check(), 0.01)
+
+    def test_a_check_takes_no_arguments_and_there_is_one(self):
+        agent = Agent("a")
+        with pytest.raises(TypeError, match="wants 'message', but it is called without arguments"):
+            agent.health_check(lambda message: True)
+        agent.health_check(lambda: True)
+        with pytest.raises(TypeError, match=r"agent 'a', health_check: .* already"):
+            agent.health_check(lambda: True)
+
+
+class TestLife:
+    async def test_hooks_run_in_order_sync_and_async(self):
+        agent, said = Agent("a"), []
+
+        @agent.on_start
+        def first():
+            said.append("first")
+
+        @agent.on_start
+        async def second():
+            said.append("second")
+
+        await agent.start()
+        assert said == ["first", "second"]
+
+    async def test_a_start_hook_that_raises_stops_the_start(self):
+        agent, said = Agent("a"), []
+        agent.on_start(lambda: 1 / 0)
+        agent.on_start(lambda: said.append("second"))
+        with pytest.raises(ZeroDivisionError):
+            await agent.start()
+        assert said == []
+
+    async def test_every_stop_hook_runs_and_the_first_failure_is_raised(self):
+        agent, said = Agent("a"), []
+
+        @agent.on_stop
+        def one():
+            raise LookupError("one")
+
+        @agent.on_stop
+        async def two():
+            raise ValueError("two")
+
+        agent.on_stop(lambda: said.append("three"))
+        with pytest.raises(LookupError, match="one"):
+            await agent.stop()
+        assert said == ["three"]
+
+
+class TestAgent:
+    def test_it_is_what_an_instance_can_host(self):
+        assert isinstance(Agent("a"), HostedAgent)
+
+    def test_an_app_is_mounted_once(self):
+        async def app(scope, receive, send): ...
+
+        agent = Agent("a")
+        assert agent.app is None
+        agent.mount(app)
+        assert agent.app is app
+        with pytest.raises(TypeError, match="an app is mounted already"):
+            agent.mount(app)
+        with pytest.raises(TypeError, match="is not an ASGI app"):
+            Agent("b").mount("app")
+
+    def test_decorators_leave_the_functions_as_they_are(self):
+        agent = Agent("a")
+
+        def function(): ...
+
+        for decorator in (agent.on_message, agent.rate_limit(requests=1), agent.health_check):
+            assert decorator(function) is function
+        assert agent.on_start(function) is agent.on_stop(function) is function
+
+    def test_it_says_what_handles_it(self):
+        assert repr(Agent("a")) == "<Agent 'a', handled by its model>"
+        assert "handled by" in repr(handled(lambda message: None)) and "lambda" in repr(handled(lambda: None))
+
+    @pytest.mark.parametrize("name", ["", None, 3])
+    def test_a_name_is_needed(self, name):
+        with pytest.raises(ValueError, match="is not an agent's name"):
+            Agent(name)
+
+    def test_affinity_is_off_unless_asked_for(self):
+        assert not Agent("a").session_affinity
+        assert Agent("a", session_affinity=True).session_affinity

@@ -1,0 +1,357 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+
+import pytest
+from aiohttp import web
+
+from swiftclaw import Agent
+from swiftclaw.models import MODELS, Echo, ModelError, OpenAI, model_for
+
+KEY = "sk-secret-key"
+
+
+async def collect(pieces):
+    return [piece async for piece in pieces]
+
+
+class ChatServer:
+    """A server of the chat API that answers as the test says and keeps what it was asked."""
+
+    def __init__(self):
+        self.asked = []
+        self.status = 200
+        self.chunks = [b"{}"]
+        self.pause_s = 0.0
+        self.breaks_off = False
+        self.connections = set()
+        self.gone = asyncio.Event()
+
+    def answers(self, value):
+        self.chunks = [json.dumps(value).encode()]
+
+    def says(self, text):
+        self.answers({"choices": [{"message": {"role": "assistant", "content": text}}]})
+
+    async def handle(self, request):
+        self.connections.add(request.transport.get_extra_info("peername"))
+        self.asked.append((request.path, dict(request.headers), await request.json()))
+        response = web.StreamResponse(status=self.status)
+        if self.status in (301, 307):
+            response.headers["location"] = "/elsewhere/chat/completions"
+        await response.prepare(request)
+        try:
+            for chunk in self.chunks:
+                await response.write(chunk)
+                await asyncio.sleep(self.pause_s)
+        except (asyncio.CancelledError, ConnectionError):
+            self.gone.set()
+            raise
+        if self.breaks_off:
+            request.transport.abort()
+        return response
+
+
+@pytest.fixture
+async def server():
+    chat = ChatServer()
+    app = web.Application()
+    app.router.add_post("/{tail:.*}", chat.handle)
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    chat.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+    yield chat
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def model(server):
+    model = OpenAI("small", base_url=server.url, api_key=KEY, timeout_s=2)
+    yield model
+    await model.close()
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+
+
+def event(text=None, **choice):
+    delta = {} if text is None else {"content": text}
+    chunk = {"choices": [{"index": 0, "delta": delta, **choice}]}
+    return f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n".encode()
+
+
+class TestNames:
+    @pytest.mark.parametrize("name", ["gpt", "opnai:x", "", ":"])
+    def test_an_unknown_model_is_refused_with_what_there_is(self, name):
+        with pytest.raises(ValueError, match=r"is not a model \(echo, openai:<model>, or an async callable\)"):
+            model_for(name)
+
+    def test_a_name_is_needed_where_there_are_many_and_refused_where_there_is_one(self):
+        with pytest.raises(ValueError, match="needs the model's name"):
+            model_for("openai:")
+        with pytest.raises(ValueError, match="takes no name"):
+            model_for("echo:loud")
+
+    def test_what_is_no_name_and_no_callable_is_refused(self):
+        with pytest.raises(TypeError, match="3 is neither"):
+            model_for(3)
+
+    def test_every_registered_prefix_makes_a_model(self):
+        assert set(MODELS) == {"echo", "openai"}
+        assert isinstance(model_for("echo"), Echo)
+        assert isinstance(model_for("openai:ft:small:org"), OpenAI)
+
+
+class TestEcho:
+    @pytest.mark.parametrize(
+        ("message", "answer"),
+        [
+            ("hello  world ", "hello  world "),
+            ("", ""),
+            (None, ""),
+            ({"a": "é"}, '{"a": "é"}'),
+            ([{"role": "system", "content": "s"}, {"role": "user", "content": "hi"}], "hi"),
+            ([{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]}], "a"),
+            ([1, 2], "[1, 2]"),
+        ],
+    )
+    async def test_it_says_what_it_was_told_and_streams_the_same(self, message, answer):
+        assert await Echo().generate(message, temperature=1) == answer
+        assert "".join(await collect(Echo().stream(message, temperature=1))) == answer
+
+    async def test_it_streams_word_by_word(self):
+        assert await collect(Echo().stream("one two\nthree")) == ["one ", "two\n", "three"]
+
+
+class TestFunction:
+    async def test_a_coroutine_function_answers_and_streams_in_one_piece(self):
+        async def shout(message, loud=False):
+            return message.upper() if loud else message
+
+        agent = Agent("a", model=shout)
+        assert await agent.generate("hi", loud=True) == "HI"
+        assert await collect(agent.stream("hi")) == ["hi"]
+
+    async def test_an_async_generator_streams_and_is_joined(self):
+        async def spell(message):
+            for letter in message:
+                yield letter
+
+        agent = Agent("a", model=spell)
+        assert await agent.generate("hi") == "hi"
+        assert await collect(agent.stream("hi")) == ["h", "i"]
+
+    async def test_it_gets_the_message_as_it_is(self):
+        async def kind(message):
+            return type(message).__name__
+
+        assert await Agent("a", model=kind).generate({"a": 1}) == "dict"
+
+    @pytest.mark.parametrize("answer", ["text", 3, None])
+    async def test_an_answer_that_is_no_text_is_named(self, answer):
+        async def model(message):
+            return answer
+
+        if answer == "text":
+            assert await Agent("a", model=model).generate("hi") == "text"
+        else:
+            with pytest.raises(TypeError, match=f"a model .* not {type(answer).__name__}"):
+                await Agent("a", model=model).generate("hi")
+
+
+class TestOpenAIRequests:
+    async def test_text_is_sent_as_a_users_message_with_the_key_and_the_options(self, server, model):
+        server.says("hello")
+        assert await model.generate("hi", temperature=0) == "hello"
+        path, headers, body = server.asked[0]
+        assert path == "/v1/chat/completions"
+        assert headers["Authorization"] == f"Bearer {KEY}"
+        assert body == {
+            "model": "small",
+            "messages": [{"role": "user", "content": "hi"}],
+            "temperature": 0,
+            "stream": False,
+        }
+
+    async def test_chat_messages_are_sent_as_they_are(self, server, model):
+        server.says("hello")
+        messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
+        await model.generate(messages)
+        assert server.asked[0][2]["messages"] == messages
+
+    async def test_key_and_address_are_read_from_the_environment_when_first_used(self, server, monkeypatch):
+        agent = Agent("a", model="openai:small")
+        server.says("hello")
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url + "/")
+        assert await agent.generate("hi") == "hello"
+        assert server.asked[0][0] == "/v1/chat/completions"
+        assert server.asked[0][1]["Authorization"] == f"Bearer {KEY}"
+        await agent.stop()
+
+    async def test_a_server_of_ones_own_needs_no_key(self, server):
+        server.says("hello")
+        agent = Agent("a", model="openai:small", base_url=server.url)
+        assert await agent.generate("hi") == "hello"
+        assert "Authorization" not in server.asked[0][1]
+        await agent.stop()
+
+    async def test_openai_without_a_key_is_refused_before_anything_is_sent(self):
+        with pytest.raises(ModelError, match="set OPENAI_API_KEY"):
+            await OpenAI("small").generate("hi")
+
+    async def test_one_connection_serves_many_calls_and_stop_closes_it(self, server):
+        server.says("hello")
+        agent = Agent("a", model="openai:small", base_url=server.url)
+        for _ in range(3):
+            await agent.generate("hi")
+        assert len(server.connections) == 1
+        await agent.stop()
+        await agent.generate("hi")
+        assert len(server.connections) == 2
+        await agent.stop()
+
+    def test_each_event_loop_has_its_own_session_and_those_of_closed_loops_are_dropped(self):
+        model = OpenAI("small", base_url="http://127.0.0.1:9/v1")
+
+        async def refused():
+            with pytest.raises(ModelError, match="Cannot connect"):
+                await model.generate("hi")
+
+        async def refused_and_closed():
+            await refused()
+            assert len(model._sessions) == 1
+            await model.close()
+
+        asyncio.run(refused())
+        asyncio.run(refused_and_closed())
+        assert not model._sessions
+
+
+class TestOpenAIErrors:
+    @pytest.mark.parametrize(
+        ("status", "body", "said"),
+        [
+            (401, b'{"error": {"message": "bad key", "type": "t"}}', "401: bad key"),
+            (404, b'{"error": "no such model"}', "404: no such model"),
+            (422, b'{"detail": [{"loc": "x"}]}', '422: [{"loc": "x"}]'),
+            (429, b'{"message": "slow down"}', "429: slow down"),
+            (500, b"<html>oops</html>", "500: <html>oops</html>"),
+            (502, b"", "502: Bad Gateway"),
+            (503, b"\xff" * 1000, "503: " + "\ufffd" * 300),
+            (307, b"", "307: Temporary Redirect"),
+        ],
+    )
+    async def test_a_refusal_becomes_an_error_with_status_and_the_servers_words(self, server, model, status, body, said):
+        server.status, server.chunks = status, [body]
+        for answer in (model.generate("hi"), collect(model.stream("hi"))):
+            with pytest.raises(ModelError) as failure:
+                await answer
+            assert str(failure.value) == said
+            assert failure.value.status == status
+        assert len(server.asked) == 2, "a redirect would take the key elsewhere"
+
+    @pytest.mark.parametrize("status", [200, 401])
+    async def test_the_key_is_never_repeated(self, server, model, status):
+        server.status = status
+        server.answers({"error": {"message": f"Incorrect API key provided: {KEY}."}})
+        with pytest.raises(ModelError, match=r"provided: \*\*\*\.") as failure:
+            await model.generate("hi")
+        assert KEY not in repr(failure.value) and KEY not in repr(model)
+
+    @pytest.mark.parametrize(
+        ("body", "problem"),
+        [
+            (b"not json", "not JSON"),
+            (b"\xff\xfe", "not JSON"),
+            (b"[1]", "not a JSON object"),
+            (b"{}", "holds no text"),
+            (b'{"choices": []}', "holds no text"),
+            (b'{"choices": [3]}', "holds no text"),
+            (b'{"choices": [{"message": null}]}', "holds no text"),
+            (b'{"choices": [{"message": {"content": null}}]}', "holds no text"),
+        ],
+    )
+    async def test_an_answer_of_another_shape_is_an_error(self, server, model, body, problem):
+        server.chunks = [body]
+        with pytest.raises(ModelError, match=problem):
+            await model.generate("hi")
+
+    async def test_silence_is_an_error_after_the_timeout(self, server):
+        server.pause_s, server.chunks = 60, [b" ", b" "]
+        model = OpenAI("small", base_url=server.url, timeout_s=0.05)
+        with pytest.raises(ModelError, match=r"[Tt]imeout"):
+            await model.generate("hi")
+        await model.close()
+
+    async def test_an_answer_that_breaks_off_is_an_error(self, server, model):
+        server.breaks_off, server.chunks = True, [b'{"choices": ']
+        with pytest.raises(ModelError, match="small: "):
+            await model.generate("hi")
+
+
+class TestOpenAIStreams:
+    async def test_pieces_come_as_they_are_sent(self, server, model):
+        server.chunks = [event("he"), event("llo"), b"data: [DONE]\n\n"]
+        assert await collect(model.stream("hi")) == ["he", "llo"]
+        assert server.asked[0][2]["stream"] is True
+
+    @pytest.mark.parametrize("newline", [b"\n", b"\r\n"])
+    async def test_bytes_may_be_cut_anywhere_even_within_a_character(self, server, model, newline):
+        whole = b"".join([event("naïve "), event("日本語 🦀"), b"data: [DONE]\n\n"]).replace(b"\n", newline)
+        server.chunks = [whole[at : at + 1] for at in range(len(whole))]
+        server.pause_s = 0.0001
+        assert "".join(await collect(model.stream("hi"))) == "naïve 日本語 🦀"
+
+    async def test_comments_empty_deltas_and_usage_are_passed_over(self, server, model):
+        usage = b'data: {"choices": [], "usage": {"total_tokens": 3}}\n\n'
+        server.chunks = [
+            b": keep-alive\n\nevent: message\n",
+            event(""),
+            event("a", finish_reason=None),
+            event(None, finish_reason="stop"),
+            usage,
+            b"data:[DONE]",
+        ]
+        assert await collect(model.stream("hi")) == ["a"]
+
+    async def test_a_reason_to_finish_is_as_good_as_done(self, server, model):
+        server.chunks = [event("a"), event(None, finish_reason="stop")]
+        assert await collect(model.stream("hi")) == ["a"]
+
+    async def test_an_event_may_have_several_lines_of_data(self, server, model):
+        server.chunks = [b'data: {"choices":\ndata: [{"delta": {"content": "a"}}]}\n\ndata: [DONE]\n\n']
+        assert await collect(model.stream("hi")) == ["a"]
+
+    @pytest.mark.parametrize("breaks_off", [True, False])
+    async def test_a_stream_that_ends_early_is_an_error_after_what_came(self, server, model, breaks_off):
+        server.breaks_off, server.pause_s = breaks_off, 0.02
+        server.chunks = [event("he"), event("llo"), b'data: {"choi']
+        came = []
+        with pytest.raises(ModelError):
+            async for piece in model.stream("hi"):
+                came.append(piece)
+        assert came == ["he", "llo"]
+
+    async def test_an_error_within_the_stream_is_raised(self, server, model):
+        server.chunks = [event("he"), b'data: {"error": {"message": "overloaded"}}\n\n']
+        with pytest.raises(ModelError, match="overloaded"):
+            await collect(model.stream("hi"))
+
+    async def test_wrong_json_within_the_stream_is_raised(self, server, model):
+        server.chunks = [event("he"), b"data: {oops\n\n"]
+        with pytest.raises(ModelError, match="not JSON"):
+            await collect(model.stream("hi"))
+
+    async def test_closing_the_stream_hangs_up(self, server, model):
+        server.chunks, server.pause_s = [event("a")] * 1000, 0.01
+        async with contextlib.aclosing(model.stream("hi")) as pieces:
+            assert await anext(pieces) == "a"
+        await asyncio.wait_for(server.gone.wait(), 5)
