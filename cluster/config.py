@@ -218,7 +218,7 @@ def not_acted_on(settings: Settings) -> list[str]:
         dotted(steps)
         for path, unheeded in NOT_ACTED_ON.items()
         for steps, value in _at(args, path.split("."))
-        if (unheeded is ANY and value not in ({}, [], ())) or (isinstance(unheeded, tuple) and value in unheeded)
+        if (unheeded == ANY and value not in ({}, [], ())) or (isinstance(unheeded, tuple) and value in unheeded)
     ]
 
 

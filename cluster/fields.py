@@ -60,9 +60,12 @@ class Log:
 
     def _position(self, steps: Steps) -> int:
         file, real = self._real(steps)
-        steps = steps if file else real
-        nearest = next((i for i in range(len(steps), 0, -1) if steps[:i] in self.written), 0)
-        return self.written.get(steps[:nearest], -1)
+        moved = not file and real != steps
+        steps = real if moved else steps
+        nearest = next((steps[:i] for i in range(len(steps), 0, -1) if steps[:i] in self.written), ())
+        if moved:  # it stood in that block, but was read elsewhere: after what was read there
+            return max(i for path, i in self.written.items() if path[: len(nearest)] == nearest)
+        return self.written.get(nearest, -1)
 
     def _shown(self, steps: Steps) -> str:
         file, real = self._real(steps)
@@ -146,7 +149,7 @@ def named(kind: str, reader: Reader, check: Callable[[object], object] | None = 
 
     def read(value: object, at: Place) -> dict[str, Any]:
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{shown(value)} is not a mapping from a {kind} to its settings")
+            raise ConfigError(f"{shown(value)} is not a mapping from {a(kind)} to its settings")
         found: dict[str, Any] = {}
         for name, item in value.items():
             spot = at.step(name)
@@ -179,7 +182,7 @@ def name_of(kind: str) -> Callable[[object], str]:
     def check(value: object) -> str:
         if not NAME.fullmatch(text(value, kind)):
             raise ConfigError(
-                f"{shown(value)} is not a name for a {kind} (letters, digits, - and _; at most 63; a letter or digit first)"
+                f"{shown(value)} is not a name for {a(kind)} (letters, digits, - and _; at most 63; a letter or digit first)"
             )
         return str(value)
 
@@ -198,7 +201,7 @@ def text(value: object, kind: str) -> str:
         why = "it must be text"
     else:
         return value
-    raise ConfigError(f"{shown(value)} is not a {kind}: {why}")
+    raise ConfigError(f"{shown(value)} is not {a(kind)}: {why}")
 
 
 def plain(value: object, written: frozenset[str] = frozenset(), steps: Steps = ()) -> Any:
@@ -224,6 +227,10 @@ def write_block(settings: Any, written: frozenset[str], steps: Steps = ()) -> di
         write = f.metadata["write"]
         result[f.metadata["key"]] = write(value) if write else plain(value, written, path)
     return result
+
+
+def a(noun: str) -> str:
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
 def dotted(steps: Steps) -> str:

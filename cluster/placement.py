@@ -26,6 +26,7 @@ log = logging.getLogger("swiftclaw.placement")
 REGION_LABEL = "region"
 INSTANCE_DEPLOYMENT = "Instance"
 GATEWAY_DEPLOYMENT = "Gateway"
+QUIET = {"enable_access_log": False}  # Serve would log a line for each call of a gateway to the Controller
 
 
 @dataclass(frozen=True)
@@ -170,5 +171,6 @@ class Placement:
             health_check_timeout_s=30,
             graceful_shutdown_timeout_s=spec.drain_s,
             graceful_shutdown_wait_loop_s=0.1,
+            logging_config=QUIET,
         )
         return deployment.bind(spec.start, spec.name)
