@@ -1,0 +1,178 @@
+"""A real local Ray cluster, started with the command a user types: a node per region, free ports, a folder of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+REGIONS = {"us-east-1": 3, "eu-west-1": 2, "ap-southeast-1": 2}
+PATIENCE_S = 120.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE_S) -> Any:
+    """The condition's first true value; an exception counts as not yet."""
+    ends, last = time.monotonic() + seconds, None
+    while time.monotonic() < ends:
+        try:
+            if value := condition():
+                return value
+        except (OSError, ValueError, KeyError, IndexError) as error:
+            last = error
+        time.sleep(0.1)
+    raise AssertionError(f"waited {seconds:g} s for: {what}" + (f" ({last!r})" if last else ""))
+
+
+def get(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=5) as response:
+        text = response.read().decode()
+    return json.loads(text) if response.headers.get_content_type() == "application/json" else text
+
+
+@dataclass
+class Cluster:
+    """One cluster.yaml in a folder of its own, and the command line to run it with."""
+
+    folder: Path
+    port: int = field(default_factory=free_port)
+    admin_port: int = field(default_factory=free_port)
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "cluster.yaml"
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def admin(self) -> str:
+        return f"http://127.0.0.1:{self.admin_port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SWIFTCLAW_"))}
+        # "local": a cluster of its own, whatever else runs here. Paths of Unix sockets are short: Ray's own folder cannot be deep.
+        return {**kept, "RAY_TMPDIR": str(self.folder), "RAY_ADDRESS": "local", "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+
+    def write(self, agents: dict[str, Any], *, replicas: int = 2, **args: Any) -> None:
+        settings = {
+            "admin": {"port": self.admin_port},
+            "gateways": [{"region": "us-east-1", "port": self.port, "replicas": replicas}],
+            "agents": agents,
+            **args,
+        }
+        application = {"name": "swiftclaw", "import_path": "deployments.app:build", "route_prefix": "/", "args": settings}
+        self.file.write_text(yaml.safe_dump({"proxy_location": "Disabled", "applications": [application]}))
+
+    def run(self, *command: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        """`swiftclaw …` in the cluster's folder."""
+        return subprocess.run(
+            [str(Path(sys.executable).parent / "swiftclaw"), *command],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def up(self) -> subprocess.CompletedProcess[str]:
+        done = self.run("up")
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def instances(self, agent: str = "my-agent") -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = get(f"{self.admin}/api/agents/{agent}/instances")
+        return found
+
+    def healthy(self, agent: str = "my-agent") -> dict[str, int]:
+        """Name -> pid of every healthy instance."""
+        return {i["id"]: i["pid"] for i in self.instances(agent) if i["state"] == "healthy"}
+
+    def gateways(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = get(f"{self.admin}/api/status")["gateways"]
+        return found
+
+    @property
+    def inside(self) -> dict[str, str]:
+        """The environment of a program that joins the cluster."""
+        record = json.loads(next(self.folder.rglob("cluster.json")).read_text())
+        return {**self.environment, "RAY_ADDRESS": record["address"], "RAY_AUTH_MODE": record["auth_mode"]}
+
+    def controller_pid(self) -> int:
+        """Who listens on the admin port."""
+        found = [
+            c.pid
+            for c in psutil.net_connections("tcp")
+            if c.status == psutil.CONN_LISTEN and c.laddr.port == self.admin_port and c.pid
+        ]
+        return found[0]
+
+    def nothing_in_flight(self) -> bool:
+        rows = [row for agent in get(f"{self.admin}/api/agents") for row in self.instances(agent["name"])]
+        return all(row["connections"] == 0 and row["active_connections"] == 0 for row in rows)
+
+    def leftovers(self) -> list[str]:
+        """Processes that belong to this folder."""
+        found = []
+        for process in psutil.process_iter(["pid", "cmdline", "environ"]):
+            environment = process.info["environ"] or {}
+            if process.pid != os.getpid() and environment.get("RAY_TMPDIR") == str(self.folder):
+                found.append(f"{process.pid} {' '.join(process.info['cmdline'] or [])[:100]}")
+        return found
+
+
+def my_agent(**blocks: Any) -> dict[str, Any]:
+    """The example agent, as in the cluster.yaml that is shipped."""
+    regions = {region: {"instances": count, "priority": 1} for region, count in REGIONS.items()}
+    return {"agent": "examples.support:agent", "regions": regions, **blocks}
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="sc-", dir="/tmp"))
+    shutil.copytree(ROOT / "examples", path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def stopped(folder: Path) -> Iterator[Cluster]:
+    """Nothing runs yet; what a test starts is stopped, and nothing may be left."""
+    cluster = Cluster(folder)
+    try:
+        yield cluster
+    finally:
+        down = cluster.run("down") if cluster.file.exists() else None
+        until(lambda: not cluster.leftovers(), f"no leftovers, but: {cluster.leftovers()}", 30)
+        assert down is None or down.returncode == 0, down.stderr
+
+
+@pytest.fixture(scope="module")
+def cluster(stopped: Cluster) -> Cluster:
+    """The shipped example, running: 7 instances in 3 regions, 2 gateways."""
+    stopped.write({"my-agent": my_agent()})
+    stopped.up()
+    return stopped
