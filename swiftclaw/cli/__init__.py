@@ -1,0 +1,83 @@
+"""The command line. A command is one file beside this one and one line in `COMMANDS`.
+
+Exit status: 0 done, 1 refused or failed (one sentence on stderr), 2 usage or configuration. No traceback reaches a user;
+SWIFTCLAW_DEBUG=1 shows it. Nothing here imports Ray before a command needs it: `swiftclaw status` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+import click
+
+from swiftclaw.cli.check import check
+from swiftclaw.cli.down import down
+from swiftclaw.cli.instances import instances
+from swiftclaw.cli.status import status
+from swiftclaw.cli.up import up
+
+COMMANDS: dict[str, click.Command] = {
+    "up": up,
+    "down": down,
+    "check": check,
+    "status": status,
+    "instances": instances,
+}
+
+
+class _Ordered(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+def _version() -> str:
+    try:
+        return version("swiftclaw")
+    except PackageNotFoundError:
+        return "unknown (not installed)"
+
+
+@click.group(
+    cls=_Ordered,
+    commands=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(_version(), prog_name="swiftclaw")
+def cli() -> None:
+    """A load balancer for AI agents on Ray Serve."""
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """The exit status. Whatever happens, what the user sees is a sentence."""
+    try:
+        result = cli.main(args=list(arguments) if arguments is not None else None, prog_name="swiftclaw", standalone_mode=False)
+    except click.ClickException as refused:
+        refused.show()
+        return refused.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped", err=True)
+        return 1
+    except BrokenPipeError:  # the reader, `head` for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as surprise:
+        return _unexpected(surprise)
+    return result if isinstance(result, int) else 0
+
+
+def _unexpected(surprise: Exception) -> int:
+    if os.environ.get("SWIFTCLAW_DEBUG"):
+        traceback.print_exception(surprise)
+        return 1
+    lines = str(surprise).strip().splitlines()
+    said = f": {lines[0]}" if lines else ""
+    click.echo(f"unexpected {type(surprise).__name__}{said} (SWIFTCLAW_DEBUG=1 shows where)", err=True)
+    return 1
+
+
+def main() -> None:
+    sys.exit(run())

@@ -1,0 +1,66 @@
+"""cluster.yaml as the commands read it: whole and strict, or only the two lines that say where SwiftClaw is.
+
+`down` and `status` must work with a file that has a mistake in it, or with none; they take the lenient way.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from swiftclaw.cli.errors import Misconfigured
+
+if TYPE_CHECKING:
+    from cluster.config import Settings
+
+DEFAULT_FILE = "cluster.yaml"
+DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8001
+DEFAULT_STATE_DIR = ".swiftclaw"
+
+
+def load(file: Path) -> Settings:
+    """Raises Misconfigured with every mistake."""
+    from cluster import config
+
+    try:
+        return config.load(file)
+    except config.ConfigError as error:
+        raise Misconfigured(error.mistakes) from None
+    except FileNotFoundError:
+        raise Misconfigured([f"{file}: there is no such file"]) from None
+    except OSError as error:
+        raise Misconfigured([f"{file}: cannot be read ({error.strerror})"]) from None
+
+
+def admin_url(file: Path) -> str:
+    """Where the admin port should be, seen from this machine."""
+    block = _args(file).get("admin")
+    host, port = DEFAULT_HOST, DEFAULT_PORT
+    if isinstance(block, dict):
+        host, port = block.get("host", host), block.get("port", port)
+    return url(str(host), port)
+
+
+def state_dir(file: Path) -> Path:
+    """Where `up` keeps its record."""
+    said = _args(file).get("stateDir")
+    return file.absolute().parent / (said if isinstance(said, str) and said else DEFAULT_STATE_DIR)
+
+
+def url(host: str, port: int) -> str:
+    """A wildcard address becomes one that can be called."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _args(file: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(file.read_text("utf-8"))
+        applications = content["applications"]
+        named = [entry for entry in applications if entry.get("name") == "swiftclaw"] or applications
+        args = named[0].get("args")
+    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, yaml.YAMLError):
+        return {}
+    return args if isinstance(args, dict) else {}

@@ -1,0 +1,149 @@
+"""A Ray cluster on this machine: a head, and one more Ray node per further region, each a child process of ours.
+
+Ray's own commands would do it too, but `ray stop` stops every Ray of this user; here each process is remembered.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from swiftclaw.cli import driver, ports, processes, record
+from swiftclaw.cli.errors import Refused
+from swiftclaw.cli.record import Node, Record
+
+HOST = "127.0.0.1"
+OBJECT_STORE_BYTES = 256 * 2**20  # agents' traffic does not go through Ray's object store
+NODE_START_S = 90.0
+NODE_STOP_S = 20.0
+STARTED = "Ray runtime started"  # what `ray start` prints when the node is there
+Say = Callable[[str], None]
+
+
+def start(regions: Sequence[str], folder: Path, taken: set[int], say: Say) -> Record:
+    """Returns when every node is there. What was started until an error is in the record: `stop` it."""
+    gcs, dashboard = ports.free(6379, taken), ports.free(8265, taken)
+    client = ports.free(10001, taken)
+    # In /tmp by choice: the paths of Ray's sockets, made below it, may have 107 characters in all.
+    temp_dir = tempfile.mkdtemp(prefix="swiftclaw-", dir=os.environ.get("RAY_TMPDIR", "/tmp"))
+    made = Record(
+        f"{HOST}:{gcs}", started_ray=True, temp_dir=temp_dir, auth_mode=driver.auth_mode(), dashboard=f"{HOST}:{dashboard}"
+    )
+    record.save(folder, made)
+    head = [
+        "--head", f"--port={gcs}", f"--dashboard-host={HOST}", f"--dashboard-port={dashboard}",
+        f"--ray-client-server-port={client}", "--disable-usage-stats",
+    ]  # fmt: skip
+    say(f"starting Ray on this machine: region {regions[0]} (head)")
+    _launch(made, folder, regions[0], head)
+    _link_logs(made, folder)
+    add(made, folder, regions[1:], say)
+    return made
+
+
+def add(made: Record, folder: Path, regions: Sequence[str], say: Say) -> None:
+    """One more node for each region."""
+    for region in regions:  # one after the other: nodes that start at once take the same names for their sockets
+        say(f"starting Ray on this machine: region {region}")
+        _launch(made, folder, region, [f"--address={made.address}"])
+
+
+def running(made: Record) -> bool:
+    """Whether the head is there."""
+    return bool(made.nodes) and processes.find(made.nodes[0].process) is not None
+
+
+def missing(made: Record, regions: Sequence[str]) -> list[str]:
+    """The regions that have no living node."""
+    present = {node.region for node in made.nodes if processes.find(node.process)}
+    return [region for region in regions if region not in present]
+
+
+def stop(made: Record, folder: Path) -> None:
+    """The whole cluster, the head last; its logs stay in the state folder."""
+    stop_nodes(made, folder, made.nodes[1:])
+    stop_nodes(made, folder, made.nodes[:1])
+    _keep_logs(made, folder)
+    record.remove(folder)
+
+
+def stop_nodes(made: Record, folder: Path, nodes: Sequence[Node]) -> None:
+    processes.stop([node.process for node in nodes], NODE_STOP_S)
+    made.nodes = [node for node in made.nodes if node not in nodes]
+    record.save(folder, made)
+
+
+def _launch(made: Record, folder: Path, region: str, arguments: Sequence[str]) -> None:
+    log = folder / "logs" / f"ray-{re.sub(r'[^A-Za-z0-9_.-]', '_', region)}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [
+        sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *arguments,
+        f"--node-ip-address={HOST}", f"--labels=region={region}", f"--temp-dir={made.temp_dir}",
+        f"--object-store-memory={OBJECT_STORE_BYTES}", "--dashboard-agent-listen-port=0",
+        "--min-worker-port=0", "--max-worker-port=0",  # any: Ray's fixed range would be shared by all nodes here
+    ]  # fmt: skip
+    environment = {
+        **os.environ,
+        "PYTHONUNBUFFERED": "1",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # `down` has drained before it stops a node
+    }
+    environment.pop("RAY_ADDRESS", None)
+    if made.auth_mode:
+        environment["RAY_AUTH_MODE"] = made.auth_mode
+    with log.open("wb") as output:
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment,
+            cwd="/", start_new_session=True,
+        )  # fmt: skip
+    made.nodes.append(Node(region, processes.remember(child.pid)))
+    record.save(folder, made)
+    _await(child, log, region)
+
+
+def _await(child: subprocess.Popen[bytes], log: Path, region: str) -> None:
+    deadline = time.monotonic() + NODE_START_S
+    while STARTED not in (said := log.read_text("utf-8", "replace")):
+        if child.poll() is not None:
+            raise Refused(f"the Ray node for region {region} did not start: {_reason(said)} (see {log})")
+        if time.monotonic() > deadline:
+            raise Refused(f"the Ray node for region {region} is not there after {NODE_START_S:.0f} s (see {log})")
+        time.sleep(0.05)
+    child.returncode = 0  # it shall outlive us: no warning that it was not waited for
+
+
+def _reason(said: str) -> str:
+    lines = [line for line in re.sub(r"\x1b\[[0-9;]*m", "", said).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "it said nothing"
+
+
+def _link_logs(made: Record, folder: Path) -> None:
+    """<state folder>/logs/ray: where the tracebacks of agents are."""
+    link = folder / "logs" / "ray"
+    _clear(link)
+    link.symlink_to(Path(made.temp_dir) / "session_latest" / "logs")
+
+
+def _keep_logs(made: Record, folder: Path) -> None:
+    logs = Path(made.temp_dir) / "session_latest" / "logs"
+    kept = folder / "logs" / "ray"
+    if made.temp_dir and logs.is_dir():
+        _clear(kept)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(logs.resolve(), kept, symlinks=True)
+    if made.temp_dir:
+        shutil.rmtree(made.temp_dir, ignore_errors=True)
+
+
+def _clear(path: Path) -> None:
+    if path.is_symlink():
+        path.unlink()
+    elif path.is_dir():
+        shutil.rmtree(path)

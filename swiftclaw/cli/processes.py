@@ -1,0 +1,93 @@
+"""Processes that we started, and no others.
+
+A process is known by its id *and* the time it was created: ids are used again, and a stranger that got one of ours must
+never be touched.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import psutil
+
+SAME_S = 2.0  # the kernel's clock for creation times may be corrected by that much
+KILLED_S = 5.0  # how long a killed process may take to vanish
+
+
+@dataclass(frozen=True)
+class Started:
+    """One process of ours, as it is remembered."""
+
+    pid: int
+    created: float  # seconds since the epoch
+
+
+def remember(pid: int) -> Started:
+    return Started(pid, psutil.Process(pid).create_time())
+
+
+def find(started: Started) -> psutil.Process | None:
+    """The process if it is still the one that was started, and runs."""
+    try:
+        process = psutil.Process(started.pid)
+        same = abs(process.create_time() - started.created) < SAME_S
+        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return None
+
+
+def stop(started: Iterable[Started], grace_s: float) -> int:
+    """Ask them all to stop, then kill what is left of them and of their children. Returns how many were killed.
+
+    The children are looked up first: afterwards nothing would say whose they were.
+    """
+    roots = [process for process in map(find, started) if process]
+    trees = [*roots, *(child for root in roots for child in _children(root))]
+    for root in roots:
+        _signal(root, signal.SIGTERM)
+    _, left = psutil.wait_procs(trees, timeout=grace_s)
+    for process in left:
+        _signal(process, signal.SIGKILL)
+    psutil.wait_procs(left, timeout=KILLED_S)
+    return len(left)
+
+
+def _children(process: psutil.Process) -> Sequence[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _signal(process: psutil.Process, number: signal.Signals) -> None:
+    try:
+        process.send_signal(number)  # psutil refuses when the id has gone to another process
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return
+
+
+def ray_addresses() -> list[str]:
+    """Where the Ray nodes of this user on this machine have their head, most of them first."""
+    found: dict[str, int] = {}
+    for process in psutil.process_iter(["name", "cmdline", "uids"]):
+        if process.info["name"] != "raylet" or process.info["uids"] != psutil.Process().uids():
+            continue
+        for argument in process.info["cmdline"] or ():
+            if argument.startswith("--gcs-address="):
+                address = argument.partition("=")[2]
+                found[address] = found.get(address, 0) + 1
+    return sorted(found, key=lambda address: -found[address])
+
+
+def holder(port: int) -> str:
+    """` (python3, pid 123)` of who listens on that port, or nothing when that cannot be seen."""
+    try:
+        for connection in psutil.net_connections("tcp"):
+            at = connection.laddr
+            if connection.status == psutil.CONN_LISTEN and at and at.port == port and connection.pid:
+                return f" ({psutil.Process(connection.pid).name()}, pid {connection.pid})"
+    except (psutil.Error, OSError):
+        pass
+    return ""

@@ -1,0 +1,26 @@
+"""Holds cluster/serve_internals.py to the Ray it was written for."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import ray
+
+pytestmark = pytest.mark.cluster
+
+
+def test_ray_is_the_minor_version_this_was_written_for() -> None:
+    assert ray.__version__.startswith("2.60."), "try cluster/serve_internals.py before moving the pin"
+
+
+def test_serves_controller_still_takes_a_deployment_and_a_count() -> None:
+    """That scaling works is tested live in test_main_job.py (another count is applied …)."""
+    from ray.serve._private.common import DeploymentID
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+    from ray.serve._private.controller import ServeController
+
+    signature = inspect.signature(ServeController.update_deployment_replicas)
+    assert list(signature.parameters) == ["self", "deployment_id", "target_num_replicas"]
+    assert DeploymentID(name="Instance", app_name="a").app_name == "a"
+    assert (SERVE_CONTROLLER_NAME, SERVE_NAMESPACE) == ("SERVE_CONTROLLER_ACTOR", "serve")
