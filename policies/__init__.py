@@ -1,17 +1,22 @@
 """Pure judgement: which instance, whether at all, how many, which version.
 
-`STRATEGIES` is the registry of `loadBalancing.strategy`. To add one: one file, one line here, one test file
-(tests/policies/test_conformance.py holds every entry to the same rules).
+`STRATEGIES` is the registry of `loadBalancing.strategy`: `STRATEGIES[name](rng, options)`. To add one: one file, one
+line here, one test file (tests/policies/test_conformance.py holds every entry to the same rules).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from random import Random
 
 from policies.base import Strategy
+from policies.geographic import Geographic
+from policies.least_connections import LeastConnections
+from policies.response_time import ResponseTime
 from policies.round_robin import RoundRobin
 
-STRATEGIES: dict[str, Callable[[Random], Strategy]] = {
+STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "round-robin": RoundRobin,
+    "least-connections": LeastConnections,
+    "response-time": ResponseTime,
+    "geographic": Geographic,
 }

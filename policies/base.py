@@ -1,20 +1,26 @@
 """What a strategy sees and what it answers.
 
-A strategy is one sync method, `pick`. It gets the instances that may take the request (health, breaker, capacity, drain
-and version have been applied, once, by the caller), never changes them, and returns one of them or None. The caller
-counts. Time and chance come in from outside, so that every decision can be replayed.
+A strategy is one sync method, `pick`. It gets the instances that may take the request (health, breaker, capacity,
+drain and version have been applied, once, by the caller), never changes them, and returns one of them or None.
+The caller counts. Time and chance come in from outside, so that every decision can be replayed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
+
+from policies.distance import Distances
 
 
 @dataclass(slots=True, eq=False)
 class Instance:
-    """One instance of an agent as a strategy sees it; owned and kept up to date by the gateway."""
+    """One instance of an agent as a strategy sees it; owned and kept up to date by the gateway.
+
+    Strategies look at the first seven fields. The others are for who is allowed to be picked (levels, chooser).
+    `id` and `region` stay the same for as long as the object lives; everything else may change between two picks.
+    """
 
     id: str  # "instance-1": unique within the agent
     region: str = "local"
@@ -22,7 +28,11 @@ class Instance:
     priority: int = 1  # of its region; the lowest number first
     weight: float = 1.0  # share relative to the others; 0 gets nothing
     load: int = 0  # requests in flight, as best known here: newest report + own sends - own completions since
-    slowness: float = 1.0  # its time over the fleet's at the same load; 1 = as fast as the median (see response_time)
+    slowness: float = 1.0  # its time over the fleet's at the same load; 1 = as fast as the median (see slowness)
+    healthy: bool = True  # its checks pass and its breaker lets requests through
+    checked: bool = True  # False until the first verdict on it: it counts neither for nor against its level
+    draining: bool = False  # keeps the sessions that are pinned to it, gets no new ones
+    capacity: int = 0  # most requests in flight; 0: no limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +43,15 @@ class Request:
     session: str | None = None  # the session's name, if it has one
     region: str = "local"  # where the client is
     now: float = 0.0  # monotonic seconds
+    pin: str | None = None  # the instance that a valid session token names
+
+
+@dataclass(frozen=True)
+class Options:
+    """What some strategies want to know beyond the instances. Every strategy is built as `(rng, options)`."""
+
+    regions: tuple[str, ...] = ()  # geographic: the regions to route among; (): all
+    distances: Distances = field(default_factory=Distances)
 
 
 class Strategy(Protocol):

@@ -1,0 +1,219 @@
+"""Which level of instances takes this request?
+
+A level is a priority, or with geographic a place in the order of distance from the client. Loads follow
+policies/priority.py and are drawn evenly, not by chance: 70 and 30 are seven and three of every ten. A session gives its own
+point between 0 and 100 instead, so that all gateways send it to the same level. A level more than 80 % full passes its
+requests down until it is below 70 %. In a level that does not panic only the healthy are left; in panic all that answer.
+Not for choosing within a level: that is the strategy's.
+Source: Envoy's priority levels; spilling by fullness with hysteresis is our own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from random import Random
+from typing import Protocol
+
+from policies.base import Instance, Options, Request
+from policies.geographic import priorities
+from policies.priority import Level, level_loads
+from policies.weighted import SmoothWeighted
+
+FULL_PERCENT, ROOM_PERCENT = 80, 70
+MOST_VIEWS = 64  # client regions that are told apart at a time
+
+
+class Order(Protocol):
+    """How instances are put into levels, first level first; the labels name levels for good."""
+
+    by_client: bool  # does it depend on where the client is?
+
+    @property
+    def stamp(self) -> int: ...  # changes when the answer may have changed
+
+    def levels(self, instances: Iterable[Instance], client_region: str) -> list[tuple[str, list[Instance]]]: ...
+
+
+class ByPriority:
+    by_client = False
+    stamp = 0
+
+    def levels(self, instances: Iterable[Instance], client_region: str) -> list[tuple[str, list[Instance]]]:
+        found: dict[int, list[Instance]] = {}
+        for instance in instances:
+            found.setdefault(instance.priority, []).append(instance)
+        return [(f"priority {number}", found[number]) for number in sorted(found)]
+
+
+class ByDistance:
+    by_client = True
+
+    def __init__(self, options: Options) -> None:
+        self._distances = options.distances
+        self._regions = frozenset(options.regions)
+
+    @property
+    def stamp(self) -> int:
+        return self._distances.stamp
+
+    def levels(self, instances: Iterable[Instance], client_region: str) -> list[tuple[str, list[Instance]]]:
+        found: dict[str, list[Instance]] = {}
+        for instance in instances:
+            if not self._regions or instance.region in self._regions:
+                found.setdefault(instance.region, []).append(instance)
+        first = priorities((instance for members in found.values() for instance in members), found)
+        places = self._distances.order(client_region, first)
+        return [(" ".join(place), [instance for region in place for instance in found[region]]) for place in places]
+
+
+class _View:
+    """The levels as one kind of client sees them."""
+
+    __slots__ = ("labels", "loads", "members", "of", "panic", "plain", "turns")
+
+    def __init__(self, levels: list[tuple[str, list[Instance]]], turns: SmoothWeighted) -> None:
+        self.labels = [label for label, _ in levels]
+        self.members = [[instance for instance in members if not instance.draining] for _, members in levels]
+        self.of = {instance.id: index for index, (_, members) in enumerate(levels) for instance in members}
+        loads = level_loads([_count(members) for members in self.members])
+        self.loads, self.panic = loads.healthy, loads.panic
+        self.plain = [all(instance.healthy and not instance.draining for instance in members) for _, members in levels]
+        self.turns = turns
+        turns.update(dict(zip(self.labels, self.loads, strict=True)))
+
+
+class LevelChooser:
+    """Keeps the turns of each kind of client and which levels are spilling; everything else is read each time."""
+
+    def __init__(self, rng: Random, order: Order | None = None) -> None:
+        self._rng = rng
+        self._order: Order = order or ByPriority()
+        self._views: dict[str, _View] = {}
+        self._turns: dict[str, SmoothWeighted] = {}
+        self._spilling: set[str] = set()
+        self._members: list[Instance] = []
+        self._flags: list[list[int]] = []
+        self._stamp: object = None
+        self._order_stamp = 0
+
+    def __repr__(self) -> str:
+        views = (
+            f"from {client or 'anywhere'}: {dict(zip(v.labels, v.loads, strict=True))}" for client, v in self._views.items()
+        )
+        return f"<LevelChooser {'; '.join(views)}; spilling: {sorted(self._spilling)}>"
+
+    def narrow(
+        self,
+        eligible: Sequence[Instance],
+        everyone: Sequence[Instance],
+        request: Request,
+        *,
+        point: float | None = None,
+        stamp: object = None,
+    ) -> tuple[str, Sequence[Instance]]:
+        """The label of the level that takes this request, and those of `eligible` that are in it; empty when nobody can.
+
+        `everyone`: all that are known, for the totals. `point`: 0 to 100, a session's own. `stamp`: anything that the
+        caller changes whenever it changes `everyone` or a flag of an instance; None: it is found out, for 0.1 us each.
+        """
+        self._notice(everyone, stamp)
+        view = self._view(request.region, everyone)
+        if not view.labels:
+            return "", ()
+        if len(view.labels) == 1:
+            return view.labels[0], _allowed(view, 0, eligible, whole=not self._order.by_client)
+        start = self._draw(view, point)
+        for index in self._places(view, start):
+            found = _allowed(view, index, eligible)
+            if found:
+                return view.labels[index], found
+        return "", ()
+
+    def _notice(self, everyone: Sequence[Instance], stamp: object) -> None:
+        """Throws the views away when what they were made from has changed."""
+        order_stamp = self._order.stamp
+        if stamp is not None and stamp == self._stamp and order_stamp == self._order_stamp:
+            return
+        members, flags = list(everyone), _flags(everyone)
+        if members != self._members or flags != self._flags or order_stamp != self._order_stamp:
+            self._views.clear()
+            self._members, self._flags = members, flags
+        self._stamp, self._order_stamp = stamp, order_stamp
+
+    def _view(self, region: str, everyone: Sequence[Instance]) -> _View:
+        client = region if self._order.by_client else ""
+        view = self._views.get(client)
+        if view is None:
+            turns = self._turns.pop(client, None) or SmoothWeighted({}, self._rng)
+            for held in (self._views, self._turns):
+                while len(held) >= MOST_VIEWS:
+                    del held[next(iter(held))]
+            self._turns[client] = turns
+            view = self._views[client] = _View(self._order.levels(everyone, region), turns)
+        return view
+
+    def _draw(self, view: _View, point: float | None) -> int:
+        if point is None:
+            label = view.turns.pick(view.labels)
+            return view.labels.index(label) if label is not None else 0
+        reached = 0
+        for index, load in enumerate(view.loads):
+            reached += load
+            if point < reached:
+                return index
+        return 0
+
+    def _places(self, view: _View, start: int) -> Iterator[int]:
+        """Where to look: from the drawn level down where there is room, then where there is not, then above."""
+        full = []
+        for index in range(start, len(view.labels)):
+            if self._is_full(view, index):
+                full.append(index)
+            else:
+                yield index
+        yield from full
+        yield from range(start)
+
+    def _is_full(self, view: _View, index: int) -> bool:
+        label = view.labels[index]
+        usable = [instance for instance in view.members[index] if instance.healthy or view.panic[index]]
+        rooms = [instance.capacity for instance in usable]
+        full = False
+        if usable and min(rooms) > 0:  # 0 is no limit
+            percent = 100 * sum([instance.load for instance in usable]) / sum(rooms)
+            full = percent >= ROOM_PERCENT if label in self._spilling else percent > FULL_PERCENT
+        if full:
+            self._spilling.add(label)
+        else:
+            self._spilling.discard(label)
+        return full
+
+
+def _flags(everyone: Sequence[Instance]) -> list[list[int]]:
+    """What levels are made from and may change while an instance lives; by columns, which is the cheapest way."""
+    return [
+        [instance.healthy for instance in everyone],
+        [instance.checked for instance in everyone],
+        [instance.draining for instance in everyone],
+        [instance.priority for instance in everyone],
+    ]
+
+
+def _allowed(view: _View, index: int, eligible: Sequence[Instance], whole: bool = False) -> Sequence[Instance]:
+    """Those of `eligible` in the level that may take something new. `whole`: there is no other level."""
+    if whole and view.plain[index]:
+        return eligible
+    of, panic = view.of, view.panic[index]
+    if view.plain[index]:
+        return [instance for instance in eligible if of.get(instance.id) == index]
+    return [
+        instance
+        for instance in eligible
+        if of.get(instance.id) == index and not instance.draining and (instance.healthy or panic)
+    ]
+
+
+def _count(members: Sequence[Instance]) -> Level:
+    unchecked = sum(not instance.checked for instance in members)
+    healthy = sum(instance.healthy and instance.checked for instance in members)
+    return Level(total=len(members), healthy=healthy, excluded=unchecked)
