@@ -11,9 +11,20 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from cluster.registry import Record
+from policies.weighted import weights_of
 
 if TYPE_CHECKING:
     from cluster.controller import Controller
+
+
+HEALTH_OF = {
+    "starting": "unknown",
+    "healthy": "healthy",
+    "unhealthy": "unhealthy",
+    "ejected": "unhealthy",
+    "draining": "healthy",
+    "stopped": "unknown",
+}
 
 
 class Admin:
@@ -128,12 +139,12 @@ class Admin:
             "node": known.node,
             "state": record.state,
             "health": {
-                "status": record.state if record.state in ("healthy", "unhealthy") else "unknown",
+                "status": HEALTH_OF[record.state],
                 "reason": record.reason,
                 "checked_at": record.checked_at,
             },
             "circuit": "closed",
-            "weight": 1,
+            "weight": self._weights(known.agent)[record.id],
             "connections": record.in_flight,
             "active_connections": controller.ledger.active(record.key),
             "requests": requests,
@@ -146,6 +157,10 @@ class Admin:
             "uptime_s": round(time.time() - known.started_at, 1),
             "pid": known.pid,
         }
+
+    def _weights(self, agent: str) -> dict[str, float]:
+        named = self._controller.settings.agents[agent].load_balancing.weighted
+        return weights_of(named, (record.id for record in self._controller.registry.of(agent)))
 
     def _load(self, agent: str) -> dict[str, Any]:
         controller = self._controller
@@ -175,6 +190,4 @@ class Admin:
 
 
 def _unknown(agent: str) -> Response:
-    return JSONResponse(
-        {"error": {"type": "unknown_agent", "message": f"there is no agent {agent!r}", "agent": agent}}, 404
-    )
+    return JSONResponse({"error": {"type": "unknown_agent", "message": f"there is no agent {agent!r}", "agent": agent}}, 404)

@@ -7,6 +7,7 @@ crash between two steps is repaired by the next round. Nothing on the request pa
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
@@ -42,13 +43,15 @@ class Controller:
     def __init__(self, args: dict[str, Any], folder: str, placement: Placement) -> None:
         self._placement = placement
         self._store = Store(Path(parse(args, Path(folder)).state_dir))
-        self._folder = folder
-        self._state = self._recover(args)
-        self.settings = parse(self._state.args, Path(folder))
+        self._state = self._recover(args, folder)
+        self.settings = parse(self._state.args, Path(self._state.folder))
         self._key = self._store.key()
+        self._session_keys = self._store.session_keys()
         self._epoch = secrets.token_hex(4)
         self._revision = 0
         self._news = asyncio.Condition()
+        self._hurry = asyncio.Event()
+        self._waiting: list[asyncio.Future[None]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self.registry = Registry(self._changed)
         self.registry.restore(self._state.instances)
@@ -110,7 +113,7 @@ class Controller:
                     await asyncio.wait_for(self._news.wait(), min(left, 0.5) if not self._settled() else left)
                 except asyncio.TimeoutError:
                     continue
-        return self.registry.view(self.settings, self._version(), self._key)
+        return self.registry.view(self.settings, self._version(), self._key, self._session_keys)
 
     async def observe(self, seen: Observation) -> None:
         """What a gateway saw since its last observation."""
@@ -126,23 +129,35 @@ class Controller:
     # --- what the command line calls ------------------------------------------------------------------------------
 
     async def apply(self, args: dict[str, Any], folder: str) -> None:
-        """The new desired state. Returns when it is remembered; what changed is acted on by the next round."""
+        """The new desired state. Returns when it is remembered and a round of reconciling has begun to act on it.
+
+        What could not start is tried again.
+        """
         settings = parse(args, Path(folder))
         if settings.admin != self.settings.admin:
             raise ValueError("admin: cannot change while SwiftClaw runs; use `swiftclaw down` first")
-        self._state.args = args
-        self._folder, self.settings = folder, settings
+        self._state.args, self._state.folder, self.settings = args, folder, settings
+        for app, seen in self.observed.items():
+            if seen.status == "DEPLOY_FAILED":
+                self._state.apps.pop(app, None)
         self._remember()
         self.problems.clear()
         self._changed()
+        await asyncio.wait_for(self._round(), 30)
 
     async def current(self) -> tuple[dict[str, Any], str]:
         """(args, folder) as they are desired now."""
-        return self._state.args, self._folder
+        return self._state.args, self._state.folder
+
+    async def rotate_session_key(self) -> None:
+        """Sign session tokens with a new key; those signed with the one before stay valid."""
+        self._session_keys = self._store.rotate_session_key(self._session_keys)
+        self._changed()
 
     async def stop_apps(self) -> list[str]:
         """Delete every app that was started; what remains is the Controller itself. Their names."""
         self._state.args = {**self._state.args, "agents": {}}
+        self._state.started_with = ""  # started again, the args win
         names = list(self._state.apps)
         for task in self._tasks:
             task.cancel()
@@ -165,15 +180,15 @@ class Controller:
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
-    def _recover(self, args: dict[str, Any]) -> State:
+    def _recover(self, args: dict[str, Any], folder: str) -> State:
         """The remembered state if it is of this Ray cluster; the args win when they are not those of last time."""
-        digest = hashlib.sha256(json.dumps([args, self._folder], sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps([args, folder], sort_keys=True).encode()).hexdigest()
         cluster = ray.get_runtime_context().get_node_id()
         state = self._store.load()
         if state is None or state.ray_cluster != cluster:
             state = State(ray_cluster=cluster)
         if state.started_with != digest:
-            state.args, state.started_with = args, digest
+            state.args, state.folder, state.started_with = args, folder, digest
         self._store.save(state)
         return state
 
@@ -220,13 +235,26 @@ class Controller:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    async def _round(self) -> None:
+        """Wait for a round that begins after now."""
+        waited = asyncio.get_running_loop().create_future()
+        self._waiting.append(waited)
+        self._hurry.set()
+        await waited
+
     async def _reconcile_for_ever(self) -> None:
         while True:
+            self._hurry.clear()
+            waiting, self._waiting = self._waiting, []
             try:
                 await self._reconcile()
             except Exception:  # the next round tries again
                 log.exception("a round of reconciling failed")
-            await asyncio.sleep(RECONCILE_EVERY_S)
+            for waited in waiting:
+                if not waited.done():
+                    waited.set_result(None)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._hurry.wait(), RECONCILE_EVERY_S)
 
     async def _reconcile(self) -> None:
         self.observed = await self._placement.running()
@@ -255,7 +283,7 @@ class Controller:
 
     def _adopt(self, names: Iterable[str], desired: Mapping[str, Any]) -> None:
         for name in names:
-            if name not in self._state.apps:
+            if name not in self._state.apps and self.observed[name].status != "DEPLOY_FAILED":
                 self._state.apps[name] = desired[name].remembered()
 
     async def _delete(self, app: str) -> None:

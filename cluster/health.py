@@ -70,7 +70,7 @@ class Watch:
             except (aiohttp.ClientError, ConnectionError, ValueError) as error:
                 log.info("%s: the watch broke: %r", record.id, error)
             except asyncio.TimeoutError:
-                self._registry.mark(replica, "unhealthy", f"has not answered for {SILENCE_S:g} s")
+                self._registry.mark(replica, "ejected", f"has not answered for {SILENCE_S:g} s")
             if time.monotonic() - heard > GONE_S:
                 return self._gone(record)
             await asyncio.sleep(0.05)

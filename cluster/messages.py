@@ -11,13 +11,15 @@ from cluster.config import AgentSettings, GatewaySettings, Http
 
 # Headers that never leave the cluster: set by a gateway for an instance or by an instance for a gateway.
 KEY_HEADER = b"x-swiftclaw-key"  # the secret by which an instance knows a gateway
-LOAD_HEADER = b"x-swiftclaw-load"  # "<in flight> <cpu percent>" of the answering instance
+SESSION_HEADER = b"x-swiftclaw-session"  # the session's name, percent-encoded
+LOAD_HEADER = b"x-swiftclaw-load"  # "<in flight> <in flight on arrival> <cpu percent>" of the answering instance
 REFUSED_HEADER = b"x-swiftclaw-not-executed"  # the instance refused before it began: safe to ask another
 
 # Where an instance answers what; the mounted app has a prefix of its own, so that the two cannot collide.
 MESSAGES_PATH = "/messages"
 CHAT_PATH = "/chat"
 WATCH_PATH = "/-/watch"
+PING_PATH = "/-/ping"
 APP_PREFIX = "/app"
 
 
@@ -71,6 +73,7 @@ class Member:
     region: str
     priority: int
     state: str  # starting | healthy | unhealthy | ejected | draining | stopped
+    started_at: float = 0.0  # seconds since the epoch
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,10 @@ class Snapshot:
     key: str
     http: Http
     agents: dict[str, AgentView]
+    session_keys: tuple[str, ...]  # hexadecimal; the first signs, all verify
+    client_regions: dict[str, str] = field(default_factory=dict)
+    trusted_proxies: tuple[str, ...] = ()
+    distances_ms: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

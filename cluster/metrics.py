@@ -234,9 +234,7 @@ class Ledger:
         active = GaugeMetricFamily("swiftclaw_active_connections", "Requests in flight.", labels=LABELS)
         up = GaugeMetricFamily("swiftclaw_instance_up", "1 when it may take requests.", labels=LABELS)
         cpu = GaugeMetricFamily("swiftclaw_instance_cpu_percent", "Of one core.", labels=LABELS)
-        states = GaugeMetricFamily(
-            "swiftclaw_instances", "Instances by state.", labels=("agent", "version", "region", "state")
-        )
+        states = GaugeMetricFamily("swiftclaw_instances", "Instances by state.", labels=("agent", "version", "region", "state"))
         desired = GaugeMetricFamily(
             "swiftclaw_desired_instances", "Instances that should run.", labels=("agent", "version", "region")
         )

@@ -59,9 +59,7 @@ def app_name(agent: str, version: str, region: str) -> str:
 
 def labelled_regions(nodes: Iterable[Mapping[str, Any]]) -> set[str]:
     """Regions for which a living Ray node carries the label (`ray.nodes()` as input)."""
-    return {
-        node["Labels"][REGION_LABEL] for node in nodes if node["Alive"] and REGION_LABEL in (node.get("Labels") or {})
-    }
+    return {node["Labels"][REGION_LABEL] for node in nodes if node["Alive"] and REGION_LABEL in (node.get("Labels") or {})}
 
 
 def desired_apps(settings: Settings, labelled: set[str]) -> dict[str, AppSpec]:
@@ -69,9 +67,7 @@ def desired_apps(settings: Settings, labelled: set[str]) -> dict[str, AppSpec]:
     apps: dict[str, AppSpec] = {}
     for gateway in settings.gateways:
         name = f"gateway.{gateway.region}"
-        apps[name] = AppSpec(
-            name, "gateway", gateway.region, gateway.replicas, gateway, 0, 0, bool(labelled), drain_s=10
-        )
+        apps[name] = AppSpec(name, "gateway", gateway.region, gateway.replicas, gateway, 0, 0, bool(labelled), drain_s=10)
     for agent in settings.agents.values():
         for region, wanted in agent.regions.items():
             name = app_name(agent.name, agent.version, region)
@@ -105,7 +101,8 @@ def plan(
         if running.get(name) == "DELETING":
             continue  # started again once it is gone
         known = remembered.get(name)
-        if name not in running or (known is not None and known["identity"] != spec.identity):
+        failed = known is None and running.get(name) == "DEPLOY_FAILED"
+        if failed or name not in running or (known is not None and known["identity"] != spec.identity):
             actions.append(Action("start", name, spec))
         elif known is not None and known["replicas"] != spec.replicas:
             actions.append(Action("scale", name, spec))
@@ -134,7 +131,13 @@ class Placement:
 
     async def running(self) -> dict[str, AppStatus]:
         status = await asyncio.to_thread(serve.status)
-        return {name: AppStatus(app.status.value, app.message) for name, app in status.applications.items()}
+        return {
+            name: AppStatus(
+                app.status.value,
+                " ".join([app.message, *(one.message for one in app.deployments.values() if one.message)]).strip(),
+            )
+            for name, app in status.applications.items()
+        }
 
     async def start(self, specs: list[AppSpec]) -> None:
         """Returns when Serve knows of them, not when they run."""

@@ -94,7 +94,7 @@ class Registry:
             registration = Registration(**entry["registration"])
             self._records[registration.replica] = Record(entry["id"], registration, entry["state"])
 
-    def view(self, settings: Settings, version: str, key: str) -> Snapshot:
+    def view(self, settings: Settings, version: str, key: str, session_keys: tuple[str, ...]) -> Snapshot:
         """What gateways are told."""
         agents = {}
         for name, agent in settings.agents.items():
@@ -106,7 +106,16 @@ class Registry:
                 session_affinity=code_says if file_says is None else file_says,
                 members=tuple(_member(record, settings) for record in records),
             )
-        return Snapshot(version=version, key=key, http=settings.http, agents=agents)
+        return Snapshot(
+            version=version,
+            key=key,
+            http=settings.http,
+            agents=agents,
+            session_keys=session_keys,
+            client_regions=settings.client_regions,
+            trusted_proxies=settings.trusted_proxies,
+            distances_ms=settings.distances_ms,
+        )
 
 
 def _member(record: Record, settings: Settings) -> Member:
@@ -121,6 +130,7 @@ def _member(record: Record, settings: Settings) -> Member:
         region=known.region,
         priority=region.priority if region else 1,
         state=record.state,
+        started_at=known.started_at,
     )
 
 

@@ -25,6 +25,7 @@ class State:
     ray_cluster: str = ""  # another cluster's instances mean nothing here
     started_with: str = ""  # digest of the args the Serve app was started with: others on a restart win
     args: dict[str, Any] = field(default_factory=dict)
+    folder: str = ""  # what relative paths and imports in `args` are relative to
     apps: dict[str, dict[str, Any]] = field(default_factory=dict)  # Serve app -> what it was started with
     instances: list[dict[str, Any]] = field(default_factory=list)
 
@@ -63,6 +64,20 @@ class Store:
         except FileNotFoundError:
             write_private(file, secrets.token_hex(32))
             return file.read_text("ascii").strip()
+
+    def session_keys(self) -> tuple[str, ...]:
+        """What session tokens are signed with: the newest first, older ones still verify. Readable by the owner only."""
+        file = self._folder / "session-keys"
+        try:
+            return tuple(file.read_text("ascii").split())
+        except FileNotFoundError:
+            return self.rotate_session_key(())
+
+    def rotate_session_key(self, old: tuple[str, ...]) -> tuple[str, ...]:
+        """A new key in front; the one before it is the last that is still accepted."""
+        keys = (secrets.token_hex(32), *old[:1])
+        write_private(self._folder / "session-keys", "\n".join(keys) + "\n")
+        return keys
 
 
 def write_private(file: Path, content: str) -> None:

@@ -14,6 +14,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, MutableMapping
 from typing import Any
+from urllib.parse import unquote
 
 from cluster.messages import (
     APP_PREFIX,
@@ -21,7 +22,9 @@ from cluster.messages import (
     KEY_HEADER,
     LOAD_HEADER,
     MESSAGES_PATH,
+    PING_PATH,
     REFUSED_HEADER,
+    SESSION_HEADER,
     WATCH_PATH,
     Admission,
     InstanceSpec,
@@ -68,20 +71,24 @@ class Answering:
         if path == WATCH_PATH:
             await self._watch(receive, send)
             return
+        if path == PING_PATH:
+            await _empty(send, 204)
+            return
         scope["headers"] = [(name, value) for name, value in headers if name != KEY_HEADER]
+        on_arrival = self.in_flight
         self.in_flight += 1
         try:
-            await self._serve(scope, receive, self._with_load(send), path)
+            await self._serve(scope, receive, self._with_load(send, on_arrival), path)
         finally:
             self.in_flight -= 1
 
     def _is_gateway(self, headers: list[tuple[bytes, bytes]]) -> bool:
         return any(name == KEY_HEADER and hmac.compare_digest(value, self._key) for name, value in headers)
 
-    def _with_load(self, send: Send) -> Send:
+    def _with_load(self, send: Send, on_arrival: int) -> Send:
         async def sending(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
-                load = b"%d %d" % (self.in_flight, self.cpu_percent)
+                load = b"%d %d %d" % (self.in_flight, on_arrival, self.cpu_percent)
                 message = {**message, "headers": [*message.get("headers", ()), (LOAD_HEADER, load)]}
             await send(message)
 
@@ -169,9 +176,7 @@ class Answering:
         """Server-sent events. An exception after the first one becomes `event: error`."""
         async with contextlib.aclosing(chunks):
             first = await anext(chunks, None)  # an exception before this is an ordinary 500
-            await exchange.start(
-                200, [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
-            )
+            await exchange.start(200, [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")])
             if first is not None:
                 await exchange.write(_event(first), more=True)
             async for chunk in chunks:
@@ -183,7 +188,8 @@ class Answering:
         scope = exchange.scope
         prefix = len(APP_PREFIX)
         scope["path"], scope["raw_path"] = scope["path"][prefix:], scope["raw_path"][prefix:]
-        scope["headers"] = [*scope["headers"], (b"x-forwarded-prefix", f"/agents/{self._spec.agent}".encode())]
+        kept = [(name, value) for name, value in scope["headers"] if name != SESSION_HEADER]
+        scope["headers"] = [*kept, (b"x-forwarded-prefix", f"/agents/{self._spec.agent}".encode())]
 
         async def send(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
@@ -209,8 +215,8 @@ class Answering:
             await exchange.write(b"event: error\n" + _event(exchange.error(error)), more=False)
 
     def _session(self, exchange: Exchange, from_body: str | None) -> str | None:
-        told = exchange.header(b"x-swiftclaw-session")
-        return told.decode("latin-1") if told else from_body
+        told = exchange.header(SESSION_HEADER)
+        return unquote(told.decode("latin-1")) if told else from_body
 
     def _info(self, exchange: Exchange, body: dict[str, object]) -> RequestInfo:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in exchange.headers}
@@ -218,9 +224,7 @@ class Answering:
 
     async def _watch(self, receive: Receive, send: Send) -> None:
         """A line a second, and at once when something changes, for as long as the Controller listens."""
-        await send(
-            {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/x-ndjson")]}
-        )
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/x-ndjson")]})
         left = asyncio.ensure_future(_disconnected(receive))
         self.watched += 1
         try:
@@ -247,7 +251,11 @@ async def _forbid(scope: Scope, send: Send) -> None:
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008})
         return
-    await send({"type": "http.response.start", "status": 403, "headers": [(b"content-length", b"0")]})
+    await _empty(send, 403)
+
+
+async def _empty(send: Send, status: int) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
     await send({"type": "http.response.body", "body": b""})
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cluster.config import parse
 from ray import serve
 
+from cluster.config import parse
 from cluster.controller import Controller
-from cluster.placement import Placement
+from cluster.placement import QUIET, Placement
 from deployments.gateway import Gateway
 from deployments.instance import Instance
 
@@ -42,5 +42,6 @@ def build(args: dict[str, Any]) -> serve.Application:
         health_check_timeout_s=30,
         graceful_shutdown_timeout_s=10,
         graceful_shutdown_wait_loop_s=0.1,
+        logging_config=QUIET,
     )
     return controller.bind(args, folder)

@@ -11,9 +11,9 @@ import math
 from typing import Any
 
 from cluster.messages import APP_PREFIX, CHAT_PATH, MESSAGES_PATH
-from deployments import openai
+from deployments import openai, sessions
 from deployments.exchange import READ_AHEAD, ClientGone, Exchange, Receive, Scope, Send
-from deployments.forward import Forwarder, end_broken
+from deployments.forward import Body, Call, Forwarder, end_broken
 from deployments.routing import Pool, Routing
 from deployments.upstream import Upstream
 from deployments.websocket import WebSocketForwarder
@@ -74,13 +74,12 @@ class Edge:
         pool, rest = self._addressed(exchange)
         if rest == b"/messages":
             _only(exchange, "POST")
-            await self._forwarder.http(
-                exchange, pool, self._request(exchange, pool), MESSAGES_PATH, await exchange.body()
-            )
-            return
-        await self._forwarder.http(
-            exchange, pool, self._request(exchange, pool), _app_path(exchange, rest), await exchange.body()
-        )
+            body = await exchange.body(ahead=True)
+            named = sessions.in_message(exchange.prefix) if pool.affinity else None
+            await self._forwarder.http(self._call(exchange, pool, MESSAGES_PATH, body, named))
+        else:
+            body = await exchange.body()
+            await self._forwarder.http(self._call(exchange, pool, _app_path(exchange, rest), body))
 
     async def _chat(self, exchange: Exchange) -> None:
         """The model names the agent, so the whole body is read: clients may put `model` behind long messages."""
@@ -94,7 +93,7 @@ class Edge:
         if not isinstance(asked, dict) or not isinstance(asked.get("model"), str):
             raise BadRequest("model: must be the name of an agent")
         pool = self._routing.pool(asked["model"])
-        await self._forwarder.http(exchange, pool, self._request(exchange, pool), CHAT_PATH, body)
+        await self._forwarder.http(self._call(exchange, pool, CHAT_PATH, body, sessions.in_chat(asked)))
 
     async def _models(self, exchange: Exchange) -> None:
         _only(exchange, "GET", "HEAD")
@@ -109,15 +108,28 @@ class Edge:
         if not exchange.path.startswith(b"/agents/"):
             raise NotFound("no WebSocket is served here")
         pool, rest = self._addressed(exchange)
-        await self._websockets.serve(exchange, pool, self._request(exchange, pool), _app_path(exchange, rest))
+        await self._websockets.serve(self._call(exchange, pool, _app_path(exchange, rest)))
 
     def _addressed(self, exchange: Exchange) -> tuple[Pool, bytes]:
         """`/agents/NAME/rest` -> the agent's pool and `/rest`."""
         name, slash, rest = exchange.path[len(b"/agents/") :].partition(b"/")
         return self._routing.pool(name.decode("latin-1")), slash + rest
 
-    def _request(self, exchange: Exchange, pool: Pool) -> Request:
-        return Request(agent=pool.name, region=self._region, now=exchange.started_at)
+    def _call(self, exchange: Exchange, pool: Pool, path: str, body: Body = None, in_body: str | None = None) -> Call:
+        """Everything about the request that a choice may depend on."""
+        clients, client = self._routing.clients, exchange.scope.get("client")
+        peer = client[0] if client else None
+        address = clients.address(peer, exchange.headers)
+        session = sessions.resolve(exchange, pool, in_body, address)
+        region = clients.region(peer, exchange.headers) if pool.by_client else None
+        request = Request(
+            agent=pool.name,
+            session=session.name,
+            region=region or self._region,
+            now=exchange.started_at,
+            pin=session.token.instance if session.token else None,
+        )
+        return Call(exchange, pool, request, path, body, session)
 
     async def _refuse(self, exchange: Exchange, error: SwiftClawError) -> None:
         status = STATUS[error.type]

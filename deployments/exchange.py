@@ -46,12 +46,14 @@ class Exchange:
         self.started = False  # the answer's head is out
         self.status = 0
         self.event_stream = False
+        self.prefix = b""  # as much of the body as has been read before an instance was chosen
         given = self.header(b"x-request-id")
         self.request_id = given.decode() if given and _GOOD_ID.fullmatch(given) else f"{getrandbits(128):032x}"
         self._body_done = False
         self._task: asyncio.Task[Any] | None = None
         self._watch: asyncio.Task[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._ends_at = 0.0
         self._interrupted: type[Exception] | None = None
         self.body_failure: Exception | None = None  # why a streamed body ended early
 
@@ -78,15 +80,30 @@ class Exchange:
             raise PayloadTooLarge(f"the body has {length} bytes; at most {self._max_body} are allowed")
         return length
 
-    async def body(self) -> bytes | AsyncIterator[bytes] | None:
-        """Small bodies whole (so that the request can be sent again), large or unknown ones as a stream."""
+    async def body(self, *, ahead: bool = False) -> bytes | AsyncIterator[bytes] | None:
+        """Small bodies whole (so that the request can be sent again), large or unknown ones as a stream.
+
+        `ahead`: read the beginning of a stream into `prefix` first, and all of it if it turns out to be small.
+        """
         length = self.declared_length
         if length == 0:
             await self._piece()
             return None
-        if length is None or length > READ_AHEAD:
+        if length is not None and length <= READ_AHEAD:
+            self.prefix = await self.whole_body()
+            return self.prefix
+        if not ahead:
             return self._pieces()
-        return await self.whole_body()
+        first = bytearray()
+        while len(first) < READ_AHEAD and not self._body_done:
+            first += (await self._piece())[0]
+        self.prefix = bytes(first)
+        return self.prefix if self._body_done else self._after(self.prefix)
+
+    async def _after(self, first: bytes) -> AsyncIterator[bytes]:
+        yield first
+        async for piece in self._pieces(len(first)):
+            yield piece
 
     async def whole_body(self) -> bytes:
         """All of it in memory, up to the body limit."""
@@ -134,7 +151,12 @@ class Exchange:
 
     def deadline(self, seconds: float) -> None:
         """Set, or set anew, how long it may take from now."""
-        self._ends_at = time.monotonic() + seconds
+        now = time.monotonic()
+        earlier = now + seconds < self._ends_at
+        self._ends_at = now + seconds
+        if self._timer is not None and earlier:
+            self._timer.cancel()
+            self._timer = None
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(seconds, self._tick)
 
@@ -186,9 +208,7 @@ class Exchange:
     async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.started = True
         self.status = status
-        self.event_stream = any(
-            name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers
-        )
+        self.event_stream = any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def write(self, piece: bytes, more: bool) -> None:

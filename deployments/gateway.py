@@ -13,13 +13,14 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import ray
-from cluster.config import GatewaySettings
 from ray import serve
 
+from cluster.config import GatewaySettings
 from cluster.listener import Listener, PortInUse, bind
 from cluster.messages import Hello
 from deployments.edge import Edge
 from deployments.inside import InsideCall, events
+from deployments.measuring import measure_for_ever
 from deployments.routing import Routing
 from deployments.upstream import Upstream
 
@@ -49,6 +50,7 @@ class Gateway:
         self._listener = Listener(self._edge, listening, date=True)
         self._informed = asyncio.Event()
         self._tasks = [asyncio.create_task(self._listen_for_news()), asyncio.create_task(self._tell())]
+        self._tasks.append(asyncio.create_task(measure_for_ever(self._routing, self._upstream, settings.region)))
         try:
             await asyncio.wait_for(self._informed.wait(), FIRST_NEWS_S)
         except asyncio.TimeoutError:

@@ -9,10 +9,10 @@ from typing import Any
 import aiohttp
 
 from deployments.exchange import Exchange, Receive, Send
-from deployments.forward import CLIENT_GONE, Forwarder
-from deployments.routing import Pool, Routing
+from deployments.forward import Call, Forwarder
+from deployments.routing import CLIENT_GONE, Routing
+from deployments.sessions import set_cookie
 from deployments.upstream import BrokeOff, NotConnected, Upstream
-from policies.base import Request
 from policies.errors import InstanceFailed
 
 GOING_AWAY, INTERNAL_ERROR, NO_STATUS = 1001, 1011, 1005
@@ -24,36 +24,26 @@ class WebSocketForwarder:
     def __init__(self, routing: Routing, upstream: Upstream, forwarder: Forwarder) -> None:
         self._routing, self._upstream, self._forwarder = routing, upstream, forwarder
 
-    async def serve(self, exchange: Exchange, pool: Pool, request: Request, path: str) -> None:
+    async def serve(self, call: Call) -> None:
         """Raises SwiftClawError before the handshake is answered."""
+        exchange, pool = call.exchange, call.pool
         await exchange.receive()  # websocket.connect
-        headers = [
-            (name, value)
-            for name, value in self._forwarder.request_headers(exchange, request)
-            if not name.startswith("sec-websocket-")
-        ]
+        headers = [(name, value) for name, value in self._forwarder.headers(call) if not name.startswith("sec-websocket-")]
         protocols: list[str] = exchange.scope.get("subprotocols") or []
         tried: set[str] = set()
         while True:
-            lease = pool.choose(request, tried)
+            lease = pool.choose(call.request, tried)
             member, code = lease.backend.member, CLIENT_GONE
             try:
-                socket = await self._upstream.websocket(member.host, member.port, path, headers, protocols)
+                socket = await self._upstream.websocket(member.host, member.port, call.path, headers, protocols)
                 lease.heard(time.monotonic(), None)
                 code = 101
                 async with socket:
-                    await exchange.send(
-                        {
-                            "type": "websocket.accept",
-                            "subprotocol": socket.protocol,
-                            "headers": [
-                                (b"x-request-id", exchange.request_id.encode()),
-                                (b"x-swiftclaw-instance", member.id.encode()),
-                                (b"x-swiftclaw-version", member.version.encode()),
-                                (b"x-swiftclaw-region", member.region.encode()),
-                            ],
-                        }
-                    )
+                    accepted = [(b"x-request-id", exchange.request_id.encode()), *lease.backend.told]
+                    cookie = set_cookie(exchange, pool, call.request, call.session)
+                    if cookie is not None:
+                        accepted.append((b"set-cookie", cookie))
+                    await exchange.send({"type": "websocket.accept", "subprotocol": socket.protocol, "headers": accepted})
                     await _pump_both(exchange.receive, exchange.send, socket, pool.settings.timeouts.idle_s)
                 return
             except NotConnected:

@@ -27,6 +27,11 @@ class Distances:
         self._measured: dict[tuple[str, str], float] = {}
         self.stamp = 0  # changes whenever an answer may have changed
 
+    def configure(self, configured: Mapping[str, Mapping[str, float]]) -> None:
+        """Other configured distances; measured ones are kept."""
+        self._configured = configured
+        self.stamp += 1
+
     def measured(self, here: str, there: str, ms: float) -> None:
         """Takes over a round-trip time; the caller smooths."""
         pair = (min(here, there), max(here, there))

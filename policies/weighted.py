@@ -19,6 +19,12 @@ from random import Random
 PHASE_STEPS = 4096  # the most additions that finding a random phase may cost
 
 
+def weights_of(named: Mapping[str, float], names: Iterable[str]) -> dict[str, float]:
+    """A weight for each of `names`: its own, or the mean of all that are named; 1 for everybody when none is."""
+    mean = sum(named.values()) / len(named) if named else 1.0
+    return {name: named.get(name, mean) for name in names}
+
+
 class SmoothWeighted:
     """Picks among names by weight. `rng=None`: phase 0, ties go to the first in the order of `weights`."""
 

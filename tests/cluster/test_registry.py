@@ -88,8 +88,8 @@ def test_the_view_has_every_agents_settings_members_and_priorities() -> None:
     registry.admit(registration("x", region="eu", session_affinity=True))
     registry.admit(registration("y", agent="b", session_affinity=True))
     registry.mark("x", "healthy")
-    view = registry.view(settings, "7", "secret")
-    assert (view.version, view.key) == ("7", "secret")
+    view = registry.view(settings, "7", "secret", ("k",))
+    assert (view.version, view.key, view.session_keys) == ("7", "secret", ("k",))
     member = view.agents["a"].members[0]
     assert (member.id, member.region, member.priority, member.state) == ("instance-1", "eu", 2, "healthy")
     assert view.agents["a"].session_affinity, "the agent's code asks for it and the file is silent"

@@ -9,7 +9,7 @@ from cluster.state import State, Store
 
 
 def test_a_saved_state_is_loaded_as_it_was(tmp_path: Path) -> None:
-    state = State("c", "d", {"agents": {}}, {"app": {"identity": "x", "replicas": 1}}, [{"id": "instance-1"}])
+    state = State("c", "d", {"agents": {}}, "/folder", {"app": {"identity": "x", "replicas": 1}}, [{"id": "instance-1"}])
     Store(tmp_path / "new" / "folder").save(state)
     assert Store(tmp_path / "new" / "folder").load() == state
 

@@ -34,6 +34,8 @@ class DataPlane:
     hosts: dict[str, Answering] = field(default_factory=dict)
     listeners: dict[str, Listener] = field(default_factory=dict)
     revision: int = 0
+    args: dict[str, Any] = field(default_factory=dict)
+    session_keys: tuple[str, ...] = ("11" * 32,)
 
     async def start(self) -> None:
         self.routing = Routing(Random(1))
@@ -52,7 +54,9 @@ class DataPlane:
         for name in list(self.listeners):
             await self.end(name)
 
-    async def add(self, agent: Agent, count: int = 1, region: str = "local", version: str = "v1") -> list[str]:
+    async def add(
+        self, agent: Agent, count: int = 1, region: str = "local", version: str = "v1", priority: int = 1
+    ) -> list[str]:
         """Start instances; their names."""
         names = []
         for _ in range(count):
@@ -61,7 +65,7 @@ class DataPlane:
             host = Answering(agent, spec, Admission(name, KEY), replica=f"{agent.name}-{name}")
             listener = Listener(host, bind("127.0.0.1", 0), grace_s=0)
             await listener.start()
-            member = Member(name, f"{agent.name}-{name}", "127.0.0.1", listener.port, version, region, 1, "healthy")
+            member = Member(name, f"{agent.name}-{name}", "127.0.0.1", listener.port, version, region, priority, "healthy")
             self.members.setdefault(agent.name, []).append(member)
             self.hosts[member.replica] = host
             self.listeners[member.replica] = listener
@@ -80,12 +84,24 @@ class DataPlane:
     def announce(self) -> None:
         self.revision += 1
         agents = {name: {"agent": "tests:agent", **self.blocks.get(name, {})} for name in self.members}
-        settings = parse({"agents": agents, "http": self.http}, Path("/"))
+        settings = parse({"agents": agents, "http": self.http, **self.args}, Path("/"))
         views = {
-            name: AgentView(settings.agents[name], session_affinity=False, members=tuple(members))
+            name: AgentView(
+                settings.agents[name], bool(settings.agents[name].load_balancing.session_affinity.enabled), tuple(members)
+            )
             for name, members in self.members.items()
         }
-        self.routing.apply(Snapshot(str(self.revision), KEY, settings.http, views))
+        snapshot = Snapshot(
+            version=str(self.revision),
+            key=KEY,
+            http=settings.http,
+            agents=views,
+            session_keys=self.session_keys,
+            client_regions=settings.client_regions,
+            trusted_proxies=settings.trusted_proxies,
+            distances_ms=settings.distances_ms,
+        )
+        self.routing.apply(snapshot)
 
     def active(self) -> int:
         """Requests in flight as the gateway counts them, and as the instances do."""

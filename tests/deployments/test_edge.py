@@ -176,7 +176,7 @@ class TestTheUsersCodeFails:
             raise ValueError("a secret detail")
 
         await plane.add(agent)
-        status, answer, headers = await post(plane, "bad", {"message": "hi"}, headers={"x-request-id": "find-me"})
+        status, answer, _ = await post(plane, "bad", {"message": "hi"}, headers={"x-request-id": "find-me"})
         assert (status, answer["error"]["type"], answer["error"]["agent"]) == (500, "agent_error", "bad")
         assert answer["error"]["request_id"] == "find-me"
         assert "secret" not in json.dumps(answer) and "Traceback" not in json.dumps(answer)

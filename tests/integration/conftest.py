@@ -73,7 +73,7 @@ class Cluster:
     @property
     def environment(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SWIFTCLAW_"))}
-        # "local": a cluster of its own, whatever else runs here. Paths of Unix sockets are short: Ray's own folder cannot be deep.
+        # "local": a cluster of its own, whatever else runs here. Ray's folder cannot be deep: paths of sockets are short.
         return {**kept, "RAY_TMPDIR": str(self.folder), "RAY_ADDRESS": "local", "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
 
     def write(self, agents: dict[str, Any], *, replicas: int = 2, **args: Any) -> None:
