@@ -78,15 +78,10 @@ __all__ = [
 ANY = "any value"
 NOT_ACTED_ON: dict[str, object] = {  # path -> the values that nothing acts on yet
     "gateways.*.tls": ANY,
-    "clientRegions": ANY,
-    "trustedProxies": ANY,
-    "distances": ANY,
-    "agents.*.loadBalancing.strategy": ("least-connections", "response-time", "geographic"),
-    "agents.*.loadBalancing.weighted": ANY,
-    "agents.*.loadBalancing.sessionAffinity.enabled": (True,),
-    "agents.*.loadBalancing.slowStart": ANY,
     "agents.*.healthCheck": ANY,
-    "agents.*.limits": ANY,
+    "agents.*.limits.maxConnections": ANY,
+    "agents.*.limits.maxConnectionsPerInstance": ANY,
+    "agents.*.limits.connectionTimeout": ANY,
     "agents.*.rateLimit.enabled": (True,),
     "agents.*.circuitBreaker": ANY,
     "agents.*.retry": ANY,

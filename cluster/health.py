@@ -67,10 +67,10 @@ class Watch:
                         self._learn(record, json.loads(line))
             except (aiohttp.ClientConnectorError, ConnectionRefusedError):
                 return self._gone(record)
+            except asyncio.TimeoutError:  # before ClientError: aiohttp's time-outs are both
+                self._registry.mark(replica, "ejected", f"has not answered for {SILENCE_S:g} s")
             except (aiohttp.ClientError, ConnectionError, ValueError) as error:
                 log.info("%s: the watch broke: %r", record.id, error)
-            except asyncio.TimeoutError:
-                self._registry.mark(replica, "ejected", f"has not answered for {SILENCE_S:g} s")
             if time.monotonic() - heard > GONE_S:
                 return self._gone(record)
             await asyncio.sleep(0.05)

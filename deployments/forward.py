@@ -82,7 +82,9 @@ class Forwarder:
         code: int | None = CLIENT_GONE
         answer: Answer | None = None
         try:
-            answer = await self._upstream.request(exchange.method, member.host, member.port, call.path, sent, call.body)
+            answer = await self._upstream.request(
+                exchange.method, member.host, member.port, call.path, sent, call.body, pool.settings.timeouts.connection_s
+            )
             head = headers.from_instance(answer.status, answer.headers)
             if head.refused:
                 code = None

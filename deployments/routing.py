@@ -18,6 +18,7 @@ from policies.base import Instance, Options, Request
 from policies.chooser import Chooser
 from policies.distance import Distances
 from policies.errors import STATUS, NoHealthyInstance, SwiftClawError, UnknownAgent
+from policies.load_view import LoadView
 from policies.session_token import Tokens
 from policies.slow_start import warm_weights
 from policies.slowness import Slowness
@@ -68,17 +69,17 @@ class Lease:
     def __init__(self, pool: Pool, backend: Backend, now: float) -> None:
         self.pool, self.backend, self.started_at = pool, backend, now
         self.first_byte_at: float | None = None
-        self._arrival = backend.instance.load
+        self._arrival = int(backend.instance.load)
         self._open = True
         backend.tally.active += 1
-        backend.instance.load += 1
+        pool.loads.sent(backend.instance)
 
     def heard(self, now: float, report: Report | None) -> None:
         """The head of the answer is here, with the instance's own report of its load if there is one."""
         self.first_byte_at = now
         if report is not None:
             self._arrival = report.on_arrival
-            self.backend.instance.load = max(report.in_flight, self.backend.tally.active)
+            self.pool.loads.reported(self.backend.instance, report.in_flight, now)
 
     def release(self, code: int | None, now: float) -> None:
         """`code` None: not to be counted (the request goes on elsewhere)."""
@@ -87,7 +88,7 @@ class Lease:
         self._open = False
         tally, instance = self.backend.tally, self.backend.instance
         tally.active -= 1
-        instance.load = max(instance.load - 1, tally.active)
+        self.pool.loads.done(instance)
         if code is None:
             return
         first_byte_s = None if self.first_byte_at is None else self.first_byte_at - self.started_at
@@ -95,6 +96,8 @@ class Lease:
         if code != CLIENT_GONE:
             seconds = now - self.started_at if first_byte_s is None else first_byte_s
             self.pool.slowness.record(instance.id, self._arrival, seconds, now, failed=code >= 500)
+            if code < 500:
+                self.pool.loads.answered(now - self.started_at)
 
 
 class Report(NamedTuple):
@@ -113,6 +116,7 @@ class Pool:
         self._chooser = Chooser(view.settings.load_balancing.strategy, rng)
         self._revision = 0
         self.slowness = Slowness()
+        self.loads = LoadView()
         self.describe(view, distances, keys)
 
     def describe(self, view: AgentView, distances: Distances, keys: Sequence[bytes]) -> None:
@@ -141,6 +145,9 @@ class Pool:
                 self.slowness.forget(member.id)
             backend.describe(member, capacity)
             self._backends[member.replica] = backend
+        for replica, backend in known.items():
+            if replica not in self._backends:
+                self.loads.forget(backend.instance)
         self._by_id = {backend.member.id: backend for backend in self._backends.values()}
         self._everyone = [backend.instance for backend in self._by_id.values()]
         self._reachable = [
@@ -160,6 +167,7 @@ class Pool:
             self._refresh(now)
         if not self.ready:  # a panic needs somebody who is well, or nobody would ever be told that all are ill
             raise self._nobody()
+        self.loads.refresh(self._everyone, now)
         eligible = self._reachable
         if tried or self._suspects:
             eligible = [instance for instance in eligible if instance.id not in tried and not self._is_suspect(instance, now)]

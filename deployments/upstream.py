@@ -7,6 +7,7 @@ HTTP client can be exchanged. aiohttp, because it streams both ways with back-pr
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import aiohttp
@@ -60,11 +61,11 @@ class Answer:
 class Upstream:
     """The pool. Made inside a running event loop."""
 
-    def __init__(self, connect_timeout_s: float = 10) -> None:
+    def __init__(self) -> None:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_CONNECTION_S, use_dns_cache=False),
             cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s),
+            timeout=aiohttp.ClientTimeout(total=None),
             auto_decompress=False,
             raise_for_status=False,
             max_line_size=_HEADER_LIMIT,
@@ -80,6 +81,7 @@ class Upstream:
         path: str,
         headers: Iterable[tuple[str, str]],
         body: bytes | AsyncIterator[bytes] | None,
+        connect_s: float = 10.0,
     ) -> Answer:
         """The answer's head. `path` is sent as it is, query included. Raises NotConnected or BrokeOff."""
         try:
@@ -89,6 +91,7 @@ class Upstream:
                 headers=CIMultiDict(headers),
                 data=body,
                 allow_redirects=False,
+                timeout=_timeout(connect_s),
             )
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise NotConnected(str(error)) from error
@@ -118,6 +121,12 @@ class Upstream:
 
     async def close(self) -> None:
         await self._session.close()
+
+
+@lru_cache(64)
+def _timeout(connect_s: float) -> aiohttp.ClientTimeout:
+    """Only for the connection: how long an answer may take is the caller's to say."""
+    return aiohttp.ClientTimeout(total=None, sock_connect=connect_s)
 
 
 def _url(host: str, port: int, path: str) -> URL:

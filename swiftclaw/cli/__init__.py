@@ -17,6 +17,7 @@ import click
 from swiftclaw.cli.check import check
 from swiftclaw.cli.down import down
 from swiftclaw.cli.instances import instances
+from swiftclaw.cli.rotate import rotate_key
 from swiftclaw.cli.status import status
 from swiftclaw.cli.up import up
 
@@ -26,6 +27,7 @@ COMMANDS: dict[str, click.Command] = {
     "check": check,
     "status": status,
     "instances": instances,
+    "rotate-key": rotate_key,
 }
 
 

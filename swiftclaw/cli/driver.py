@@ -140,6 +140,11 @@ def apply(args: dict[str, Any], folder: str) -> None:
     _call("apply", args, folder)
 
 
+def rotate_session_key() -> None:
+    """Raises Refused when the Controller cannot."""
+    _call("rotate_session_key")
+
+
 def remove(known: set[str], timeout_s: float, shut_down: bool) -> list[str]:
     """Stop SwiftClaw's apps, draining, then the Controller. `known`: apps that are SwiftClaw's should the Controller not
     answer; `shut_down`: Serve too. Returns the apps that still were there when the time was up."""

@@ -21,7 +21,7 @@ from swiftclaw.cli.record import Node, Record
 
 HOST = "127.0.0.1"
 OBJECT_STORE_BYTES = 256 * 2**20  # agents' traffic does not go through Ray's object store
-NODE_START_S = 90.0
+NODE_START_S = 60.0
 NODE_STOP_S = 20.0
 STARTED = "Ray runtime started"  # what `ray start` prints when the node is there
 Say = Callable[[str], None]
@@ -42,7 +42,7 @@ def start(regions: Sequence[str], folder: Path, taken: set[int], say: Say) -> Re
         f"--ray-client-server-port={client}", "--disable-usage-stats",
     ]  # fmt: skip
     say(f"starting Ray on this machine: region {regions[0]} (head)")
-    _launch(made, folder, regions[0], head)
+    _launch_or_again(made, folder, regions[0], head, say)
     _link_logs(made, folder)
     add(made, folder, regions[1:], say)
     return made
@@ -52,7 +52,7 @@ def add(made: Record, folder: Path, regions: Sequence[str], say: Say) -> None:
     """One more node for each region."""
     for region in regions:  # one after the other: nodes that start at once take the same names for their sockets
         say(f"starting Ray on this machine: region {region}")
-        _launch(made, folder, region, [f"--address={made.address}"])
+        _launch_or_again(made, folder, region, [f"--address={made.address}"], say)
 
 
 def running(made: Record) -> bool:
@@ -80,8 +80,24 @@ def stop_nodes(made: Record, folder: Path, nodes: Sequence[Node]) -> None:
     record.save(folder, made)
 
 
+def _launch_or_again(made: Record, folder: Path, region: str, arguments: Sequence[str], say: Say) -> None:
+    """A node's processes choose many ports each; on a busy machine one may be taken between the choice and its use."""
+    try:
+        _launch(made, folder, region, arguments)
+    except Refused as error:
+        say(f"{error}; trying again")
+        stop_nodes(made, folder, made.nodes[-1:])
+        log = _log(folder, region)
+        log.replace(log.with_suffix(".first.log"))
+        _launch(made, folder, region, arguments)
+
+
+def _log(folder: Path, region: str) -> Path:
+    return folder / "logs" / f"ray-{re.sub(r'[^A-Za-z0-9_.-]', '_', region)}.log"
+
+
 def _launch(made: Record, folder: Path, region: str, arguments: Sequence[str]) -> None:
-    log = folder / "logs" / f"ray-{re.sub(r'[^A-Za-z0-9_.-]', '_', region)}.log"
+    log = _log(folder, region)
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [
         sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *arguments,

@@ -133,12 +133,12 @@ class Up:
         if Path(folder).resolve() != Path(self.settings.folder).resolve():
             raise Refused(f"SwiftClaw runs on this Ray cluster already, from {folder}; stop it there first")
         args = self.settings.to_args()
-        if args == before:
-            return False
-        self.reporter.say("applying what changed")
-        driver.apply(args, self.settings.folder)
-        undo.by(lambda: driver.apply(before, folder))
-        return True
+        changed = args != before
+        if changed:
+            self.reporter.say("applying what changed")
+            undo.callback(driver.apply, before, folder)
+        driver.apply(args, self.settings.folder)  # also when nothing did: what could not start is tried again
+        return changed
 
     def _start(self, cluster: Record, undo: Undo, fresh: bool) -> None:
         from swiftclaw.cli import driver, ports, record

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -151,9 +152,32 @@ def test_a_frozen_instance_fails_what_it_holds_and_leaves_rotation_when_it_is_fo
     assert all(ok for _, ok, index, _ in rows if index != 0)
 
 
+def test_a_breaker_that_opens_keeps_requests_away_and_the_other_gateways_know_within_a_second() -> None:
+    fleet = Fleet(bad=0, fails_fast=True, breaker=(5, 60.0))
+    trace = workload.draw(8, count=400, rate=0.5 * fleet.capacity)
+
+    outcome = run(trace, fleet, peers.random_choice, OWN)
+
+    failed_at = [at for at, ok in zip(trace.arrivals, outcome.ok, strict=True) if not ok]
+    assert min(trace.arrivals[-1], 60.0) == 60.0
+    assert 5 <= sum(at < 55.0 for at in failed_at) <= 5 * 4
+    first_trip = max(at for at in failed_at if at < 55.0)
+    assert not [at for at in failed_at if first_trip + 1.0 < at < 55.0]
+    assert all(index >= 0 for index in outcome.chosen)
+
+
+def test_where_nobody_may_take_a_request_it_is_refused() -> None:
+    fleet = Fleet(speeds=(1.0,), bad=0, freezes_at=5.0, leaves_after=10.0)
+    trace = workload.draw(9, count=100, rate=0.5)
+
+    outcome = run(trace, fleet, peers.random_choice, OWN)
+
+    assert {index for at, index in zip(trace.arrivals, outcome.chosen, strict=True) if at > 15.0} == {-1}
+
+
 def test_reports_that_fade_to_the_fleets_mean_beat_reports_believed_for_ever() -> None:
     fading, forever = (
-        mean_times(Fleet(), peers.shortest_queue, knowledge) for knowledge in (Knowledge(reports=True, fade_s=2.0), REPORTS)
+        mean_times(Fleet(), peers.shortest_queue, knowledge) for knowledge in (REPORTS, Knowledge(reports=True, fade=inf))
     )
 
     assert fading.mean < 0.95 * forever.mean
@@ -167,6 +191,6 @@ def test_the_quick_comparison_writes_tables_and_drawings(tmp_path: Path, capsys:
     rows = json.loads((tmp_path / "simulation.json").read_text())["results"]
     assert len(rows) == len(plan())
     assert all(len(row["mean_ratio"]) == 2 for row in rows)
-    assert "| least-connections [exchange 0.1] |" in (tmp_path / "simulation.md").read_text()
+    assert "| least-connections [reports + exchange 0.1] |" in (tmp_path / "simulation.md").read_text()
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".md", ".svg"}
     assert "power of two" in capsys.readouterr().out

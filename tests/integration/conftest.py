@@ -77,7 +77,7 @@ class Cluster:
         return {**kept, "RAY_TMPDIR": str(self.folder), "RAY_ADDRESS": "local", "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
 
     def write(self, agents: dict[str, Any], *, replicas: int = 2, **args: Any) -> None:
-        settings = {
+        settings: dict[str, Any] = {
             "admin": {"port": self.admin_port},
             "gateways": [{"region": "us-east-1", "port": self.port, "replicas": replicas}],
             "agents": agents,

@@ -200,3 +200,28 @@ def test_another_count_is_applied_without_touching_the_others(cluster: Cluster) 
     until(lambda: len(cluster.instances()) == 7, "the eighth instance gone", 60)
     kept = cluster.healthy()
     assert kept.items() <= after.items(), "one drained, none restarted"
+
+
+def test_a_rotated_key_still_accepts_the_cookies_of_the_one_before(cluster: Cluster) -> None:
+    agent = my_agent(loadBalancing={"sessionAffinity": {"enabled": True}})
+    cluster.write({"my-agent": agent})
+    cluster.up()
+
+    def ask(cookie: str = "") -> tuple[str, str]:
+        """(the cookie that is set, if any; the session)"""
+        asked = urllib.request.Request(
+            f"{cluster.url}/agents/my-agent/messages",
+            data=b'{"message": "hi"}',
+            headers={"content-type": "application/json", **({"cookie": cookie} if cookie else {})},
+        )
+        with urllib.request.urlopen(asked, timeout=30) as response:
+            return (response.headers["set-cookie"] or "").partition(";")[0], json.load(response)["session_id"]
+
+    cookie, session = until(lambda: (pair := ask())[0] and pair, "affinity is on", 30)
+    assert ask(cookie) == ("", session)
+    keys = (cluster.folder / ".swiftclaw" / "session-keys").read_text().split()
+    done = cluster.run("rotate-key")
+    assert done.returncode == 0, done.stderr
+    rotated = (cluster.folder / ".swiftclaw" / "session-keys").read_text().split()
+    assert rotated[1] == keys[0] and rotated[0] != keys[0]
+    assert ask(cookie)[1] == session

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.slowness import FAILURE_S, HIGHEST, KEPT_ALL, KEPT_EACH, KEPT_LEAST, LOWEST, Slowness, level_of
+from policies.slowness import HIGHEST, KEPT_ALL, KEPT_EACH, KEPT_LEAST, LOWEST, Slowness, level_of
 
 
 def measured(speeds: dict[str, float], answers: int, now: float = 1.0) -> Slowness:
@@ -71,24 +71,82 @@ def test_being_busy_is_not_being_slow() -> None:
     assert slowness.of("slow", 1.0) > 2.5
 
 
-def test_failing_fast_is_not_being_fast() -> None:
+@pytest.mark.parametrize("turn_s", [1.0, 100.0])
+def test_failing_fast_is_not_being_fast_however_long_turns_take(turn_s: float) -> None:
     slowness = Slowness()
     for _ in range(100):
         for name in ("a", "b", "c"):
-            slowness.record(name, 0, 1.0, 1.0)
-        slowness.record("failing", 0, 0.001, 1.0, failed=True)
-    assert slowness.of("failing", 1.0) == pytest.approx((FAILURE_S + 0.001) ** (100 / 120))
-
-
-def test_failing_fast_is_not_being_fast_where_turns_take_minutes_either() -> None:
-    slowness = Slowness()
-    for _ in range(100):
-        for name in ("a", "b", "c"):
-            slowness.record(name, 3, 100.0, 1.0)
+            slowness.record(name, 3, turn_s, 1.0)
         slowness.record("failing", 0, 0.001, 1.0, failed=True)
         slowness.record("failing too", 3, 0.001, 1.0, failed=True)
-    assert slowness.of("failing", 1.0) == slowness.of("failing too", 1.0) == pytest.approx(5 ** (100 / 120))
+    assert slowness.of("failing", 1.0) == slowness.of("failing too", 1.0) == HIGHEST
     assert slowness.of("a", 1.0) == 1.0
+
+
+def test_every_failure_in_a_row_doubles_it_at_once_until_a_success() -> None:
+    slowness = measured({"a": 1.0, "b": 1.0, "c": 1.0}, 50)
+    assert slowness.of("a", 1.0) == 1.0
+    answers = [slowness.record("a", 0, 0.001, 1.1, failed=True) for _ in range(5)]
+    assert answers == [2.0, 4.0, 8.0, HIGHEST, HIGHEST]
+    assert slowness.of("a", 1.2) == HIGHEST
+    assert slowness.record("a", 0, 1.0, 1.3) == 1.0
+    assert slowness.of("a", 1.4) == 1.0
+    assert slowness.record("a", 0, 1.0, 1.5) is None
+
+
+def test_a_fast_one_that_begins_to_fail_is_no_longer_fast() -> None:
+    slowness = measured({"a": 1.0, "b": 1.0, "c": 1.0, "fast": 0.1}, 200)
+    assert slowness.of("fast", 1.0) < 0.2
+    assert slowness.record("fast", 0, 0.001, 1.0, failed=True) == 2.0
+
+
+def test_now_and_then_a_failure_is_forgiven() -> None:
+    slowness = measured({"a": 1.0, "b": 1.0, "c": 1.0}, 50)
+    for number in range(50):
+        slowness.record("a", 0, 1.0, 1.0, failed=number % 5 == 0)
+    assert slowness.of("a", 2.0) == 1.0
+
+
+@given(
+    before=st.lists(st.floats(0.01, 100), max_size=40),
+    failures=st.integers(3, 60),
+    seconds=st.floats(0, 1000),
+    level=st.integers(0, 20),
+)
+def test_one_that_only_fails_is_never_below_5_after_three_failures_and_recovers(
+    before: list[float], failures: int, seconds: float, level: int
+) -> None:
+    slowness = measured({"b": 1.0, "c": 1.0, "d": 1.0}, 50, now=0.0)
+    for number, time in enumerate(before):
+        slowness.record("a", level, time, number / 10)
+    for number in range(1, failures + 1):
+        now = 5 + number / 10
+        at_once = slowness.record("a", level, seconds, now, failed=True)
+        if number >= 3:
+            assert at_once is not None
+            assert 5 <= at_once <= HIGHEST
+            assert 5 <= slowness.of("a", now) <= HIGHEST
+    for _ in range(failures + len(before) + 1):
+        slowness.record("a", 0, 1.0, 12.0)
+    assert slowness.of("a", 14.0) <= 1.25
+
+
+def test_failures_leave_by_age_too() -> None:
+    slowness = measured({"a": 1.0, "b": 1.0}, 50, now=0.0)
+    for _ in range(9):
+        slowness.record("failing", 0, 0.001, 0.0, failed=True)
+    assert slowness.of("failing", 59.0) == HIGHEST
+    assert slowness.of("failing", 61.0) == 1.0
+    assert slowness.record("failing", 0, 0.001, 61.0, failed=True) == 2.0
+
+
+def test_a_load_that_is_no_whole_number_is_rounded() -> None:
+    slowness = Slowness()
+    for _ in range(100):
+        for name, seconds in (("a", 1.0), ("b", 1.0), ("c", 1.0), ("slow", 4.0)):
+            slowness.record(name, 1.6, seconds, 1.0)
+            slowness.record(name, 2, seconds, 1.0)
+    assert slowness.of("slow", 1.0) > 3
 
 
 def test_answers_leave_by_age_and_with_the_last_the_instance() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -80,7 +81,13 @@ def test_check_says_what_a_right_file_describes(capsys: pytest.CaptureFixture[st
     assert cli.run(["check"]) == 0
     said = capsys.readouterr()
     assert said.out == "cluster.yaml is valid: 1 agent, 5 instances in 2 regions, 1 gateway\n"
-    assert "ray" not in sys.modules
+
+
+def test_reading_commands_do_not_import_ray() -> None:
+    """It would take seconds; a process of its own, because other tests import it."""
+    script = "import sys; from swiftclaw import cli; cli.run(['check', 'nowhere.yaml']); print('ray' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_check_names_blocks_that_are_not_acted_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

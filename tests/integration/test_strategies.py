@@ -1,0 +1,156 @@
+"""Strategies on real processes: a slow instance, three regions, changes while requests run."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.integration.conftest import Cluster, free_port, until
+
+pytestmark = pytest.mark.cluster
+
+SLOW = """
+import asyncio
+from swiftclaw import Agent
+
+agent = Agent("uneven")
+
+
+@agent.on_message
+async def handle(message, request):
+    await asyncio.sleep(0.3 if request.instance == "instance-1" else 0.03)
+    return request.instance
+"""
+
+
+async def answered(url: str, agent: str, requests: int, at_once: int, headers: dict[str, str] | None = None) -> list[str]:
+    """Who answered each request, in the order in which they were sent. Nothing may fail."""
+    who = [""] * requests
+    numbers = iter(range(requests))
+
+    async def one(client: aiohttp.ClientSession) -> None:
+        for number in numbers:
+            body = {"message": "hi"}
+            async with client.post(f"{url}/agents/{agent}/messages", json=body, headers=headers) as response:
+                assert response.status == 200, await response.text()
+                await response.read()
+                who[number] = response.headers["x-swiftclaw-instance"]
+
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
+        await asyncio.gather(*(one(client) for _ in range(at_once)))
+    return who
+
+
+class Regions:
+    """Two agents, three regions, an edge in two of them."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.ports = {"us-east-1": cluster.port, "eu-west-1": free_port()}
+
+    def url(self, region: str) -> str:
+        return f"http://127.0.0.1:{self.ports[region]}"
+
+    def write(self, strategy: str, **balancing: Any) -> None:
+        regions = {"us-east-1": {"instances": 2}, "eu-west-1": {"instances": 4}, "ap-southeast-1": {"instances": 1}}
+        self.cluster.write(
+            {
+                "uneven": {
+                    "agent": "uneven:agent",
+                    "regions": {"us-east-1": {"instances": 3}},
+                    "loadBalancing": {"strategy": strategy, **balancing},
+                },
+                "near": {
+                    "agent": "examples.noop:agent",
+                    "regions": regions,
+                    "loadBalancing": {"strategy": "geographic"},
+                },
+            },
+            gateways=[{"region": name, "port": port, "replicas": 1} for name, port in self.ports.items()],
+            distances={"eu-west-1": {"us-east-1": "80ms", "ap-southeast-1": "160ms"}},
+        )
+
+    def region_of(self, agent: str = "near") -> dict[str, str]:
+        return {row["id"]: row["region"] for row in self.cluster.instances(agent)}
+
+
+@pytest.fixture(scope="module")
+def regions(stopped: Cluster) -> Iterator[Regions]:
+    (stopped.folder / "uneven.py").write_text(SLOW)
+    made = Regions(stopped)
+    made.write("round-robin")
+    stopped.up()
+    yield made
+
+
+@pytest.mark.parametrize(
+    ("strategy", "low", "high"), [("round-robin", 60, 73), ("least-connections", 0, 20), ("response-time", 0, 20)]
+)
+async def test_an_instance_ten_times_slower_gets_its_turn_or_is_spared(
+    regions: Regions, strategy: str, low: int, high: int
+) -> None:
+    """Of the first 200 requests after the change; the file is applied, no instance is restarted."""
+    before = regions.cluster.healthy("uneven")
+    regions.write(strategy)
+    regions.cluster.up()
+    assert regions.cluster.healthy("uneven") == before
+    who = Counter(await answered(regions.url("us-east-1"), "uneven", 200, at_once=6))
+    assert low <= who["instance-1"] <= high, who
+
+
+async def test_a_strategy_is_changed_while_requests_run_and_none_is_lost(regions: Regions) -> None:
+    running = asyncio.create_task(answered(regions.url("us-east-1"), "uneven", 600, at_once=6))
+    for strategy, balancing in (("round-robin", {"weighted": {"instance-2": 1, "instance-1": 0}}), ("least-connections", {})):
+        regions.write(strategy, **balancing)
+        await asyncio.to_thread(regions.cluster.up)
+    assert all(await running)
+
+
+@pytest.mark.parametrize("edge", ["eu-west-1", "us-east-1"])
+async def test_clients_are_answered_by_their_own_region(regions: Regions, edge: str) -> None:
+    """At the gateway of eu because it is there, at the one of us because the client says where it is."""
+    headers = {"x-swiftclaw-region": "eu-west-1"} if edge != "eu-west-1" else None
+    where = regions.region_of()
+    who = await answered(regions.url(edge), "near", 100, at_once=4, headers=headers)
+    assert {where[name] for name in who} == {"eu-west-1"}
+
+
+async def test_a_region_that_loses_half_keeps_70_percent_and_one_that_loses_all_is_answered_by_the_next(
+    regions: Regions,
+) -> None:
+    """Frozen processes: they are noticed by their silence, and nothing is sent to them from then on."""
+    cluster, where = regions.cluster, regions.region_of()
+    pids = [pid for name, pid in cluster.healthy("near").items() if where[name] == "eu-west-1"]
+    frozen: list[int] = []
+
+    def freeze(count: int) -> None:
+        for pid in pids[len(frozen) : count]:
+            os.kill(pid, signal.SIGSTOP)
+            frozen.append(pid)
+        healthy = 7 - count
+        until(lambda: len(cluster.healthy("near")) == healthy, f"{count} of eu's instances known to be silent", 30)
+
+    try:
+        freeze(2)
+        await asyncio.sleep(0.2)  # the snapshot is pushed at once; it needs a moment to arrive
+        who = await answered(regions.url("eu-west-1"), "near", 400, at_once=4)
+        share = sum(where[name] == "eu-west-1" for name in who) / 4
+        assert 65 <= share <= 75, share
+        freeze(4)
+        await asyncio.sleep(0.2)
+        who = await answered(regions.url("eu-west-1"), "near", 100, at_once=4)
+        assert {where[name] for name in who} == {"us-east-1"}
+    finally:
+        for pid in frozen:
+            os.kill(pid, signal.SIGCONT)
+    until(lambda: len(cluster.healthy("near")) == 7, "all are back", 30)
+    who = await answered(regions.url("eu-west-1"), "near", 100, at_once=4)
+    assert {where[name] for name in who} == {"eu-west-1"}
+
