@@ -1,6 +1,6 @@
 """The fleet simulation: SwiftClaw's strategies against their peers and against theory, without Ray.
 
-    python benchmarks/simulate.py            # everything, 10 to 15 minutes on one idle core
+    python benchmarks/simulate.py            # everything, about 8 minutes on one idle core
     python benchmarks/simulate.py --jobs 4   # the same numbers, sooner
     python benchmarks/simulate.py --quick    # seconds; shows that it runs, the numbers mean little
 
@@ -24,7 +24,7 @@ from simulation.report import Settings
 from simulation.scenarios import plan
 
 HERE = Path(__file__).parent
-FULL = Settings(seeds=10, requests=10_000)
+FULL = Settings(seeds=10, requests=3_000)
 QUICK = Settings(seeds=2, requests=400)
 
 

@@ -27,7 +27,7 @@ class Instance:
     version: str = "v1"
     priority: int = 1  # of its region; the lowest number first
     weight: float = 1.0  # share relative to the others; 0 gets nothing
-    load: int = 0  # requests in flight, as best known here: newest report + own sends - own completions since
+    load: float = 0  # requests in flight, as best known here (policies/load_view.py)
     slowness: float = 1.0  # its time over the fleet's at the same load; 1 = as fast as the median (see slowness)
     healthy: bool = True  # its checks pass and its breaker lets requests through
     checked: bool = True  # False until the first verdict on it: it counts neither for nor against its level

@@ -13,13 +13,15 @@ from math import inf
 from random import Random
 
 from policies.base import Instance
-from simulation.gateway import Build, Gateway, Knowledge, Site, tell
+from policies.breaker import Breaker
+from simulation.gateway import Build, Gateway, Knowledge, Report, Site, Ticket, tell
 from simulation.servers import FailingFast, Freezing, Queueing, Server, Sharing
 from simulation.workload import Trace
 
 FAILS_IN_S = 0.001
 REQUEST_TIMEOUT_S = 60.0  # the default of limits.requestTimeout
-DONE, TIMEOUT, LEAVES = 0, 1, 2  # kinds of events; the order breaks ties of time
+NEWS_S = 1.0  # until a breaker's change is known at the other gateways
+DONE, TIMEOUT, LEAVES, NEWS = 0, 1, 2, 3  # kinds of events; the order breaks ties of time
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,7 @@ class Fleet:
     fails_fast: bool = False
     freezes_at: float | None = None
     leaves_after: float | None = None  # how long after freezing the health checks take it out of rotation; None: never
+    breaker: tuple[int, float] | None = None  # failures in a row that open one, seconds until its probe; None: breakers off
     bad: int | None = None
 
     @property
@@ -76,8 +79,8 @@ class _Run:
     servers: list[Server] = field(init=False)
     gateways: list[Gateway] = field(init=False)
     result: Outcome = field(init=False)
-    levels: list[int] = field(init=False)
-    open: list[bool] = field(init=False)
+    tickets: list[Ticket | None] = field(init=False)  # of the requests under way
+    arrived: list[int] = field(init=False)  # requests in flight at the instance before this one
     events: list[tuple[float, int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -85,8 +88,8 @@ class _Run:
         self.servers = self.fleet.servers()
         self.gateways = self._gateways()
         self.result = Outcome([0.0] * size, [False] * size, [-1] * size)
-        self.levels = [0] * size
-        self.open = [True] * size
+        self.tickets = [None] * size
+        self.arrived = [0] * size
         if self.fleet.freezes_at is not None and self.fleet.leaves_after is not None:
             heappush(self.events, (self.fleet.freezes_at + self.fleet.leaves_after, LEAVES, -1))
 
@@ -115,7 +118,10 @@ class _Run:
             Site(shared if self.knowledge.truth else self._instances(), self.servers, Random(f"{self.seed}/gateway {number}"))
             for number in range(self.count)
         ]
-        return [Gateway(list(site.instances), self.knowledge, self.build(site)) for site in sites]
+        return [Gateway(list(site.instances), self.knowledge, self.build(site), self._breakers()) for site in sites]
+
+    def _breakers(self) -> list[Breaker] | None:
+        return None if self.fleet.breaker is None else [Breaker(*self.fleet.breaker) for _ in self.fleet.speeds]
 
     def _instances(self) -> list[Instance]:
         return [Instance(id=f"instance-{index}") for index in range(len(self.fleet.speeds))]
@@ -124,11 +130,12 @@ class _Run:
         return self.gateways[int(self.trace.entry[request] * self.count)]
 
     def _arrive(self, now: float, request: int) -> None:
-        gateway = self._gateway_of(request)
-        index, self.levels[request] = gateway.pick(now)
-        self.result.chosen[request] = index
-        gateway.sent(index)
+        ticket = self.tickets[request] = self._gateway_of(request).send(now)
+        if ticket is None:
+            return  # refused: neither answered nor sent
+        index = self.result.chosen[request] = ticket.place
         server = self.servers[index]
+        self.arrived[request] = server.in_flight
         done = server.arrive(now, request, self.trace.work[request])
         self._learn_truth(index)
         if done is not None:
@@ -140,8 +147,9 @@ class _Run:
         if kind == DONE:
             self._finish(now, request)
         elif kind == TIMEOUT:
-            if self.open[request]:
-                self._end(now, request, ok=False, report=None)
+            self._end(now, request, ok=False, report=None)
+        elif kind == NEWS:
+            self._spread(now, self._gateway_of(request), self.result.chosen[request])
         else:
             for gateway in self.gateways:
                 gateway.eligible = [i for n, i in enumerate(gateway.instances) if n != self.fleet.bad]
@@ -155,20 +163,24 @@ class _Run:
         if follower is not None:
             heappush(self.events, (follower[0], DONE, follower[1]))
         self._learn_truth(index)
-        if self.open[request]:
-            ok = not (self.fleet.fails_fast and index == self.fleet.bad)
-            self._end(now, request, ok=ok, report=server.in_flight)
+        ok = not (self.fleet.fails_fast and index == self.fleet.bad)
+        self._end(now, request, ok=ok, report=Report(server.in_flight, self.arrived[request]))
 
-    def _end(self, now: float, request: int, *, ok: bool, report: int | None) -> None:
-        index = self.result.chosen[request]
-        elapsed = now - self.trace.arrivals[request]
-        self.open[request] = False
-        self.result.elapsed[request] = elapsed
+    def _end(self, now: float, request: int, *, ok: bool, report: Report | None) -> None:
+        """The first end of a request counts: an answer after the timeout finds nobody waiting."""
+        ticket = self.tickets[request]
+        if ticket is None:
+            return
+        self.tickets[request] = None
+        self.result.elapsed[request] = now - ticket.sent_at
         self.result.ok[request] = ok
-        gateway = self._gateway_of(request)
-        gateway.ended(now, index, report)
-        if gateway.chooser.observe is not None:
-            gateway.chooser.observe(now, gateway.instances[index], elapsed, ok, self.levels[request])
+        if self._gateway_of(request).ended(now, ticket, ok, report):
+            heappush(self.events, (now + NEWS_S, NEWS, request))
+
+    def _spread(self, now: float, speaker: Gateway, place: int) -> None:
+        for gateway in self.gateways:
+            if speaker.breakers and gateway.breakers and gateway is not speaker:
+                gateway.breakers[place].adopt(speaker.breakers[place].news(now), now)
 
     def _learn_truth(self, index: int) -> None:
         if self.knowledge.truth:

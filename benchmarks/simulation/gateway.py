@@ -1,14 +1,13 @@
 """What a gateway believes of the fleet, and what it learns from.
 
-`load` of an instance = the newest known in-flight count + own sends - own completions since, kept in place on the
-`policies.base.Instance` objects that strategies see. Where the newest count comes from is the `Knowledge`:
+`load` on the `policies.base.Instance` objects that strategies see is kept by a `policies.load_view.LoadView`, the very
+object that runs in a gateway. It is fed by what the `Knowledge` allows:
 
+- own counts: its own requests only;
 - reports: the instance's own count rides on each of its answers to this gateway (after the answer has left it);
-- exchange: every `exchange_s` each gateway tells the others how many requests it has in flight on each instance (the gateways
-  take turns within the period); the newest count is the sum of what the others last said, and its own count is exact;
-- both: whichever is newer, per instance;
-- fading (with any of the above): what the newest count says of the others' requests (its own it knows) is believed less
-  the older it is: it moves towards the fleet's mean of them with a time constant of `fade_s`;
+- exchange: every `exchange_s` each gateway tells the others how many requests it has in flight on each instance (they
+  take turns within the period; one with nothing new to say is silent);
+- believed in full: what was heard does not fade;
 - truth: one set of instances for all gateways, always exact. Nobody has this; it is the yardstick.
 """
 
@@ -16,11 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import exp
+from math import inf
 from random import Random
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from policies.base import Instance, Request, Strategy
+from policies.breaker import Breaker
+from policies.load_view import FADE, LoadView
 from simulation.servers import Server
 
 
@@ -29,7 +30,7 @@ class Knowledge:
     reports: bool = False
     exchange_s: float | None = None
     truth: bool = False
-    fade_s: float | None = None
+    fade: float = FADE  # of LoadView
 
     @property
     def label(self) -> str:
@@ -37,7 +38,9 @@ class Knowledge:
             return "true counts"
         exchange = "" if self.exchange_s is None else f"exchange {self.exchange_s:g}"
         known = " + ".join(part for part in ("reports" if self.reports else "", exchange) if part) or "own counts"
-        return known if self.fade_s is None else f"{known}, fading {self.fade_s:g}"
+        if self.fade == FADE:
+            return known
+        return f"{known}, believed in full" if self.fade == inf else f"{known}, fading {self.fade:g}"
 
 
 OWN = Knowledge()
@@ -45,8 +48,8 @@ REPORTS = Knowledge(reports=True)
 TRUTH = Knowledge(truth=True)
 
 
-def exchange(every_s: float) -> Knowledge:
-    return Knowledge(exchange_s=every_s)
+def exchange(every_s: float, reports: bool = False) -> Knowledge:
+    return Knowledge(exchange_s=every_s, reports=reports)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +62,10 @@ class Site:
 
 
 class Observe(Protocol):
-    """Told of every answer: which instance, for how long, did it succeed, its load as known before the request was sent."""
+    """Told of every answer: which instance, for how long, did it succeed, and the instance's requests in flight when
+    the request arrived there (as the answer says; if none came, as the gateway believed)."""
 
-    def __call__(self, now: float, instance: Instance, elapsed: float, ok: bool, level: int) -> None: ...
+    def __call__(self, now: float, instance: Instance, elapsed: float, ok: bool, level: float) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,81 +77,86 @@ class Chooser:
 Build = Callable[[Site], Chooser]
 
 
+class Report(NamedTuple):
+    """What rides on an answer: requests in flight at the instance, now and when the request arrived."""
+
+    in_flight: int
+    on_arrival: int
+
+
+class Ticket(NamedTuple):
+    """A request that this gateway has sent."""
+
+    place: int  # of the instance in the list
+    sent_at: float
+    believed: float  # load of the instance before
+    generation: int  # of the instance's breaker
+
+
 @dataclass(slots=True)
 class Gateway:
     instances: list[Instance]
     knowledge: Knowledge
     chooser: Chooser
-    eligible: list[Instance] = field(init=False)
-    own: list[int] = field(init=False)  # in flight from here, per instance
-    others: list[int] = field(init=False)  # in flight from the other gateways, as last heard
-    heard_at: list[float] = field(init=False)
+    breakers: list[Breaker] | None = None
+    eligible: list[Instance] = field(init=False)  # by the health checks
+    view: LoadView = field(init=False)
     said: list[int] = field(init=False)  # what it last told the others
 
     def __post_init__(self) -> None:
-        size = len(self.instances)
         self.eligible = list(self.instances)
-        self.own, self.others, self.said = [0] * size, [0] * size, [0] * size
-        self.heard_at = [0.0] * size
+        self.view = LoadView(self.knowledge.fade)
+        self.said = [0] * len(self.instances)
 
-    def pick(self, now: float) -> tuple[int, int]:
-        """Which instance, and the load it was believed to have."""
-        if self.knowledge.fade_s is not None:
-            self._fade(now, self.knowledge.fade_s)
-        instance = self.chooser.strategy.pick(self.eligible, Request(now=now))
+    def send(self, now: float) -> Ticket | None:
+        """Picks an instance; None if none may take it."""
+        exact = self.knowledge.truth
+        if not exact:
+            self.view.refresh(self.instances, now)
+        instance = self.chooser.strategy.pick(self._allowed(now), Request(now=now))
         if instance is None:
-            raise AssertionError("a strategy found nobody among instances of which all are eligible")
-        return self.instances.index(instance), round(instance.load)
+            return None
+        place, generation = self.instances.index(instance), 0
+        if self.breakers:
+            self.breakers[place].allow(now)
+            generation = self.breakers[place].generation
+        ticket = Ticket(place, now, instance.load, generation)
+        if not exact:
+            self.view.sent(instance)
+        return ticket
 
-    def sent(self, index: int) -> None:
-        self.own[index] += 1
+    def ended(self, now: float, ticket: Ticket, ok: bool, report: Report | None) -> bool:
+        """That request is over; `report` None: without an answer. True if its breaker has news for the others."""
+        instance, elapsed = self.instances[ticket.place], now - ticket.sent_at
+        knows = report is not None and self.knowledge.reports
         if not self.knowledge.truth:
-            self.instances[index].load += 1
+            self.view.done(instance)
+            if report is not None and knows:
+                self.view.reported(instance, report.in_flight, now)
+            if ok:
+                self.view.answered(elapsed)
+        if self.chooser.observe is not None:
+            level = report.on_arrival if report is not None and knows else ticket.believed
+            self.chooser.observe(now, instance, elapsed, ok, level)
+        return self.breakers is not None and self.breakers[ticket.place].record(ok, now, ticket.generation)
 
-    def ended(self, now: float, index: int, report: int | None) -> None:
-        """A request to this instance is over; `report` is its in-flight count if it said so."""
-        self.own[index] -= 1
-        if self.knowledge.truth:
-            return
-        if report is not None and self.knowledge.reports:
-            self.hear(now, index, report - self.own[index])
-        else:
-            self.instances[index].load -= 1
-
-    def hear(self, now: float, index: int, others: int) -> None:
-        self.others[index] = others
-        self.heard_at[index] = now
-        self.instances[index].load = self.own[index] + others
-
-    def hear_all(self, now: float, others: list[int]) -> None:
-        self.others = others
-        self.heard_at = [now] * len(others)
-        if self.knowledge.fade_s is None:  # else the next pick does it
-            for instance, own, count in zip(self.instances, self.own, others, strict=True):
-                instance.load = own + count
-
-    def _fade(self, now: float, fade_s: float) -> None:
-        mean = sum(self.others) / len(self.others)
-        for instance, own, count, at in zip(self.instances, self.own, self.others, self.heard_at, strict=True):
-            # `load` is declared as a whole number; every rule here also takes a fraction
-            instance.load = own + mean + (count - mean) * exp((at - now) / fade_s)  # type: ignore[assignment]
+    def _allowed(self, now: float) -> Sequence[Instance]:
+        if self.breakers is None:
+            return self.eligible
+        open_ = {place for place, breaker in enumerate(self.breakers) if not breaker.may(now)}
+        if not open_:
+            return self.eligible
+        return [i for i in self.eligible if self.instances.index(i) not in open_]
 
 
 def tell(now: float, speaker: Gateway, gateways: Sequence[Gateway]) -> None:
     """`speaker` tells the others its own in-flight counts."""
-    only_changes = not speaker.knowledge.reports and speaker.knowledge.fade_s is None
-    if only_changes and speaker.own == speaker.said:
+    own = [speaker.view.own(instance) for instance in speaker.instances]
+    if own == speaker.said:
         return
-    listeners = [gateway for gateway in gateways if gateway is not speaker]
-    if only_changes:
-        news = [(i, own - said) for i, (own, said) in enumerate(zip(speaker.own, speaker.said, strict=True)) if own != said]
-        for listener in listeners:
-            for index, difference in news:
-                listener.others[index] += difference
-                listener.instances[index].load += difference
-    speaker.said[:] = speaker.own
-    if only_changes:
-        return
+    speaker.said = own
     totals = [sum(counts) for counts in zip(*(gateway.said for gateway in gateways), strict=True)]
-    for listener in listeners:  # what was said before may have been overtaken by a report, or faded: all of it is news
-        listener.hear_all(now, [total - said for total, said in zip(totals, listener.said, strict=True)])
+    for listener in gateways:
+        if listener is not speaker:
+            for instance, total, said in zip(listener.instances, totals, listener.said, strict=True):
+                listener.view.exchanged(instance, total - said, now)

@@ -85,7 +85,7 @@ class PeakEwma:
         one, other = self._rng.sample(instances, 2)
         return one if self._score(one, request.now) <= self._score(other, request.now) else other
 
-    def observe(self, now: float, instance: Instance, elapsed: float, ok: bool, level: int) -> None:
+    def observe(self, now: float, instance: Instance, elapsed: float, ok: bool, level: float) -> None:
         cost, at = self._cost.get(instance.id, (0.0, now))
         if elapsed < cost:
             keep = exp((at - now) / self.DECAY_S)
@@ -124,18 +124,18 @@ class HotThreshold:
     QUANTILE = 0.84
 
     def __init__(self, keep: int = 128) -> None:
-        self._recent: deque[int] = deque()
-        self._ordered: list[int] = []
+        self._recent: deque[float] = deque()
+        self._ordered: list[float] = []
         self._keep = keep
 
-    def add(self, count: int) -> None:
+    def add(self, count: float) -> None:
         if len(self._recent) == self._keep:
             del self._ordered[bisect_left(self._ordered, self._recent.popleft())]
         self._recent.append(count)
         insort(self._ordered, count)
 
     @property
-    def value(self) -> int:
+    def value(self) -> float:
         return self._ordered[int(self.QUANTILE * (len(self._ordered) - 1))] if self._ordered else 0
 
 
@@ -158,12 +158,12 @@ class HotCold:
             return min(instances, key=lambda instance: (instance.load, self._rng.random()))
         return min(cold, key=lambda instance: (self._latency(instance), self._rng.random()))
 
-    def observe(self, now: float, instance: Instance, elapsed: float, ok: bool, level: int) -> None:
-        self._latencies.setdefault(instance.id, Latencies()).add(level, elapsed)
+    def observe(self, now: float, instance: Instance, elapsed: float, ok: bool, level: float) -> None:
+        self._latencies.setdefault(instance.id, Latencies()).add(round(level), elapsed)
 
     def _latency(self, instance: Instance) -> float:
         known = self._latencies.get(instance.id)
-        return known.at(instance.load) if known else 0.0
+        return known.at(round(instance.load)) if known else 0.0
 
 
 @dataclass(slots=True)
@@ -210,8 +210,8 @@ class Prequal:
         self._forget_one()
         return chosen.instance
 
-    def observe(self, now: float, instance: Instance, elapsed: float, ok: bool, level: int) -> None:
-        self._latencies.setdefault(instance.id, Latencies()).add(level, elapsed)
+    def observe(self, now: float, instance: Instance, elapsed: float, ok: bool, level: float) -> None:
+        self._latencies.setdefault(instance.id, Latencies()).add(round(level), elapsed)
 
     def _ask(self, instances: Sequence[Instance], now: float) -> None:
         for instance in self._rng.sample(instances, min(self.PROBES, len(instances))):

@@ -19,8 +19,8 @@ SHOWN = (
     (s.RANDOM, "#b0b0b0"),
     (s.ROUND_ROBIN, "#8c8c8c"),
     (s.P2C_EXCHANGE, "#d98c5f"),
-    (s.LEAST_REPORTS, "#9ecae1"),
-    (s.LEAST_FADING, "#6baed6"),
+    (s.LEAST_IN_FULL, "#9ecae1"),
+    (s.LEAST_REPORTS, "#6baed6"),
     (s.LEAST_EXCHANGE, "#3182bd"),
     (s.RESPONSE_EXCHANGE, "#2ca25f"),
     (s.JSQ, "#404040"),
@@ -69,7 +69,7 @@ def draw_sweeps(path: Path, results: Results) -> None:
             if across == "gateways":
                 name, at = case.contender.name, float(case.gateways)
             else:
-                name, at = case.contender.rule + (" + fading reports" if knowledge.reports else ""), knowledge.exchange_s or 0.0
+                name, at = case.contender.rule + ("" if knowledge.reports else ", no reports"), knowledge.exchange_s or 0.0
             lines.setdefault(f"{name}, {case.scenario.name}", []).append((at, case))
         for name, points in lines.items():
             values = [summary(results, case.key, "mean_ratio") for _, case in points]
@@ -80,7 +80,7 @@ def draw_sweeps(path: Path, results: Results) -> None:
                 marker="o",
                 markersize=3,
                 linewidth=1.2,
-                linestyle="--" if points[0][1].contender.knowledge.fade_s else "-",
+                linestyle="-" if points[0][1].contender.knowledge.reports and "in full" not in name else "--",
                 label=name,
             )
         panel.set_xscale("log")

@@ -127,8 +127,7 @@ def _gateways(results: Results) -> list[str]:
 def _exchanges(results: Results) -> list[str]:
     rows: dict[tuple[str, str], list[str]] = {}
     for case in s.sweep_of_exchanges():
-        with_reports = " + fading reports" if case.contender.knowledge.reports else ""
-        name = case.contender.rule + with_reports
+        name = case.contender.rule + ("" if case.contender.knowledge.reports else ", no reports")
         rows.setdefault((name, case.scenario.title), []).append(_cell(results, case, "mean_ratio"))
     header = ["", "scenario", *(f"every {every_s:g}" for every_s in s.EXCHANGES_S)]
     return _table(header, [[*names, *cells] for names, cells in rows.items()])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import inf
 
 from simulation import peers, production
 from simulation.engine import Fleet
@@ -13,11 +14,11 @@ from simulation.gateway import OWN, REPORTS, TRUTH, Build, Knowledge, exchange
 LOAD = 0.8
 GATEWAYS = 4
 EXCHANGE_S = 0.1
-FADE_S = 2.0
 GATEWAY_COUNTS = (1, 2, 4, 8)
 EXCHANGES_S = (0.1, 0.3, 1.0, 3.0)
 FREEZES_AT_SHARE = 0.1  # of the run: with the end of the warm-up
-LEAVES_AFTER_S = 90.0  # healthCheck's defaults: every 30 s, out after 3 failures
+LEAVES_AFTER_S = 95.0  # healthCheck's defaults at the latest: every 30 s, out after 3 that each fail after 5 s
+BREAKER = (5, 60.0)  # circuitBreaker's defaults: failureThreshold, resetTimeout
 AFTERMATH_S = 300.0  # then only the first five minutes after freezing count, or a long run would hide what was lost
 
 
@@ -56,14 +57,14 @@ FAILS_FAST = Scenario("fails-fast", "1 of 8 fails in 1 ms, breaker off", Fleet(b
 FAILS_FAST_LONG = Scenario(
     "fails-fast-long", "1 of 8 fails in 1 ms, the others take 30 s", Fleet(bad=3, fails_fast=True), service_s=30.0
 )
-FROZEN = Scenario("frozen", "1 of 8 freezes, nothing takes it out", Fleet(bad=3, freezes_at=0.0))
-FROZEN_CHECKED = Scenario(
-    "frozen-checked",
-    "1 of 8 freezes, health checks take it out after 90 s: the first 5 min",
-    Fleet(bad=3, freezes_at=0.0, leaves_after=LEAVES_AFTER_S),
+FROZEN = Scenario("frozen", "1 of 8 freezes, no breaker, no health checks", Fleet(bad=3, freezes_at=0.0))
+FROZEN_GUARDED = Scenario(
+    "frozen-guarded",
+    "1 of 8 freezes, breakers and health checks as by default: the first 5 min",
+    Fleet(bad=3, freezes_at=0.0, leaves_after=LEAVES_AFTER_S, breaker=BREAKER),
     counted_s=AFTERMATH_S,
 )
-BAD_INSTANCE = (FAILS_FAST, FAILS_FAST_LONG, FROZEN, FROZEN_CHECKED)
+BAD_INSTANCE = (FAILS_FAST, FAILS_FAST_LONG, FROZEN, FROZEN_GUARDED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +82,13 @@ def ours(strategy: str, knowledge: Knowledge) -> Contender:
     return Contender(strategy, knowledge, partial(production.strategy, strategy))
 
 
-EXCHANGE = exchange(EXCHANGE_S)
-FADING = replace(REPORTS, fade_s=FADE_S)
+EXCHANGE = exchange(EXCHANGE_S, reports=True)
+IN_FULL = replace(REPORTS, fade=inf)
 ROUND_ROBIN = ours("round-robin", OWN)
 LEAST_REPORTS = ours("least-connections", REPORTS)
 LEAST_EXCHANGE = ours("least-connections", EXCHANGE)
-LEAST_FADING = ours("least-connections", FADING)
+LEAST_IN_FULL = ours("least-connections", IN_FULL)
 RESPONSE_REPORTS = ours("response-time", REPORTS)
-RESPONSE_FADING = ours("response-time", FADING)
 RESPONSE_EXCHANGE = ours("response-time", EXCHANGE)
 P2C_REPORTS = Contender("power of two", REPORTS, peers.power_of_two)
 P2C_EXCHANGE = Contender("power of two", EXCHANGE, peers.power_of_two)
@@ -110,11 +110,10 @@ PEERS = (
 )
 OURS = (
     ROUND_ROBIN,
+    LEAST_IN_FULL,
     LEAST_REPORTS,
-    LEAST_FADING,
     LEAST_EXCHANGE,
     RESPONSE_REPORTS,
-    RESPONSE_FADING,
     RESPONSE_EXCHANGE,
 )
 PEERS_OF_THE_BAD = (RANDOM, P2C_REPORTS, P2C_EXCHANGE, PEAK_EWMA, PREQUAL, JSQ)
@@ -137,19 +136,18 @@ def sweep_of_gateways() -> list[Case]:
     return [
         Case(scenario, contender, count)
         for scenario in (EQUAL, SPEEDS)
-        for contender in (LEAST_EXCHANGE, RESPONSE_EXCHANGE, LEAST_REPORTS, LEAST_FADING, RESPONSE_FADING)
+        for contender in (LEAST_EXCHANGE, RESPONSE_EXCHANGE, LEAST_REPORTS, RESPONSE_REPORTS, LEAST_IN_FULL)
         for count in GATEWAY_COUNTS
     ]
 
 
 def sweep_of_exchanges() -> list[Case]:
-    periods = [exchange(every_s) for every_s in EXCHANGES_S]
-    knowledge = [*periods, *(replace(period, reports=True, fade_s=FADE_S) for period in periods)]
     return [
-        Case(scenario, ours(strategy, known))
+        Case(scenario, ours(strategy, exchange(every_s, reports)))
         for scenario in (EQUAL, SPEEDS)
         for strategy in ("least-connections", "response-time")
-        for known in knowledge
+        for reports in (True, False)
+        for every_s in EXCHANGES_S
     ]
 
 

@@ -136,8 +136,9 @@ class Up:
         changed = args != before
         if changed:
             self.reporter.say("applying what changed")
-            undo.callback(driver.apply, before, folder)
         driver.apply(args, self.settings.folder)  # also when nothing did: what could not start is tried again
+        if changed:
+            undo.by(lambda: driver.apply(before, folder))
         return changed
 
     def _start(self, cluster: Record, undo: Undo, fresh: bool) -> None:

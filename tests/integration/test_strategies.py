@@ -153,4 +153,3 @@ async def test_a_region_that_loses_half_keeps_70_percent_and_one_that_loses_all_
     until(lambda: len(cluster.healthy("near")) == 7, "all are back", 30)
     who = await answered(regions.url("eu-west-1"), "near", 100, at_once=4)
     assert {where[name] for name in who} == {"eu-west-1"}
-
