@@ -78,7 +78,6 @@ __all__ = [
 ANY = "any value"
 NOT_ACTED_ON: dict[str, object] = {  # path -> the values that nothing acts on yet
     "gateways.*.tls": ANY,
-    "agents.*.healthCheck": ANY,
     "agents.*.limits.maxConnections": ANY,
     "agents.*.limits.maxConnectionsPerInstance": ANY,
     "agents.*.limits.connectionTimeout": ANY,

@@ -15,18 +15,21 @@ import secrets
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import ray
 
 from cluster.admin import Admin
+from cluster.agent_settings import HealthCheck
+from cluster.checks import Checks
 from cluster.config import Settings, parse
 from cluster.health import Watch
 from cluster.listener import Listener, PortInUse, bind
 from cluster.messages import Admission, Hello, Observation, Registration, Snapshot
 from cluster.metrics import Key, Ledger
 from cluster.placement import AppStatus, Placement, desired_apps, plan
-from cluster.registry import Registry
+from cluster.registry import Record, Registry
 from cluster.state import State, Store
 
 log = logging.getLogger("swiftclaw.controller")
@@ -61,6 +64,7 @@ class Controller:
         self.warnings: list[str] = []
         self.observed: dict[str, AppStatus] = {}
         self._watch = Watch(self.registry, self._key)
+        self._checks = Checks(self.registry, self._key, self._health_check_of, Random())
         self._settled_at = 0.0 if self._state.instances else time.monotonic() + SETTLE_S
         self._admin: Listener | None = None
 
@@ -68,13 +72,14 @@ class Controller:
         """Open the admin port and begin to reconcile. Raises PortInUse."""
         self._admin = await self._open_admin()
         for record in self.registry:
-            self._watch.attend(record)
+            self._attend(record)
         self._spawn(self._reconcile_for_ever())
 
     async def stop(self) -> None:
         for task in self._tasks:
             task.cancel()
         await self._watch.close()
+        await self._checks.close()
         if self._admin is not None:
             await self._admin.close()
 
@@ -87,12 +92,12 @@ class Controller:
             await asyncio.gather(*(self._watch.verify(peer) for peer in self.registry.of(new.agent)))
         record = self.registry.admit(new)
         self.problems.pop(new.app, None)
-        self._watch.attend(record)
+        self._attend(record)
         return Admission(record.id, self._key)
 
     async def leaving(self, replica: str) -> None:
         """An instance is about to stop: it gets nothing new."""
-        self.registry.mark(replica, "draining", "stopping")
+        self.registry.drain(replica, "stopping")
 
     async def cannot_start(self, app: str, reason: str) -> None:
         """A replica of `app` gave up while starting."""
@@ -205,6 +210,14 @@ class Controller:
         await listener.start()
         return listener
 
+    def _attend(self, record: Record) -> None:
+        self._watch.attend(record)
+        self._checks.attend(record)
+
+    def _health_check_of(self, agent: str) -> HealthCheck | None:
+        settings = self.settings.agents.get(agent)
+        return settings.health_check if settings else None
+
     def _version(self) -> str:
         return f"{self._epoch}.{self._revision}"
 
@@ -289,7 +302,7 @@ class Controller:
     async def _delete(self, app: str) -> None:
         for record in self.registry:
             if record.registration.app == app:
-                self.registry.mark(record.registration.replica, "draining", "no longer wanted")
+                self.registry.drain(record.registration.replica, "no longer wanted")
         await self._placement.delete(app)
 
     def _forget_silent_gateways(self) -> None:

@@ -68,7 +68,7 @@ class Watch:
             except (aiohttp.ClientConnectorError, ConnectionRefusedError):
                 return self._gone(record)
             except asyncio.TimeoutError:  # before ClientError: aiohttp's time-outs are both
-                self._registry.mark(replica, "ejected", f"has not answered for {SILENCE_S:g} s")
+                self._registry.silent(replica, f"has not answered for {SILENCE_S:g} s")
             except (aiohttp.ClientError, ConnectionError, ValueError) as error:
                 log.info("%s: the watch broke: %r", record.id, error)
             if time.monotonic() - heard > GONE_S:
@@ -92,9 +92,7 @@ class Watch:
             return self._gone(record)  # the port belongs to another process by now
         record.in_flight = int(str(line["in_flight"]))
         record.cpu_percent = float(str(line["cpu"]))
-        record.checked_at = time.time()
-        state = str(line["state"])
-        self._registry.mark(record.registration.replica, state, str(line.get("reason", "")))
+        self._registry.hear(record.registration.replica, draining=bool(line["draining"]))
         return None
 
     def _gone(self, record: Record) -> None:

@@ -20,6 +20,7 @@ MESSAGES_PATH = "/messages"
 CHAT_PATH = "/chat"
 WATCH_PATH = "/-/watch"
 PING_PATH = "/-/ping"
+CHECK_PATH = "/-/check"
 APP_PREFIX = "/app"
 
 

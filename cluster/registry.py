@@ -13,20 +13,31 @@ from typing import Any
 from cluster.config import Settings
 from cluster.messages import AgentView, Member, Registration, Snapshot
 
-ROUTABLE = frozenset({"healthy", "draining"})
-
 
 @dataclass
 class Record:
-    """One registered instance. `state`: starting, healthy, unhealthy, ejected, draining or stopped."""
+    """One registered instance: what is known of it, from which its state follows."""
 
     id: str
     registration: Registration
-    state: str = "starting"
-    reason: str = ""
+    answering: bool | None = None  # None: not heard of yet
+    well: bool | None = None  # what its checks say; None: nothing yet
+    draining: bool = False
+    reason: str = ""  # why it is not well, or not answering
     checked_at: float | None = None  # seconds since the epoch
     in_flight: int = 0  # as it says itself
     cpu_percent: float | None = None
+
+    @property
+    def state(self) -> str:
+        """starting, healthy, unhealthy (its checks fail), ejected (it does not answer) or draining."""
+        if self.draining:
+            return "draining"
+        if self.answering is False:
+            return "ejected"
+        if self.well is False:
+            return "unhealthy"
+        return "healthy" if self.answering and self.well else "starting"
 
     @property
     def key(self) -> tuple[str, str, str, str]:
@@ -66,15 +77,34 @@ class Registry:
         self._changed()
         return record
 
-    def mark(self, replica: str, state: str, reason: str = "") -> bool:
-        """True when that is news. A draining instance stays draining until it is removed."""
+    def hear(self, replica: str, *, draining: bool = False) -> bool:
+        """It answers, and says whether it is about to stop. Like the others here: True when its state changed."""
+        return self._learn(replica, answering=True, draining=draining)
+
+    def silent(self, replica: str, reason: str) -> bool:
+        """It does not answer."""
+        return self._learn(replica, reason, answering=False)
+
+    def judge(self, replica: str, well: bool | None, reason: str, checked_at: float | None) -> bool:
+        """What its checks say."""
+        return self._learn(replica, reason, well=well, checked_at=checked_at)
+
+    def drain(self, replica: str, reason: str) -> bool:
+        """It gets nothing new; there is no way back."""
+        return self._learn(replica, reason, draining=True)
+
+    def _learn(self, replica: str, reason: str | None = None, *, draining: bool = False, **known: Any) -> bool:
         record = self._records.get(replica)
-        if record is None or (record.state == "draining" and state in ("healthy", "starting")):
+        if record is None:
             return False
-        if record.state == state:
+        before = record.state
+        for name, value in known.items():
+            setattr(record, name, value)
+        record.draining = record.draining or draining
+        if reason is not None:
             record.reason = reason
+        if record.state == before:
             return False
-        record.state, record.reason = state, reason
         self._changed()
         return True
 
@@ -86,13 +116,24 @@ class Registry:
 
     def dump(self) -> list[dict[str, Any]]:
         """For the state file."""
-        return [{"id": record.id, "state": record.state, "registration": vars(record.registration)} for record in self]
+        return [
+            {
+                "id": record.id,
+                "answering": record.answering,
+                "well": record.well,
+                "draining": record.draining,
+                "registration": vars(record.registration),
+            }
+            for record in self
+        ]
 
     def restore(self, dumped: Iterable[dict[str, Any]]) -> None:
         """From the state file: believed until a watch says otherwise, so that no request fails meanwhile."""
         for entry in dumped:
             registration = Registration(**entry["registration"])
-            self._records[registration.replica] = Record(entry["id"], registration, entry["state"])
+            self._records[registration.replica] = Record(
+                entry["id"], registration, entry["answering"], entry["well"], entry["draining"]
+            )
 
     def view(self, settings: Settings, version: str, key: str, session_keys: tuple[str, ...]) -> Snapshot:
         """What gateways are told."""

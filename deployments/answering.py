@@ -19,6 +19,7 @@ from urllib.parse import unquote
 from cluster.messages import (
     APP_PREFIX,
     CHAT_PATH,
+    CHECK_PATH,
     KEY_HEADER,
     LOAD_HEADER,
     MESSAGES_PATH,
@@ -52,12 +53,13 @@ class Answering:
         self.cpu_percent = 0.0
         self.watched = 0  # open watches
         self.watched_at = time.monotonic()  # when the last one ended
-        self._state = "healthy"
+        self._draining = False
+        self._checking = asyncio.Lock()
         self._news = asyncio.Event()
 
     def drain(self) -> None:
         """From now on new requests are refused as not executed; what runs goes on."""
-        self._state = "draining"
+        self._draining = True
         self._news.set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,6 +72,9 @@ class Answering:
         path: str = scope["path"]
         if path == WATCH_PATH:
             await self._watch(receive, send)
+            return
+        if path == CHECK_PATH:
+            await self._check(Exchange(scope, receive, send, NO_LIMIT))
             return
         if path == PING_PATH:
             await _empty(send, 204)
@@ -97,7 +102,7 @@ class Answering:
     async def _serve(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
         exchange = Exchange(scope, receive, send, NO_LIMIT)
         try:
-            if self._state == "draining":
+            if self._draining:
                 await self._refuse_new(exchange)
             elif path == MESSAGES_PATH:
                 await self._until_client_leaves(exchange, self._message(exchange))
@@ -222,6 +227,15 @@ class Answering:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in exchange.headers}
         return RequestInfo(headers, body, self.id, self._spec.region, self._spec.version)
 
+    async def _check(self, exchange: Exchange) -> None:
+        """What the agent says of itself. A check that hangs is not joined by a second one."""
+        if self._checking.locked():
+            await exchange.answer(200, {"healthy": False, "reason": "the health check before this one has not ended"})
+            return
+        async with self._checking:
+            healthy, reason = await self._agent.check()
+        await exchange.answer(200, {"healthy": healthy, "reason": reason})
+
     async def _watch(self, receive: Receive, send: Send) -> None:
         """A line a second, and at once when something changes, for as long as the Controller listens."""
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/x-ndjson")]})
@@ -229,8 +243,12 @@ class Answering:
         self.watched += 1
         try:
             while not left.done():
-                line = {"replica": self._replica, "state": self._state, "in_flight": self.in_flight}
-                line["cpu"] = self.cpu_percent
+                line = {
+                    "replica": self._replica,
+                    "draining": self._draining,
+                    "in_flight": self.in_flight,
+                    "cpu": self.cpu_percent,
+                }
                 await send({"type": "http.response.body", "body": json.dumps(line).encode() + b"\n", "more_body": True})
                 self._news.clear()
                 news = asyncio.ensure_future(self._news.wait())

@@ -50,27 +50,43 @@ def test_gateways_are_told_of_changes_and_only_of_changes() -> None:
     told = Told()
     registry = Registry(told)
     registry.admit(registration("x"))
-    assert registry.mark("x", "healthy") and told.times == 2
-    assert not registry.mark("x", "healthy", "still") and told.times == 2
-    assert not registry.mark("nobody", "healthy") and told.times == 2
+    assert not registry.hear("x"), "it answers, but no check has said that it is well"
+    assert registry.judge("x", True, "", 1.0) and told.times == 2
+    assert not registry.judge("x", True, "", 2.0) and not registry.hear("x") and told.times == 2
+    assert not registry.hear("nobody") and told.times == 2
     registry.remove("x")
     registry.remove("x")
     assert told.times == 3
 
 
-def test_what_drains_does_not_become_healthy_again() -> None:
+def test_its_state_follows_from_what_is_known_the_graver_the_sooner() -> None:
     registry = Registry(Told())
-    registry.admit(registration("x"))
-    registry.mark("x", "draining")
-    assert not registry.mark("x", "healthy")
-    assert [record.state for record in registry] == ["draining"]
+    record = registry.admit(registration("x"))
+    seen = [record.state]
+    for step in (
+        lambda: registry.judge("x", True, "", 1.0),
+        lambda: registry.hear("x"),
+        lambda: registry.judge("x", False, "database", 2.0),
+        lambda: registry.silent("x", "has not answered"),
+        lambda: registry.hear("x"),
+        lambda: registry.judge("x", True, "", 3.0),
+        lambda: registry.drain("x", "stopping"),
+        lambda: registry.hear("x"),
+    ):
+        step()
+        seen.append(record.state)
+    assert seen == [
+        "starting", "starting", "healthy", "unhealthy", "ejected", "unhealthy", "healthy", "draining", "draining",
+    ]  # fmt: skip
+    assert (record.reason, record.checked_at) == ("stopping", 3.0)
 
 
 def test_a_dump_restores_to_the_same_registry() -> None:
     registry = Registry(Told())
     for replica in ("x", "y"):
         registry.admit(registration(replica))
-    registry.mark("x", "healthy")
+    registry.hear("x")
+    registry.judge("x", True, "", 1.0)
     again = Registry(Told())
     again.restore(registry.dump())
     assert again.dump() == registry.dump()
@@ -87,7 +103,8 @@ def test_the_view_has_every_agents_settings_members_and_priorities() -> None:
     registry = Registry(Told())
     registry.admit(registration("x", region="eu", session_affinity=True))
     registry.admit(registration("y", agent="b", session_affinity=True))
-    registry.mark("x", "healthy")
+    registry.hear("x")
+    registry.judge("x", True, "", 1.0)
     view = registry.view(settings, "7", "secret", ("k",))
     assert (view.version, view.key, view.session_keys) == ("7", "secret", ("k",))
     member = view.agents["a"].members[0]

@@ -17,6 +17,25 @@ from tests.integration.conftest import Cluster, my_agent, until
 pytestmark = pytest.mark.cluster
 
 RATE = 200.0
+MOMENT = """
+import asyncio, os, pathlib
+from swiftclaw import Agent
+
+agent = Agent("moment")
+here = pathlib.Path(__file__).parent
+
+
+@agent.on_message
+async def handle(message):
+    await asyncio.sleep(0.05)
+    return "ok"
+
+
+@agent.health_check
+async def check():
+    ill = (here / f"ill-{os.getpid()}").exists()
+    return {"status": "unhealthy", "reason": "database"} if ill else {"status": "healthy"}
+"""
 
 
 @dataclass
@@ -76,11 +95,9 @@ class Load:
 @pytest.fixture(scope="module")
 def faulty(stopped: Cluster) -> Cluster:
     """The example with an agent that takes a moment, so that requests are in flight when something dies."""
-    (stopped.folder / "moment.py").write_text(
-        "import asyncio\nfrom swiftclaw import Agent\nagent = Agent('moment')\n"
-        "@agent.on_message\nasync def handle(message):\n    await asyncio.sleep(0.05)\n    return 'ok'\n"
-    )
-    stopped.write({"my-agent": {**my_agent(), "agent": "moment:agent"}})
+    (stopped.folder / "moment.py").write_text(MOMENT)
+    checks = {"interval": "1s", "unhealthyThreshold": 2, "healthyThreshold": 1}
+    stopped.write({"my-agent": my_agent(agent="moment:agent", healthCheck=checks)})
     stopped.up()
     return stopped
 
@@ -133,6 +150,31 @@ async def test_a_killed_gateway_leaves_new_connections_working(faulty: Cluster) 
             assert response.status == 200
     until(lambda: {g["pid"] for g in faulty.gateways()} - {pid} and len(faulty.gateways()) == 2, "a second gateway again", 60)
     until(faulty.nothing_in_flight, "all counts back at 0", 60)
+
+
+async def test_an_instance_whose_own_check_fails_is_left_alone_not_restarted_and_comes_back(faulty: Cluster) -> None:
+    before = faulty.healthy()
+    victim, pid = next(iter(before.items()))
+    flag = faulty.folder / f"ill-{pid}"
+    out: list[float] = []
+
+    async def fall_ill() -> None:
+        flag.touch()
+        await asyncio.to_thread(until, lambda: victim not in faulty.healthy(), f"{victim} out of rotation", 30)
+        out.append(time.monotonic())
+
+    load = Load(faulty.url, rate=100)
+    try:
+        await load.run(4, fall_ill)
+        assert load.failed() == []
+        late = [sent for sent in load.sent if sent.began > out[0] + 0.5]
+        assert late and victim not in {sent.instance for sent in late}
+        row = next(row for row in faulty.instances() if row["id"] == victim)
+        assert (row["state"], row["health"]["reason"], row["pid"]) == ("unhealthy", "database", pid)
+        assert "database" in faulty.run("instances", "my-agent", "--health").stdout
+    finally:
+        flag.unlink()
+    until(lambda: faulty.healthy() == before, "the same process in rotation again", 30)
 
 
 async def test_a_lost_state_folder_is_rebuilt_from_what_runs(faulty: Cluster) -> None:
