@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from cluster import values
 from cluster.fields import ConfigError, Place, block, each, named, read_block, setting, shown, write_block
+from policies import STRATEGIES
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +60,9 @@ class SessionAffinity:
     ttl_s: float = field(default=3600.0, metadata=setting("ttl", values.seconds()))
 
 
-STRATEGY = values.choice("strategy", "round-robin", "least-connections", "response-time", "geographic")
-
-
 @dataclass(frozen=True, slots=True)
 class LoadBalancing:
-    strategy: str = field(default="round-robin", metadata=setting("strategy", STRATEGY))
+    strategy: str = field(default="round-robin", metadata=setting("strategy", values.choice("strategy", *STRATEGIES)))
     window_s: float = field(default=300.0, metadata=setting("window", values.seconds()))
     regions: tuple[str, ...] = field(default=(), metadata=setting("regions", each(values.region, "regions")))  # (): all
     weighted: dict[str, float] = field(default_factory=dict, metadata=setting("weighted", read_weights))

@@ -128,6 +128,7 @@ class Edge:
             region=region or self._region,
             now=exchange.started_at,
             pin=session.token.instance if session.token else None,
+            fresh=session.fresh,
         )
         return Call(exchange, pool, request, path, body, session)
 

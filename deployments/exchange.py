@@ -20,6 +20,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
+WATCH_AFTER_S = 0.02  # most answers are quicker, and need no task that waits for their client to go
 READ_AHEAD = 64 * 1024  # bodies up to this size are read before an instance is chosen
 _GOOD_ID = re.compile(rb"[!-~]{1,128}")
 
@@ -54,6 +55,7 @@ class Exchange:
         self._watch: asyncio.Task[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._ends_at = 0.0
+        self._late = False  # long enough under way to watch whether the client is still there
         self._interrupted: type[Exception] | None = None
         self.body_failure: Exception | None = None  # why a streamed body ended early
 
@@ -136,7 +138,7 @@ class Exchange:
         more = message.get("more_body", False)
         if not more:
             self._body_done = True
-            if self._task is not None:
+            if self._late and self._task is not None:
                 self._watch_client()
         return message.get("body", b""), more
 
@@ -146,26 +148,32 @@ class Exchange:
         """From now on this task ends when the client goes (ClientGone) or the time is up (TimedOut)."""
         self._task = asyncio.current_task()
         self.deadline(seconds)
-        if self._body_done:
-            self._watch_client()
 
     def deadline(self, seconds: float) -> None:
         """Set, or set anew, how long it may take from now."""
         now = time.monotonic()
         earlier = now + seconds < self._ends_at
         self._ends_at = now + seconds
-        if self._timer is not None and earlier:
-            self._timer.cancel()
-            self._timer = None
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(seconds, self._tick)
+            self._wake(seconds)
+        elif earlier:
+            self._timer.cancel()
+            self._wake(seconds)
+
+    def _wake(self, seconds: float) -> None:
+        if not self._late:
+            seconds = min(seconds, WATCH_AFTER_S)
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._tick)
 
     def _tick(self) -> None:
+        self._late = True
+        if self._body_done:
+            self._watch_client()
         left = self._ends_at - time.monotonic()
         if left <= 0.001:
             self._interrupt(TimedOut)
         else:
-            self._timer = asyncio.get_running_loop().call_later(left, self._tick)
+            self._wake(left)
 
     def _watch_client(self) -> None:
         if self._watch is None:

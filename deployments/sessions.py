@@ -27,11 +27,15 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """`name` None: the request belongs to none. `by_cookie`: it is kept by a cookie, `token` what that one said."""
+    """`name` None: the request belongs to none. `by_cookie`: it is kept by a cookie, `token` what that one said.
+
+    `fresh`: it was made for this request.
+    """
 
     name: str | None
     by_cookie: bool = False
     token: Token | None = None
+    fresh: bool = False
 
 
 NONE = Session(None)
@@ -58,7 +62,7 @@ def resolve(exchange: Exchange, pool: Pool, in_body: str | None, address: str | 
     token = pool.tokens.read(_cookie(exchange), pool.name, time.time())
     if token is not None and named in (None, token.session):
         return Session(token.session, by_cookie=True, token=token)
-    return Session(named or secrets.token_hex(16), by_cookie=True)
+    return Session(named or secrets.token_hex(16), by_cookie=True, fresh=named is None)
 
 
 def set_cookie(exchange: Exchange, pool: Pool, request: Request, session: Session) -> bytes | None:

@@ -44,6 +44,7 @@ class Request:
     region: str = "local"  # where the client is
     now: float = 0.0  # monotonic seconds
     pin: str | None = None  # the instance that a valid session token names
+    fresh: bool = False  # the session was made for this request: no other gateway can know it yet
 
 
 @dataclass(frozen=True)

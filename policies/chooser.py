@@ -102,7 +102,8 @@ class Chooser:
         if home is not None:
             _settle(places, request, session, home)
             return home
-        chosen = self._choose_new(eligible, everyone, request, stamp, session)
+        # A session that nobody else knows goes where the strategy says; one with a name where all gateways agree.
+        chosen = self._choose_new(eligible, everyone, request, stamp, None if request.fresh else session)
         busy = None if name is None else _well(name, everyone)  # there, only not to be had for this request
         if busy is not None:
             _settle(places, request, session, busy)

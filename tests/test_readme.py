@@ -1,4 +1,4 @@
-"""What the pages say is so: commands are run, links lead somewhere, tables and figures are those of the code and of the results.
+"""What the pages say is so: commands are run, links lead somewhere, tables and figures are those of code and results.
 
 As a program, this copies the figures: `python tests/test_readme.py`.
 """
@@ -25,7 +25,9 @@ README = ROOT / "README.md"
 ADDRESS = "127.0.0.1:8000"
 
 RUN_ELSEWHERE = {  # a command of the pages -> a test that runs it, or what it stands for
-    ".venv/bin/swiftclaw status": "tests/integration/test_main_job.py::test_status_and_instances_as_json_are_what_the_api_gives",
+    ".venv/bin/swiftclaw status": (
+        "tests/integration/test_main_job.py::test_status_and_instances_as_json_are_what_the_api_gives"
+    ),
     ".venv/bin/swiftclaw instances my-agent --health": (
         "tests/swiftclaw/test_cli_reading.py::test_health_shows_the_reason_and_the_breaker"
     ),

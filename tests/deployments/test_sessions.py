@@ -73,6 +73,14 @@ async def test_two_clients_have_two_sessions(sticky: DataPlane) -> None:
     assert replies[0] != replies[1]
 
 
+async def test_clients_without_a_session_are_spread_by_the_strategy_and_then_stay(sticky: DataPlane) -> None:
+    homes = []
+    for _ in range(20):
+        async with aiohttp.ClientSession(sticky.url, cookie_jar=aiohttp.CookieJar(unsafe=True)) as client:
+            homes.append(who(await send(client)))
+    assert {name: homes.count(name) for name in homes} == {f"instance-{n}": 4 for n in range(1, 6)}
+
+
 async def test_a_cookie_survives_a_rotation_of_the_key_and_not_the_loss_of_both(sticky: DataPlane) -> None:
     async with aiohttp.ClientSession(sticky.url) as client:
         first = await send(client)
