@@ -69,7 +69,7 @@ class Lease:
     def __init__(self, pool: Pool, backend: Backend, now: float) -> None:
         self.pool, self.backend, self.started_at = pool, backend, now
         self.first_byte_at: float | None = None
-        self._arrival = int(backend.instance.load)
+        self._arrival = backend.instance.load
         self._open = True
         backend.tally.active += 1
         pool.loads.sent(backend.instance)
@@ -95,7 +95,7 @@ class Lease:
         tally.add(code, now - self.started_at, first_byte_s)
         if code != CLIENT_GONE:
             seconds = now - self.started_at if first_byte_s is None else first_byte_s
-            self.pool.slowness.record(instance.id, self._arrival, seconds, now, failed=code >= 500)
+            self.pool.answered(instance, self._arrival, seconds, now, failed=code >= 500)
             if code < 500:
                 self.pool.loads.answered(now - self.started_at)
 
@@ -183,6 +183,12 @@ class Pool:
         """Where the request's session lives, once it was chosen for."""
         name = self._chooser.home(request)
         return self._by_id.get(name) if name else None
+
+    def answered(self, instance: Instance, on_arrival: float, seconds: float, now: float, *, failed: bool) -> None:
+        """One answer's time; a failure tells at once."""
+        changed = self.slowness.record(instance.id, on_arrival, seconds, now, failed=failed)
+        if changed is not None and self._by_slowness:
+            instance.slowness = changed
 
     def suspect(self, backend: Backend, now: float) -> None:
         backend.suspect_until = now + SUSPECT_S

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -58,13 +59,13 @@ class Regions:
     def url(self, region: str) -> str:
         return f"http://127.0.0.1:{self.ports[region]}"
 
-    def write(self, strategy: str, **balancing: Any) -> None:
+    def write(self, strategy: str, uneven: int = 3, **balancing: Any) -> None:
         regions = {"us-east-1": {"instances": 2}, "eu-west-1": {"instances": 4}, "ap-southeast-1": {"instances": 1}}
         self.cluster.write(
             {
                 "uneven": {
                     "agent": "uneven:agent",
-                    "regions": {"us-east-1": {"instances": 3}},
+                    "regions": {"us-east-1": {"instances": uneven}},
                     "loadBalancing": {"strategy": strategy, **balancing},
                 },
                 "near": {
@@ -111,6 +112,35 @@ async def test_a_strategy_is_changed_while_requests_run_and_none_is_lost(regions
         regions.write(strategy, **balancing)
         await asyncio.to_thread(regions.cluster.up)
     assert all(await running)
+
+
+@pytest.mark.parametrize("strategy", ["least-connections", "response-time"])
+async def test_a_cold_instance_that_joins_under_load_is_not_flooded(regions: Regions, strategy: str) -> None:
+    """In its first second it gets no more than twice its fair share of what is sent in that second."""
+    regions.write(strategy)
+    await asyncio.to_thread(regions.cluster.up)
+    seen: list[tuple[float, str]] = []
+    joined = asyncio.Event()
+
+    async def ask(client: aiohttp.ClientSession) -> None:
+        while not joined.is_set() and len(seen) < 50_000:
+            async with client.post(f"{regions.url('us-east-1')}/agents/uneven/messages", json={"message": "hi"}) as response:
+                assert response.status == 200
+                await response.read()
+                seen.append((time.monotonic(), response.headers["x-swiftclaw-instance"]))
+
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
+        asking = [asyncio.create_task(ask(client)) for _ in range(12)]
+        try:
+            regions.write(strategy, uneven=4)
+            await asyncio.to_thread(regions.cluster.up)
+            await asyncio.sleep(1.5)
+        finally:
+            joined.set()
+            await asyncio.gather(*asking)
+    began = next(at for at, who in seen if who == "instance-4")
+    first_second = [who for at, who in seen if began <= at < began + 1]
+    assert first_second.count("instance-4") <= 2 * len(first_second) / 4, Counter(first_second)
 
 
 @pytest.mark.parametrize("edge", ["eu-west-1", "us-east-1"])
