@@ -26,6 +26,7 @@ log = logging.getLogger("swiftclaw.placement")
 REGION_LABEL = "region"
 INSTANCE_DEPLOYMENT = "Instance"
 GATEWAY_DEPLOYMENT = "Gateway"
+GATEWAY_DRAIN_S = 600.0  # how long streams through a gateway that stops may go on
 QUIET = {"enable_access_log": False}  # Serve would log a line for each call of a gateway to the Controller
 
 
@@ -50,7 +51,8 @@ class AppSpec:
         return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
 
     def remembered(self) -> dict[str, Any]:
-        return {"identity": self.identity, "replicas": self.replicas}
+        agent = self.start.agent if isinstance(self.start, InstanceSpec) else ""
+        return {"identity": self.identity, "replicas": self.replicas, "agent": agent}
 
 
 def app_name(agent: str, version: str, region: str) -> str:
@@ -67,7 +69,7 @@ def desired_apps(settings: Settings, labelled: set[str]) -> dict[str, AppSpec]:
     apps: dict[str, AppSpec] = {}
     for gateway in settings.gateways:
         name = f"gateway.{gateway.region}"
-        apps[name] = AppSpec(name, "gateway", gateway.region, gateway.replicas, gateway, 0, 0, bool(labelled), drain_s=10)
+        apps[name] = AppSpec(name, "gateway", gateway.region, gateway.replicas, gateway, 0, 0, bool(labelled), GATEWAY_DRAIN_S)
     for agent in settings.agents.values():
         for region, wanted in agent.regions.items():
             name = app_name(agent.name, agent.version, region)
@@ -94,7 +96,7 @@ def plan(
     """`remembered`: what was started by us (state file); `running`: Serve's apps and their status.
 
     An app that runs but is not remembered (the state file was lost) is adopted when it is desired, and left alone when
-    it is not: it may be somebody else's.
+    it is not: it may be somebody else's. What replaces an agent's apps (another version) runs before they are deleted.
     """
     actions = []
     for name, spec in desired.items():
@@ -106,8 +108,13 @@ def plan(
             actions.append(Action("start", name, spec))
         elif known is not None and known["replicas"] != spec.replicas:
             actions.append(Action("scale", name, spec))
-    for name in remembered:
-        if name not in desired and running.get(name, "DELETING") != "DELETING":
+    unfinished = {
+        spec.start.agent
+        for name, spec in desired.items()
+        if isinstance(spec.start, InstanceSpec) and spec.replicas and running.get(name) != "RUNNING"
+    }
+    for name, known in remembered.items():
+        if name not in desired and running.get(name, "DELETING") != "DELETING" and known["agent"] not in unfinished:
             actions.append(Action("delete", name))
     return actions
 

@@ -18,6 +18,7 @@ from ray import serve
 from cluster.config import GatewaySettings
 from cluster.listener import Listener, PortInUse, bind
 from cluster.messages import Hello
+from cluster.placement import GATEWAY_DRAIN_S
 from deployments.edge import Edge
 from deployments.inside import InsideCall, events
 from deployments.measuring import measure_for_ever
@@ -47,7 +48,7 @@ class Gateway:
         self._routing = Routing()
         self._upstream = Upstream()
         self._edge = Edge(self._routing, self._upstream, settings.region)
-        self._listener = Listener(self._edge, listening, date=True)
+        self._listener = Listener(self._edge, listening, date=True, grace_s=GATEWAY_DRAIN_S)
         self._informed = asyncio.Event()
         self._tasks = [asyncio.create_task(self._listen_for_news()), asyncio.create_task(self._tell())]
         self._tasks.append(asyncio.create_task(measure_for_ever(self._routing, self._upstream, settings.region)))

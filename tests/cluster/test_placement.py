@@ -84,3 +84,16 @@ def test_an_app_that_is_being_deleted_is_started_only_when_it_is_gone() -> None:
 def test_an_app_that_runs_without_being_remembered_is_adopted() -> None:
     desired = apps({"us": 1})
     assert plan(desired, {}, running(desired)) == []
+
+
+def test_another_version_runs_before_the_old_one_is_deleted() -> None:
+    def version(name: str) -> dict[str, AppSpec]:
+        args = {"gateways": [{"region": "us"}], "agents": {"a": {"agent": "m:x", "version": name, "regions": {"us": {}}}}}
+        return desired_apps(parse(args, Path("/")), {"us"})
+
+    before, after = version("v1"), version("v2")
+    known, seen = remembered(before), running(before)
+    assert plan(after, known, seen) == [Action("start", "a.v2.us", after["a.v2.us"])]
+    known, seen = {**known, **remembered(after)}, {**seen, "a.v2.us": "DEPLOYING"}
+    assert plan(after, known, seen) == []
+    assert plan(after, known, {**seen, "a.v2.us": "RUNNING"}) == [Action("delete", "a.v1.us")]

@@ -191,6 +191,25 @@ async def test_a_lost_state_folder_is_rebuilt_from_what_runs(faulty: Cluster) ->
     until(lambda: faulty.healthy() == before, "the same instances under the same names", 60)
 
 
+async def test_another_version_takes_over_without_a_lost_request(faulty: Cluster) -> None:
+    def write(version: str) -> None:
+        faulty.write({"my-agent": my_agent(agent="moment:agent", version=version, regions={"us-east-1": {"instances": 2}})})
+
+    async def replace() -> None:
+        write("v2")
+        tasks.append(asyncio.create_task(asyncio.to_thread(faulty.up)))
+
+    tasks: list[asyncio.Task[object]] = []
+    write("v1")
+    await asyncio.to_thread(faulty.up)
+    load = Load(faulty.url, rate=40)
+    await load.run(20, replace)
+    await asyncio.gather(*tasks)
+    assert load.failed() == []
+    until(lambda: {row["version"] for row in faulty.instances()} == {"v2"}, "only the new version runs", 60)
+    assert len(faulty.healthy()) == 2
+
+
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
