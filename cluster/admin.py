@@ -143,7 +143,7 @@ class Admin:
                 "reason": record.reason,
                 "checked_at": record.checked_at,
             },
-            "circuit": "closed",
+            "circuit": None,  # no breaker acts yet, so there is no state to tell
             "weight": self._weights(known.agent)[record.id],
             "connections": record.in_flight,
             "active_connections": controller.ledger.active(record.key),

@@ -28,7 +28,7 @@ from cluster.health import Watch
 from cluster.listener import Listener, PortInUse, bind
 from cluster.messages import Admission, Hello, Observation, Registration, Snapshot
 from cluster.metrics import Key, Ledger
-from cluster.placement import AppStatus, Placement, desired_apps, plan
+from cluster.placement import AppSpec, AppStatus, Placement, desired_apps, plan
 from cluster.registry import Record, Registry
 from cluster.state import State, Store
 
@@ -273,7 +273,7 @@ class Controller:
         self.observed = await self._placement.running()
         labelled = await self._placement.labelled()
         desired = desired_apps(self.settings, labelled)
-        self.warnings = _warnings(self.settings, labelled)
+        self.warnings = [*_about_regions(self.settings, labelled), *_about_agents(self.registry)]
         running = {name: app.status for name, app in self.observed.items()}
         self._adopt(desired.keys() & running.keys(), desired)
         actions = plan(desired, self._state.apps, running)
@@ -284,7 +284,7 @@ class Controller:
             self.problems.pop(action.app, None)
         self._remember()
         if starts:
-            await self._placement.start(starts)
+            await self._start(starts)
         for action in actions:
             if action.do == "scale" and action.spec:
                 await self._placement.scale(action.spec)
@@ -293,6 +293,14 @@ class Controller:
         for app in [app for app in self._state.apps if app not in desired and app not in running]:
             del self._state.apps[app]
         self._forget_silent_gateways()
+
+    async def _start(self, specs: list[AppSpec]) -> None:
+        try:
+            await self._placement.start(specs)
+        except Exception:
+            for spec in specs:  # not what runs, after all: the next round tries again
+                self._state.apps[spec.name]["identity"] = ""
+            raise
 
     def _adopt(self, names: Iterable[str], desired: Mapping[str, Any]) -> None:
         for name in names:
@@ -315,7 +323,12 @@ class Controller:
         self.ledger.forget_gateway(gateway)
 
 
-def _warnings(settings: Settings, labelled: set[str]) -> list[str]:
+def _about_agents(registry: Registry) -> list[str]:
+    names = sorted({record.registration.agent for record in registry if record.registration.rate_limited})
+    return [f"{name}: @agent.rate_limit: this version does not act on it yet" for name in names]
+
+
+def _about_regions(settings: Settings, labelled: set[str]) -> list[str]:
     wanted = set(settings.regions)
     if not labelled and len(wanted) > 1:
         return ["no Ray node carries a `region` label: the regions are logical, instances run on any node"]

@@ -51,6 +51,7 @@ class Registration:
     node: str
     started_at: float  # seconds since the epoch
     session_affinity: bool = False  # what Agent(session_affinity=…) says
+    rate_limited: bool = False  # whether the agent asks for limits of its own, which nothing acts on yet
     id: str | None = None
 
 

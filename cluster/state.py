@@ -36,6 +36,7 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._file = folder / "state.json"
+        self._saved = ""
         folder.mkdir(parents=True, exist_ok=True)
 
     def load(self) -> State | None:
@@ -54,7 +55,10 @@ class Store:
             return None
 
     def save(self, state: State) -> None:
-        write_private(self._file, json.dumps({"format": FORMAT, **vars(state)}, indent=1))
+        content = json.dumps({"format": FORMAT, **vars(state)}, indent=1)
+        if content != self._saved:
+            write_private(self._file, content)
+            self._saved = content
 
     def key(self) -> str:
         """The secret that gateways show to instances; made once per folder, readable by the owner only."""

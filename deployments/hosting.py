@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -39,6 +39,7 @@ class Turn:
 class HostedAgent(Protocol):
     name: str
     session_affinity: bool
+    rate_limits: Sequence[object]
     app: AsgiApp | None
 
     async def start(self) -> None: ...

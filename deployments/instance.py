@@ -54,6 +54,7 @@ class Instance:
             node=ray.get_runtime_context().get_node_id(),
             started_at=time.time(),
             session_affinity=self._agent.session_affinity,
+            rate_limited=bool(self._agent.rate_limits),
         )
         admission: Admission = await self._controller.register.remote(self._registration)
         self._answering = Answering(self._agent, spec, admission, self._registration.replica)

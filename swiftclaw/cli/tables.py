@@ -34,7 +34,7 @@ def health(rows: Iterable[Instance]) -> RenderableType:
     for row in rows:
         checked = row["health"]["checked_at"]
         table.add_row(
-            Text(row["id"]), Text(row["region"]), _state(row["state"]), _state(row["circuit"]),
+            Text(row["id"]), Text(row["region"]), _state(row["state"]), _state(row["circuit"] or "-"),
             f"{ago(max(0.0, now - checked))} ago" if checked else "never", Text(row["health"]["reason"] or ""),
         )  # fmt: skip
     return table if table.row_count else Text("no instances")
