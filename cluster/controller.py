@@ -43,8 +43,8 @@ GATEWAY_GONE_S = 3 * POLL_S
 class Controller:
     """Methods are called by instances, gateways and the command line through a Serve handle."""
 
-    def __init__(self, args: dict[str, Any], folder: str, placement: Placement) -> None:
-        self._placement = placement
+    def __init__(self, args: dict[str, Any], folder: str, placement: Placement, instance_host: str = "") -> None:
+        self._placement, self._instance_host = placement, instance_host
         self._store = Store(Path(parse(args, Path(folder)).state_dir))
         self._state = self._recover(args, folder)
         self.settings = parse(self._state.args, Path(self._state.folder))
@@ -272,7 +272,7 @@ class Controller:
     async def _reconcile(self) -> None:
         self.observed = await self._placement.running()
         labelled = await self._placement.labelled()
-        desired = desired_apps(self.settings, labelled)
+        desired = desired_apps(self.settings, labelled, self._instance_host)
         self.warnings = [*_about_regions(self.settings, labelled), *_about_agents(self.registry)]
         running = {name: app.status for name, app in self.observed.items()}
         self._adopt(desired.keys() & running.keys(), desired)

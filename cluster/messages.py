@@ -34,6 +34,7 @@ class InstanceSpec:
     version: str
     region: str
     app: str  # the Serve app it belongs to
+    host: str = ""  # where it listens; "": on its node's address
 
 
 @dataclass(frozen=True)

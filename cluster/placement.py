@@ -64,8 +64,11 @@ def labelled_regions(nodes: Iterable[Mapping[str, Any]]) -> set[str]:
     return {node["Labels"][REGION_LABEL] for node in nodes if node["Alive"] and REGION_LABEL in (node.get("Labels") or {})}
 
 
-def desired_apps(settings: Settings, labelled: set[str]) -> dict[str, AppSpec]:
-    """Every app that the settings ask for. Regions are logical where no node carries any region label."""
+def desired_apps(settings: Settings, labelled: set[str], host: str = "") -> dict[str, AppSpec]:
+    """Every app that the settings ask for. Regions are logical where no node carries any region label.
+
+    `host`: where instances listen, when not on their node's address.
+    """
     apps: dict[str, AppSpec] = {}
     for gateway in settings.gateways:
         name = f"gateway.{gateway.region}"
@@ -73,7 +76,7 @@ def desired_apps(settings: Settings, labelled: set[str]) -> dict[str, AppSpec]:
     for agent in settings.agents.values():
         for region, wanted in agent.regions.items():
             name = app_name(agent.name, agent.version, region)
-            spec = InstanceSpec(agent.name, agent.agent, settings.folder, agent.version, region, name)
+            spec = InstanceSpec(agent.name, agent.agent, settings.folder, agent.version, region, name, host)
             apps[name] = AppSpec(
                 name, "instance", region, wanted.instances, spec, agent.resources.cpus, agent.resources.gpus,
                 bool(labelled), agent.drain_timeout_s,

@@ -19,8 +19,10 @@ HEAD_NODE = "node:__internal_head__"
 class ServedController(Controller):
     """The Controller with the data plane's classes, in the shape that Serve starts."""
 
-    async def __init__(self, args: dict[str, Any], folder: str) -> None:  # type: ignore[misc]  # Serve awaits it
-        super().__init__(args, folder, Placement(instance=Instance, gateway=Gateway))
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, args: dict[str, Any], folder: str, instance_host: str
+    ) -> None:
+        super().__init__(args, folder, Placement(instance=Instance, gateway=Gateway), instance_host)
         await self.start()
 
     async def __del__(self) -> None:
@@ -28,9 +30,13 @@ class ServedController(Controller):
 
 
 def build(args: dict[str, Any]) -> serve.Application:
-    """The application of cluster.yaml. `args` are its `args`; relative paths are relative to the key `folder`, which
-    `swiftclaw up` adds, or else to the folder that `serve run` was started in. Raises ConfigError as one line."""
+    """The application of cluster.yaml, made of its `args`. Raises ConfigError.
+
+    `swiftclaw up` adds two keys: `folder`, which relative paths are relative to (default: the folder that `serve run`
+    was started in), and `instanceHost`, the loopback address when all Ray nodes are on this machine.
+    """
     args = dict(args)
+    instance_host = str(args.pop("instanceHost", ""))
     folder = str(args.pop("folder", None) or Path.cwd())
     parse(args, Path(folder))
     controller = serve.deployment(ServedController).options(
@@ -44,4 +50,4 @@ def build(args: dict[str, Any]) -> serve.Application:
         graceful_shutdown_wait_loop_s=0.1,
         logging_config=QUIET,
     )
-    return controller.bind(args, folder)
+    return controller.bind(args, folder, instance_host)

@@ -40,7 +40,7 @@ class Instance:
             reason = str(error) if isinstance(error, NotAnAgent) else f"on_start raised {type(error).__name__}: {error}"
             await self._controller.cannot_start.remote(app, reason)
             raise RuntimeError(reason) from error
-        host = ray.util.get_node_ip_address()
+        host = spec.host or ray.util.get_node_ip_address()
         listening = bind(host, 0)
         self._registration = Registration(
             agent=spec.agent,

@@ -115,15 +115,16 @@ def _message(app: Any) -> str:
     return "\n".join([*details, app.message])
 
 
-def deploy(args: dict[str, Any], folder: str) -> None:
-    """Start the Controller's app. Returns when Serve knows of it, not when it runs."""
+def deploy(args: dict[str, Any], folder: str, here: bool) -> None:
+    """Start the Controller's app. Returns when Serve knows of it, not when it runs. `here`: all nodes are on this machine."""
     from ray import serve
 
     from deployments.app import build
 
     serve.start(proxy_location="Disabled")
+    app = build({**args, "folder": folder, "instanceHost": "127.0.0.1" if here else ""})
     serve.run_many(
-        [serve.RunTarget(build({**args, "folder": folder}), name=APP, route_prefix=None)],
+        [serve.RunTarget(app, name=APP, route_prefix=None)],
         wait_for_ingress_deployment_creation=False,
         wait_for_applications_running=False,
     )

@@ -153,7 +153,7 @@ class Up:
         if not fresh:
             undo.by(lambda: driver.remove(driver.remembered(self.folder), UNDO_S, cluster.started_serve))
         self.reporter.say("deploying")
-        driver.deploy(self.settings.to_args(), self.settings.folder)
+        driver.deploy(self.settings.to_args(), self.settings.folder, cluster.started_ray)
 
     def _wait(self, cluster: Record, not_before: float) -> None:
         from swiftclaw.cli import local
