@@ -38,7 +38,7 @@ class Checks:
         """Start checking; once per replica."""
         replica = record.registration.replica
         if replica not in self._tasks:
-            task = self._tasks[replica] = asyncio.create_task(self._check_for_ever(record))
+            task = self._tasks[replica] = asyncio.create_task(self._check_for_ever(replica))
             task.add_done_callback(lambda _: self._tasks.pop(replica, None))
 
     async def close(self) -> None:
@@ -47,9 +47,11 @@ class Checks:
         if self._session is not None:
             await self._session.close()
 
-    async def _check_for_ever(self, record: Record) -> None:
-        replica, verdict = record.registration.replica, Verdict(record.well)
-        while self._registry.get(replica) is record:
+    async def _check_for_ever(self, replica: str) -> None:
+        known: Record | None = None
+        while (record := self._registry.get(replica)) is not None:
+            if record is not known:  # it was given up and has presented itself again
+                known, verdict = record, Verdict(record.well)
             settings = self._settings(record.registration.agent)
             if settings is None:
                 return
@@ -68,7 +70,7 @@ class Checks:
         while True:
             settings = self._settings(record.registration.agent)
             left = (settings.interval_s if settings else 0) * factor - (time.monotonic() - began)
-            if left <= 0:
+            if left <= 0 or self._registry.get(record.registration.replica) is not record:
                 return
             await asyncio.sleep(min(left, SLICE_S))
 

@@ -144,7 +144,7 @@ class Controller:
         self._state.args, self._state.folder, self.settings = args, folder, settings
         for app, seen in self.observed.items():
             if seen.status == "DEPLOY_FAILED":
-                self._state.apps.pop(app, None)
+                self._state.apps.get(app, {})["identity"] = ""  # started again if it is still wanted, else deleted
         self._remember()
         self.problems.clear()
         self._changed()
@@ -276,10 +276,11 @@ class Controller:
         self.warnings = [*_about_regions(self.settings, labelled), *_about_agents(self.registry)]
         running = {name: app.status for name, app in self.observed.items()}
         self._adopt(desired.keys() & running.keys(), desired)
-        actions = plan(desired, self._state.apps, running)
+        well = {record.registration.app for record in self.registry if record.state == "healthy"}
+        actions = plan(desired, self._state.apps, running, well)
         starts = [action.spec for action in actions if action.do == "start" and action.spec]
         for action in actions:
-            if action.spec:
+            if action.do == "start" and action.spec:
                 self._state.apps[action.app] = action.spec.remembered()
             self.problems.pop(action.app, None)
         self._remember()
@@ -288,6 +289,8 @@ class Controller:
         for action in actions:
             if action.do == "scale" and action.spec:
                 await self._placement.scale(action.spec)
+                self._state.apps[action.app] = action.spec.remembered()  # not before: the next round tries again
+                self._remember()
             elif action.do == "delete":
                 await self._delete(action.app)
         for app in [app for app in self._state.apps if app not in desired and app not in running]:

@@ -155,6 +155,8 @@ class Ledger:
             totals.first_bytes = _add(totals.first_bytes, counts.first_bytes)
             totals.first_byte_sum_s += counts.first_byte_sum_s
             totals.recent.append((now, counts))
+            while totals.recent[0][0] < now - WINDOW_S:
+                totals.recent.popleft()
         for refusal, count in seen.refusals.items():
             self._refusals[refusal] += count
         self._active[seen.gateway] = {key: counts.active for key, counts in seen.instances.items()}

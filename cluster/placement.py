@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -47,7 +47,7 @@ class AppSpec:
     @property
     def identity(self) -> str:
         """Changes when running replicas would have to be replaced; the count is not part of it."""
-        fixed = {**asdict(self), "replicas": None}
+        fixed = {**asdict(self), "replicas": None, "placed": None, "drain_s": None}
         return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
 
     def remembered(self) -> dict[str, Any]:
@@ -75,6 +75,8 @@ def desired_apps(settings: Settings, labelled: set[str], host: str = "") -> dict
         apps[name] = AppSpec(name, "gateway", gateway.region, gateway.replicas, gateway, 0, 0, bool(labelled), GATEWAY_DRAIN_S)
     for agent in settings.agents.values():
         for region, wanted in agent.regions.items():
+            if not wanted.instances:
+                continue  # Serve has no app without replicas
             name = app_name(agent.name, agent.version, region)
             spec = InstanceSpec(agent.name, agent.agent, settings.folder, agent.version, region, name, host)
             apps[name] = AppSpec(
@@ -94,12 +96,16 @@ class Action:
 
 
 def plan(
-    desired: Mapping[str, AppSpec], remembered: Mapping[str, Mapping[str, Any]], running: Mapping[str, str]
+    desired: Mapping[str, AppSpec],
+    remembered: Mapping[str, Mapping[str, Any]],
+    running: Mapping[str, str],
+    well: Collection[str],
 ) -> list[Action]:
     """`remembered`: what was started by us (state file); `running`: Serve's apps and their status.
 
     An app that runs but is not remembered (the state file was lost) is adopted when it is desired, and left alone when
-    it is not: it may be somebody else's. What replaces an agent's apps (another version) runs before they are deleted.
+    it is not: it may be somebody else's. `well`: apps that have a healthy instance: what replaces an agent's apps (another
+    version) must be among them before the old ones are deleted.
     """
     actions = []
     for name, spec in desired.items():
@@ -114,7 +120,7 @@ def plan(
     unfinished = {
         spec.start.agent
         for name, spec in desired.items()
-        if isinstance(spec.start, InstanceSpec) and spec.replicas and running.get(name) != "RUNNING"
+        if isinstance(spec.start, InstanceSpec) and (running.get(name) != "RUNNING" or name not in well)
     }
     for name, known in remembered.items():
         if name not in desired and running.get(name, "DELETING") != "DELETING" and known["agent"] not in unfinished:

@@ -53,14 +53,19 @@ class Answering:
         self.cpu_percent = 0.0
         self.watched = 0  # open watches
         self.watched_at = time.monotonic()  # when the last one ended
-        self._draining = False
+        self._draining = self._closing = False
         self._checking = asyncio.Lock()
         self._news = asyncio.Event()
 
     def drain(self) -> None:
-        """From now on new requests are refused as not executed; what runs goes on."""
+        """From now on the Controller is told that it leaves: gateways send nothing new, but for sessions that live here."""
         self._draining = True
         self._news.set()
+
+    def close(self) -> None:
+        """From now on requests are refused as not executed, so that another instance takes them; what runs goes on."""
+        self.drain()
+        self._closing = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -74,7 +79,10 @@ class Answering:
             await self._watch(receive, send)
             return
         if path == CHECK_PATH:
-            await self._check(Exchange(scope, receive, send, NO_LIMIT))
+            exchange = Exchange(scope, receive, send, NO_LIMIT)
+            await exchange.body()
+            with contextlib.suppress(ClientGone):  # who asked has given up: so does the check
+                await self._until_client_leaves(exchange, self._check(exchange))
             return
         if path == PING_PATH:
             await _empty(send, 204)
@@ -102,7 +110,7 @@ class Answering:
     async def _serve(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
         exchange = Exchange(scope, receive, send, NO_LIMIT)
         try:
-            if self._draining:
+            if self._closing:
                 await self._refuse_new(exchange)
             elif path == MESSAGES_PATH:
                 await self._until_client_leaves(exchange, self._message(exchange))
@@ -205,9 +213,11 @@ class Answering:
 
     async def _refuse_new(self, exchange: Exchange) -> None:
         if exchange.scope["type"] == "websocket":
-            await exchange.send({"type": "websocket.close", "code": 1013})
+            told = [(REFUSED_HEADER, b"closing"), (b"content-length", b"0")]
+            await exchange.send({"type": "websocket.http.response.start", "status": 503, "headers": told})
+            await exchange.send({"type": "websocket.http.response.body", "body": b""})
             return
-        await exchange.answer(503, "draining", [(REFUSED_HEADER, b"draining")])
+        await exchange.answer(503, "closing", [(REFUSED_HEADER, b"closing")])
 
     async def _fail(self, exchange: Exchange, error: SwiftClawError, path: str) -> None:
         if exchange.scope["type"] == "websocket":
@@ -221,7 +231,7 @@ class Answering:
 
     def _session(self, exchange: Exchange, from_body: str | None) -> str | None:
         told = exchange.header(SESSION_HEADER)
-        return unquote(told.decode("latin-1")) if told else from_body
+        return unquote(told.decode("latin-1"), errors="surrogatepass") if told else from_body
 
     def _info(self, exchange: Exchange, body: dict[str, object]) -> RequestInfo:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in exchange.headers}

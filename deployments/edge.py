@@ -5,6 +5,7 @@ A raw ASGI application, because it is on the path of every request.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import math
@@ -18,10 +19,11 @@ from deployments.routing import Pool, Routing
 from deployments.upstream import Upstream
 from deployments.websocket import WebSocketForwarder
 from policies.base import Request
-from policies.errors import STATUS, BadRequest, MethodNotAllowed, NotFound, SwiftClawError
+from policies.errors import STATUS, BadRequest, MethodNotAllowed, NotFound, RequestTimeout, SwiftClawError
 
 log = logging.getLogger("swiftclaw.gateway")
 
+CHAT_BODY_S = 60.0  # for a body that must be there before the agent is known
 HEADER_LIMIT = 64 * 1024  # bytes of all request headers together
 
 
@@ -48,6 +50,12 @@ class Edge:
             return
         except SwiftClawError as error:
             await self._refuse(exchange, error)
+        except asyncio.CancelledError:
+            why = exchange.interruption()
+            if why is None:
+                raise
+            if not isinstance(why, ClientGone):
+                await self._refuse(exchange, RequestTimeout("the body did not arrive in time"))
         except Exception:
             log.exception("request %s failed in the gateway", exchange.request_id)
             await self._refuse(exchange, SwiftClawError("the gateway failed; its log knows the request id"))
@@ -74,6 +82,7 @@ class Edge:
         pool, rest = self._addressed(exchange)
         if rest == b"/messages":
             _only(exchange, "POST")
+            exchange.guard(pool.settings.request_timeout_s)
             body = await exchange.body(ahead=True)
             named = sessions.in_message(exchange.prefix) if pool.affinity else None
             await self._forwarder.http(self._call(exchange, pool, MESSAGES_PATH, body, named))
@@ -85,6 +94,7 @@ class Edge:
         """The model names the agent, so the whole body is read: clients may put `model` behind long messages."""
         _only(exchange, "POST")
         exchange.declared_length  # noqa: B018 - refuses what is too large before it is read
+        exchange.guard(CHAT_BODY_S)
         body = await exchange.whole_body()
         try:
             asked = json.loads(body)

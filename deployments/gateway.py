@@ -24,6 +24,7 @@ from deployments.inside import InsideCall, events
 from deployments.measuring import measure_for_ever
 from deployments.routing import Routing
 from deployments.upstream import Upstream
+from policies.errors import STATUS, InstanceFailed
 
 log = logging.getLogger("swiftclaw.gateway")
 
@@ -62,7 +63,11 @@ class Gateway:
         """POST /agents/{agent}/messages from inside: (status, the JSON that a client would get)."""
         call = InsideCall(agent, {**body, "stream": False}, headers)
         await self._edge(call.scope, call.receive, call.send)
-        return call.status, json.loads(call.content())
+        try:
+            return call.status, json.loads(call.content())
+        except ValueError:
+            error = {"type": InstanceFailed.type, "message": "the answer broke off", "agent": agent}
+            return STATUS[InstanceFailed.type], {"error": error}
 
     async def stream(self, agent: str, body: dict[str, Any], headers: dict[str, str]) -> AsyncIterator[tuple[str, Any]]:
         """The same, streamed: ("delta", text) …, or ("error", the error's JSON)."""

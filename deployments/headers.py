@@ -25,7 +25,7 @@ def for_instance(exchange: Exchange, clients: Clients, key: str, session: str | 
     """The client's, less what ends at this hop, plus what the instance is to know."""
     named = _named_by_connection(exchange)
     headers = [
-        (name.decode("latin-1"), value.decode("latin-1"))
+        (name.decode("latin-1"), value.decode() if value.isascii() else _decoded(value))
         for name, value in exchange.headers
         if name not in _NOT_SENT and name not in named
     ]
@@ -45,7 +45,7 @@ def for_instance(exchange: Exchange, clients: Clients, key: str, session: str | 
         (KEY_HEADER.decode(), key),
     )
     if session is not None:
-        headers.append((SESSION_HEADER.decode(), quote(session)))
+        headers.append((SESSION_HEADER.decode(), quote(session, errors="surrogatepass")))
     return headers
 
 
@@ -86,6 +86,14 @@ def _named_by_connection(exchange: Exchange) -> frozenset[bytes]:
     if value is None or value.lower() in (b"keep-alive", b"close"):
         return frozenset()
     return frozenset(token.strip().lower() for token in value.split(b","))
+
+
+def _decoded(value: bytes) -> str:
+    """The HTTP client writes UTF-8, so what is UTF-8 arrives as it was."""
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
 
 
 def _text(exchange: Exchange, name: bytes) -> str:

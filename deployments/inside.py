@@ -47,6 +47,8 @@ class InsideCall:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             return
+        if self._left.is_set():
+            return
         if self._queued:
             await self._pieces.put(message["body"])
             if not message.get("more_body"):
@@ -58,8 +60,10 @@ class InsideCall:
         return b"".join(self._all)
 
     def leave(self) -> None:
-        """Like a client that hangs up."""
+        """Like a client that hangs up. What waits for a place in the queue waits no longer."""
         self._left.set()
+        while not self._pieces.empty():
+            self._pieces.get_nowait()
 
     async def pieces(self) -> AsyncIterator[bytes]:
         while (piece := await self._pieces.get()) is not None:
@@ -79,7 +83,7 @@ async def events(call: InsideCall) -> AsyncIterator[tuple[str, Any]]:
             if event is not None:
                 yield event
     if call.status != 200:
-        yield "error", json.loads(buffered)
+        yield "error", {**json.loads(buffered), "status": call.status}
 
 
 def _event(block: str) -> tuple[str, Any] | None:

@@ -25,6 +25,8 @@ log = logging.getLogger("swiftclaw.instance")
 KEEP_ALIVE_S = 120  # longer than a gateway keeps an idle connection
 ALONE_S = 5.0  # without a watch from the Controller for this long: present itself again
 SETTLE_S = 1.0  # after saying that it leaves: time for every gateway to hear of it
+CLOSING_S = 0.3  # refusing is kinder than a broken connection to a request that is under way
+SESSIONS_S = 30.0  # for this long at most it goes on for sessions that live here and are busy
 
 
 class Instance:
@@ -94,9 +96,13 @@ class Instance:
             await asyncio.wait_for(self._say_goodbye(), 5)
         except Exception as error:
             log.info("the Controller was not told: %r", error)
-        settled = time.monotonic() + SETTLE_S
-        while self._answering.in_flight or time.monotonic() < settled:
+        began = time.monotonic()
+        while time.monotonic() < began + SETTLE_S or (self._answering.in_flight and time.monotonic() < began + SESSIONS_S):
             await asyncio.sleep(0.05)
+        self._answering.close()
+        while self._answering.in_flight:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(CLOSING_S)
         for task in self._tasks:
             task.cancel()
         await self._listener.close()

@@ -10,7 +10,6 @@ import re
 import secrets
 import time
 from dataclasses import dataclass
-from http.cookies import CookieError, SimpleCookie
 from json import JSONDecodeError, JSONDecoder
 from typing import Any
 
@@ -81,14 +80,13 @@ def set_cookie(exchange: Exchange, pool: Pool, request: Request, session: Sessio
 
 
 def _cookie(exchange: Exchange) -> str | None:
+    """By hand: SimpleCookie drops everything when another cookie is one it does not like."""
     for name, value in exchange.headers:
-        if name == b"cookie" and COOKIE.encode() in value:
-            try:
-                found = SimpleCookie(value.decode("latin-1")).get(COOKIE)
-            except CookieError:
-                found = None
-            if found is not None:
-                return found.value
+        if name == b"cookie":
+            for pair in value.split(b";"):
+                key, _, found = pair.strip().partition(b"=")
+                if key == COOKIE.encode():
+                    return found.decode("latin-1").strip('"')
     return None
 
 

@@ -65,13 +65,15 @@ class Upstream:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_CONNECTION_S, use_dns_cache=False),
             cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0),  # WebSockets; requests bring their own
             auto_decompress=False,
             raise_for_status=False,
             max_line_size=_HEADER_LIMIT,
             max_field_size=_HEADER_LIMIT,
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
         )
+        # aiohttp sends GET, PUT and DELETE again by itself when the connection breaks; whether to is ours to say.
+        self._session._retry_connection = False
 
     async def request(
         self,

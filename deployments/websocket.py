@@ -8,12 +8,13 @@ from typing import Any
 
 import aiohttp
 
+from cluster.messages import REFUSED_HEADER
 from deployments.exchange import Exchange, Receive, Send
 from deployments.forward import Call, Forwarder
 from deployments.routing import CLIENT_GONE, Routing
 from deployments.sessions import set_cookie
 from deployments.upstream import BrokeOff, NotConnected, Upstream
-from policies.errors import InstanceFailed
+from policies.errors import InstanceFailed, RequestTimeout
 
 GOING_AWAY, INTERNAL_ERROR, NO_STATUS = 1001, 1011, 1005
 
@@ -35,7 +36,8 @@ class WebSocketForwarder:
             lease = pool.choose(call.request, tried)
             member, code = lease.backend.member, CLIENT_GONE
             try:
-                socket = await self._upstream.websocket(member.host, member.port, call.path, headers, protocols)
+                connecting = self._upstream.websocket(member.host, member.port, call.path, headers, protocols)
+                socket = await asyncio.wait_for(connecting, pool.settings.request_timeout_s)
                 lease.heard(time.monotonic(), None)
                 code = 101
                 async with socket:
@@ -49,7 +51,13 @@ class WebSocketForwarder:
             except NotConnected:
                 self._routing.unreachable(pool, lease.backend)
                 tried.add(member.id)
+            except asyncio.TimeoutError:
+                code = 504
+                raise RequestTimeout(f"no handshake within {pool.settings.request_timeout_s:g} s", agent=pool.name) from None
             except aiohttp.WSServerHandshakeError as declined:
+                if declined.status == 503 and declined.headers is not None and REFUSED_HEADER.decode() in declined.headers:
+                    tried.add(member.id)
+                    continue
                 code = declined.status
                 await _decline(exchange, declined.status)
                 return

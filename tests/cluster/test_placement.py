@@ -49,41 +49,41 @@ def test_labels_are_read_from_living_nodes_only() -> None:
 
 def test_nothing_is_done_when_all_is_as_it_should_be() -> None:
     desired = apps({"us": 3})
-    assert plan(desired, remembered(desired), running(desired)) == []
+    assert plan(desired, remembered(desired), running(desired), desired) == []
 
 
 def test_what_does_not_run_is_started() -> None:
     desired = apps({"us": 1})
-    assert {(action.do, action.app) for action in plan(desired, {}, {})} == {("start", "gateway.us"), ("start", "a.v1.us")}
+    assert {(action.do, action.app) for action in plan(desired, {}, {}, ())} == {("start", "gateway.us"), ("start", "a.v1.us")}
 
 
 def test_a_new_region_touches_nothing_that_runs() -> None:
     before, after = apps({"us": 3}), apps({"us": 3, "eu": 2})
-    assert plan(after, remembered(before), running(before)) == [Action("start", "a.v1.eu", after["a.v1.eu"])]
+    assert plan(after, remembered(before), running(before), before) == [Action("start", "a.v1.eu", after["a.v1.eu"])]
 
 
 def test_another_count_scales_and_another_size_replaces() -> None:
     before = apps({"us": 3})
     for after, step in ((apps({"us": 4}), "scale"), (apps({"us": 3}, cpus=0.5), "start")):
-        assert plan(after, remembered(before), running(before)) == [Action(step, "a.v1.us", after["a.v1.us"])]  # type: ignore[arg-type]
+        assert plan(after, remembered(before), running(before), before) == [Action(step, "a.v1.us", after["a.v1.us"])]  # type: ignore[arg-type]
 
 
 def test_what_is_no_longer_wanted_is_deleted_once_and_strangers_are_left_alone() -> None:
     before, after = apps({"us": 3, "eu": 2}), apps({"us": 3})
     seen = {**running(before), "somebody.elses": "RUNNING"}
-    assert plan(after, remembered(before), seen) == [Action("delete", "a.v1.eu")]
-    assert plan(after, remembered(before), {**seen, "a.v1.eu": "DELETING"}) == []
+    assert plan(after, remembered(before), seen, seen) == [Action("delete", "a.v1.eu")]
+    assert plan(after, remembered(before), {**seen, "a.v1.eu": "DELETING"}, seen) == []
 
 
 def test_an_app_that_is_being_deleted_is_started_only_when_it_is_gone() -> None:
     desired = apps({"us": 1})
     seen = {**running(desired), "a.v1.us": "DELETING"}
-    assert plan(desired, remembered(desired), seen) == []
+    assert plan(desired, remembered(desired), seen, seen) == []
 
 
 def test_an_app_that_runs_without_being_remembered_is_adopted() -> None:
     desired = apps({"us": 1})
-    assert plan(desired, {}, running(desired)) == []
+    assert plan(desired, {}, running(desired), desired) == []
 
 
 def test_another_version_runs_before_the_old_one_is_deleted() -> None:
@@ -93,7 +93,18 @@ def test_another_version_runs_before_the_old_one_is_deleted() -> None:
 
     before, after = version("v1"), version("v2")
     known, seen = remembered(before), running(before)
-    assert plan(after, known, seen) == [Action("start", "a.v2.us", after["a.v2.us"])]
+    assert plan(after, known, seen, before) == [Action("start", "a.v2.us", after["a.v2.us"])]
     known, seen = {**known, **remembered(after)}, {**seen, "a.v2.us": "DEPLOYING"}
-    assert plan(after, known, seen) == []
-    assert plan(after, known, {**seen, "a.v2.us": "RUNNING"}) == [Action("delete", "a.v1.us")]
+    assert plan(after, known, seen, before) == []
+    seen = {**seen, "a.v2.us": "RUNNING"}
+    assert plan(after, known, seen, before) == [], "it runs, but its checks have not passed"
+    assert plan(after, known, seen, {*before, *after}) == [Action("delete", "a.v1.us")]
+
+
+def test_a_region_without_instances_has_no_app() -> None:
+    assert "a.v1.eu" not in apps({"us": 1, "eu": 0})
+
+
+def test_a_label_that_appears_or_goes_restarts_nothing() -> None:
+    before, after = apps({"us": 1}, labelled=set()), apps({"us": 1}, labelled={"us"})
+    assert plan(after, remembered(before), running(before), before) == []

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -212,9 +213,9 @@ class TestFaults:
         assert (status, answer["error"]["type"]) == (503, "no_healthy_instance")
         assert "retry-after" in headers
 
-    async def test_a_draining_instance_refuses_unexecuted_and_another_answers(self, plane: DataPlane) -> None:
+    async def test_a_closing_instance_refuses_unexecuted_and_another_answers(self, plane: DataPlane) -> None:
         await plane.add(echo(), count=2)
-        plane.hosts["echo-instance-1"].drain()
+        plane.hosts["echo-instance-1"].close()
         for _ in range(4):
             status, _, headers = await post(plane, "echo", {"message": "hi"})
             assert (status, headers["x-swiftclaw-instance"]) == (200, "instance-2")
@@ -232,6 +233,35 @@ class TestFaults:
             asking.cancel()
         await until(lambda: seen == ["closed"])
         await until(lambda: plane.active() == 0)
+
+    @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "POST"])
+    async def test_a_request_that_kills_its_instance_is_sent_to_no_other(self, plane: DataPlane, method: str) -> None:
+        """Holds the HTTP client, too, to not sending again by itself."""
+        received: list[int] = []
+
+        async def die(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            received.append(writer.get_extra_info("sockname")[1])
+            writer.close()
+
+        await plane.add(echo(), count=3)
+        servers = [await asyncio.start_server(die, "127.0.0.1", 0) for _ in range(3)]
+        ports = [server.sockets[0].getsockname()[1] for server in servers]
+        plane.members["echo"] = [replace(m, port=port) for m, port in zip(plane.members["echo"], ports, strict=True)]
+        plane.announce()
+        async with plane.client.request(method, "/agents/echo/x") as response:
+            assert (response.status, (await response.json())["error"]["type"]) == (502, "instance_failed")
+        assert len(received) == 1
+        for server in servers:
+            server.close()
+
+    async def test_a_body_that_does_not_arrive_is_504(self, plane: DataPlane) -> None:
+        plane.blocks["echo"] = {"timeouts": {"request": "300ms"}}
+        await plane.add(echo())
+        reader, writer = await asyncio.open_connection("127.0.0.1", plane.gateway.port)
+        writer.write(b"POST /agents/echo/messages HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n{")
+        assert b" 504 " in await asyncio.wait_for(reader.readline(), 10)
+        writer.close()
 
     async def test_too_slow_is_504_and_the_work_is_cancelled(self, plane: DataPlane) -> None:
         cancelled: list[bool] = []
@@ -391,6 +421,30 @@ class TestMountedApp:
         await until(lambda: mounted.active() == 2)
         await socket.close()
         await until(lambda: mounted.active() == 0)
+
+    async def test_a_closing_instance_passes_its_websockets_on(self, mounted: DataPlane) -> None:
+        agent = Agent("web")
+        agent.mount(own_app())
+        await mounted.add(agent)
+        mounted.hosts["web-instance-1"].close()
+        for _ in range(3):
+            async with mounted.client.ws_connect("/agents/web/ws") as socket:
+                assert socket._response.headers["x-swiftclaw-instance"] == "instance-2"
+
+    async def test_a_websocket_that_gets_no_handshake_ends_and_leaves_no_count(self, mounted: DataPlane) -> None:
+        async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read()
+
+        server = await asyncio.start_server(silent, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        mounted.blocks["web"] = {"timeouts": {"request": "300ms"}}
+        mounted.members["web"] = [replace(mounted.members["web"][0], port=port)]
+        mounted.announce()
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await mounted.client.ws_connect("/agents/web/ws")
+        assert refused.value.status == 504
+        await until(lambda: mounted.active() == 0)
+        server.close()
 
     async def test_a_websocket_to_nowhere_is_refused_with_its_status(self, mounted: DataPlane) -> None:
         for path, status in (("/agents/nobody/ws", 404), ("/elsewhere", 404)):

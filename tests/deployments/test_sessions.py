@@ -106,6 +106,16 @@ async def test_a_spoilt_cookie_counts_as_absent(sticky: DataPlane, spoil: Any) -
         assert (await answer.json())["reply"] != (await first.json())["reply"]
 
 
+@pytest.mark.parametrize("other", ['prefs={"a":1}', "x=a b", "a[0]=1", "foo", "u=\u00fc"])
+async def test_other_cookies_do_not_hide_ours(sticky: DataPlane, other: str) -> None:
+    async with aiohttp.ClientSession(sticky.url, cookie_jar=aiohttp.DummyCookieJar()) as client:
+        first = await send(client)
+        held = {"cookie": f"{other}; {COOKIE}={first.cookies[COOKIE].value}"}
+        for _ in range(4):
+            again = await send(client, headers=held)
+            assert who(again) == who(first) and COOKIE not in again.cookies
+
+
 async def test_another_agents_cookie_counts_as_absent(sticky: DataPlane) -> None:
     other = Agent("b")
     sticky.blocks["b"] = sticky.blocks["a"]
@@ -214,7 +224,7 @@ async def test_a_strategy_changed_under_way_keeps_sessions_and_instances(sticky:
 
 
 async def test_a_session_name_cannot_smuggle_headers(sticky: DataPlane) -> None:
-    evil = "a\r\nx-evil: 1\r\n\u2028ü"
+    evil = "a\r\nx-evil: 1\r\n\u2028ü\ud800"
     answer = await send(sticky.client, {"session_id": evil})
     assert (await answer.json())["session_id"] == evil
     assert (await answer.json())["reply"] == evil
