@@ -145,7 +145,7 @@ def host(value: object, at: Place) -> str:
 def file_path(value: object, at: Place) -> str:
     """An absolute path; a relative one starts from the folder of the file that is read."""
     given = text(value, "path")
-    if not given or "\0" in given:
+    if not given or not given.isprintable():
         raise ConfigError(f"{shown(value)} is not a path")
     return os.path.normpath(at.folder.absolute() / given)
 
