@@ -63,8 +63,9 @@ class Admin:
                         "port": hello.settings.port,
                         "node": hello.node,
                         "pid": hello.pid,
+                        "current": controller.is_current(hello.gateway),
                     }
-                    for hello, _ in controller.gateways.values()
+                    for hello, _, _ in controller.gateways.values()
                 ],
                 "desired_gateways": sum(gateway.replicas for gateway in controller.settings.gateways),
                 "apps": {name: vars(app) for name, app in sorted(controller.observed.items())},

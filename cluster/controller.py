@@ -59,7 +59,7 @@ class Controller:
         self.registry = Registry(self._changed)
         self.registry.restore(self._state.instances)
         self.ledger = Ledger()
-        self.gateways: dict[str, tuple[Hello, float]] = {}
+        self.gateways: dict[str, tuple[Hello, float, str | None]] = {}  # heard when, having seen which version
         self.problems: dict[str, str] = {}  # Serve app -> why it cannot start
         self.warnings: list[str] = []
         self.observed: dict[str, AppStatus] = {}
@@ -106,7 +106,7 @@ class Controller:
 
     async def news(self, hello: Hello, seen: str | None) -> Snapshot | None:
         """The newest snapshot as soon as it differs from the one the gateway has; None when nothing is new."""
-        self.gateways[hello.gateway] = (hello, time.monotonic())
+        self.gateways[hello.gateway] = (hello, time.monotonic(), seen)
         self.problems.pop(hello.app, None)
         deadline = time.monotonic() + POLL_S
         async with self._news:
@@ -173,6 +173,10 @@ class Controller:
         return names
 
     # --- what is shown --------------------------------------------------------------------------------------------
+
+    def is_current(self, gateway: str) -> bool:
+        """Whether it has the newest snapshot: then it acts on all that is shown here."""
+        return self.gateways[gateway][2] == self._version()
 
     def rows(self) -> Iterable[tuple[Key, str, bool, float | None]]:
         for record in self.registry:
@@ -317,7 +321,7 @@ class Controller:
         await self._placement.delete(app)
 
     def _forget_silent_gateways(self) -> None:
-        for gateway, (_, heard) in list(self.gateways.items()):
+        for gateway, (_, heard, _) in list(self.gateways.items()):
             if time.monotonic() - heard > GATEWAY_GONE_S:
                 self._forget_gateway(gateway)
 
