@@ -6,14 +6,22 @@ Plain frozen dataclasses, pickled by Ray. A gateway works from its last `Snapsho
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from cluster.config import AgentSettings, GatewaySettings, Http
+from policies.breaker import News
+from policies.draining import DrainTerms
 
 # Headers that never leave the cluster: set by a gateway for an instance or by an instance for a gateway.
 KEY_HEADER = b"x-swiftclaw-key"  # the secret by which an instance knows a gateway
 SESSION_HEADER = b"x-swiftclaw-session"  # the session's name, percent-encoded
 LOAD_HEADER = b"x-swiftclaw-load"  # "<in flight> <in flight on arrival> <cpu percent>" of the answering instance
+LIMIT_HEADER = b"x-swiftclaw-limit"  # the most requests that an instance may have in flight
 REFUSED_HEADER = b"x-swiftclaw-not-executed"  # the instance refused before it began: safe to ask another
+
+# What stands in REFUSED_HEADER.
+FULL = b"full"
+CLOSING = b"closing"
 
 # Where an instance answers what; the mounted app has a prefix of its own, so that the two cannot collide.
 MESSAGES_PATH = "/messages"
@@ -21,6 +29,9 @@ CHAT_PATH = "/chat"
 WATCH_PATH = "/-/watch"
 PING_PATH = "/-/ping"
 CHECK_PATH = "/-/check"
+KILL_PATH = "/-/kill"
+DRAIN_PATH = "/-/drain"
+PEERS_PATH = "/-/peers"  # at a gateway, for the others
 APP_PREFIX = "/app"
 
 
@@ -35,6 +46,17 @@ class InstanceSpec:
     region: str
     app: str  # the Serve app it belongs to
     host: str = ""  # where it listens; "": on its node's address
+    package: str = ""  # the digest of its version's code (cluster/packages.py); "": the folder as it is
+
+
+@dataclass(frozen=True)
+class RateRule:
+    """A limit that an agent's code asks for, over all instances: per value of `key`; None: in all."""
+
+    requests: int
+    window_s: float
+    key: str | None = None
+    strategy: str = "sliding-window"
 
 
 @dataclass(frozen=True)
@@ -52,8 +74,9 @@ class Registration:
     node: str
     started_at: float  # seconds since the epoch
     session_affinity: bool = False  # what Agent(session_affinity=…) says
-    rate_limited: bool = False  # whether the agent asks for limits of its own, which nothing acts on yet
+    rate_rules: tuple[RateRule, ...] = ()  # what @agent.rate_limit says
     id: str | None = None
+    package: str = ""  # the code it runs
 
 
 @dataclass(frozen=True)
@@ -62,6 +85,7 @@ class Admission:
 
     id: str  # instance-N
     key: str  # the cluster's secret
+    drain: DrainTerms = field(default_factory=DrainTerms)  # for an instance that has to leave while the Controller is away
 
 
 @dataclass(frozen=True)
@@ -80,12 +104,41 @@ class Member:
 
 
 @dataclass(frozen=True)
+class VersionShare:
+    """Which versions of an agent get which traffic. `leaving`: sessions that live there may stay until they drain."""
+
+    stable: str
+    canary: str | None = None
+    percent: float = 0.0  # of the canary
+    leaving: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class AgentView:
     """One agent as the gateways are told of it."""
 
     settings: AgentSettings
     session_affinity: bool
     members: tuple[Member, ...]
+    versions: VersionShare | None = None  # None: all members alike
+    rate_rules: tuple[RateRule, ...] = ()  # of the newest version that runs
+
+
+class Circuit(NamedTuple):
+    """The newest word of any gateway on one instance's breaker. `number` grows with each."""
+
+    number: int
+    gateway: str
+    news: News
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A gateway, and where it listens for the others."""
+
+    gateway: str
+    host: str
+    port: int
 
 
 @dataclass(frozen=True)
@@ -100,6 +153,8 @@ class Snapshot:
     client_regions: dict[str, str] = field(default_factory=dict)
     trusted_proxies: tuple[str, ...] = ()
     distances_ms: dict[str, dict[str, float]] = field(default_factory=dict)
+    circuits: dict[str, Circuit] = field(default_factory=dict)  # by replica
+    peers: tuple[Peer, ...] = ()  # all gateways, the reader among them
 
 
 @dataclass(frozen=True)
@@ -111,6 +166,8 @@ class Hello:
     settings: GatewaySettings
     node: str
     pid: int
+    host: str = ""  # where it listens for other gateways
+    port: int = 0
 
 
 @dataclass(frozen=True)
@@ -123,6 +180,8 @@ class InstanceCounts:
     duration_sum_s: float = 0.0
     first_bytes: tuple[int, ...] = ()
     first_byte_sum_s: float = 0.0
+    routings: tuple[int, ...] = ()  # counts per bucket of `metrics.ROUTING_BUCKETS_S`
+    routing_sum_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -133,3 +192,6 @@ class Observation:
     instances: dict[tuple[str, str, str, str], InstanceCounts]
     refusals: dict[tuple[str, int], int] = field(default_factory=dict)  # (agent, status): no instance was reached
     unreachable: frozenset[tuple[str, str]] = frozenset()  # (agent, replica) that refused a connection
+    circuits: dict[tuple[str, str], News] = field(default_factory=dict)  # (agent, replica) whose breaker has changed
+    retries: dict[str, int] = field(default_factory=dict)  # by agent, since the last one
+    queued: dict[str, int] = field(default_factory=dict)  # by agent: requests that wait for a place now

@@ -48,6 +48,8 @@ class Exchange:
         self.status = 0
         self.event_stream = False
         self.prefix = b""  # as much of the body as has been read before an instance was chosen
+        self.told: list[tuple[bytes, bytes]] = []  # headers that the answer carries, whatever it will be
+        self.agent: str | None = None  # whom it is for, once that is known
         given = self.header(b"x-request-id")
         self.request_id = given.decode() if given and _GOOD_ID.fullmatch(given) else f"{getrandbits(128):032x}"
         self._body_done = False
@@ -150,7 +152,9 @@ class Exchange:
         self.deadline(seconds)
 
     def deadline(self, seconds: float) -> None:
-        """Set, or set anew, how long it may take from now."""
+        """Set, or set anew, how long it may take from now. Without a guard, nothing."""
+        if self._task is None:
+            return
         now = time.monotonic()
         earlier = now + seconds < self._ends_at
         self._ends_at = now + seconds
@@ -232,6 +236,7 @@ class Exchange:
                 (b"content-type", b"text/plain; charset=utf-8" if text else b"application/json"),
                 (b"content-length", str(len(content)).encode()),
                 (b"x-request-id", self.request_id.encode()),
+                *self.told,
                 *(headers or ()),
             ],
         )

@@ -1,6 +1,7 @@
-"""One request to one instance, and to the next one while the first has provably not begun.
+"""One request to one instance, and to the next one where that is allowed.
 
-Decides nothing about who: `Pool.choose` does. What is done here in order: headers, send, head back, body piece by piece.
+Decides nothing: who is asked says `Pool.choose`, whether another may be asked `Attempts`. What is done here in order:
+headers, send, head back, body piece by piece.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from deployments import headers
+from deployments.attempts import GATEWAY_ERRORS, Attempts
+from deployments.backend import CLIENT_GONE, Lease
 from deployments.exchange import Exchange, TimedOut
 from deployments.headers import Head
-from deployments.routing import CLIENT_GONE, Lease, Pool, Routing
+from deployments.pool import Pool
+from deployments.routing import Routing
 from deployments.sessions import NONE, Session, set_cookie
 from deployments.upstream import Answer, BrokeOff, NotConnected, Upstream
 from policies.base import Request
@@ -24,6 +28,7 @@ from policies.errors import InstanceFailed, Overloaded, RequestTimeout, SwiftCla
 log = logging.getLogger("swiftclaw.gateway")
 
 Body = bytes | AsyncIterator[bytes] | None
+TOO_MANY = 429  # the agent limits somebody: that is no failure of its, and no success
 
 
 @dataclass(slots=True)
@@ -38,8 +43,8 @@ class Call:
     session: Session = NONE
 
     @property
-    def repeatable(self) -> bool:
-        """Whether the body can be sent again."""
+    def body_is_kept(self) -> bool:
+        """Whether it can be sent again."""
         return self.body is None or isinstance(self.body, bytes)
 
 
@@ -54,13 +59,10 @@ class Forwarder:
         exchange, pool = call.exchange, call.pool
         exchange.guard(pool.settings.request_timeout_s)
         sent = self.headers(call)
-        tried: set[str] = set()
         try:
-            while True:
-                lease = pool.choose(call.request, tried)
-                if await self._attempt(call, lease, sent):
-                    return
-                tried.add(lease.backend.member.id)
+            with Attempts(exchange, pool, call.request, body_is_kept=call.body_is_kept) as attempts:
+                while not await self._attempt(call, await attempts.place(), sent, attempts):
+                    pass
         except asyncio.CancelledError:
             why = exchange.interruption()
             if why is None:
@@ -74,49 +76,66 @@ class Forwarder:
     def headers(self, call: Call) -> list[tuple[str, str]]:
         snapshot = self._routing.snapshot
         key = snapshot.key if snapshot else ""
-        return headers.for_instance(call.exchange, self._routing.clients, key, call.session.name)
+        return headers.for_instance(call.exchange, self._routing.clients, key, call.session.name, call.pool.settings.limits.max_connections_per_instance)
 
-    async def _attempt(self, call: Call, lease: Lease, sent: list[tuple[str, str]]) -> bool:
-        """True when the request was answered, False when this instance has not begun it."""
+    async def _attempt(self, call: Call, lease: Lease, sent: list[tuple[str, str]], attempts: Attempts) -> bool:
+        """True when the request was answered, False when another instance may be asked. Raises what became of it."""
         exchange, pool, member = call.exchange, call.pool, lease.backend.member
         code: int | None = CLIENT_GONE
+        ok: bool | None = None  # what this says of the instance
         answer: Answer | None = None
+        again = False
         try:
             answer = await self._upstream.request(
                 exchange.method, member.host, member.port, call.path, sent, call.body, pool.settings.timeouts.connection_s
             )
             head = headers.from_instance(answer.status, answer.headers)
-            if head.refused:
+            if head.refused is not None:
                 code = None
-                if not call.repeatable:
+                if not call.body_is_kept:
                     raise Overloaded("the instance refused, and a streamed body cannot be sent again", agent=pool.name)
+                attempts.refused(lease, head)
                 return False
-            lease.heard(time.monotonic(), head.report)
-            await self._relay(call, lease, answer, head)
-            code = answer.status
-            return True
+            ok = None if answer.status == TOO_MANY else answer.status < 500
+            lease.heard(time.monotonic(), head.report, failed=ok is False)
+            if answer.status in GATEWAY_ERRORS and attempts.repeats(lease):
+                code, again = None, True
+            else:
+                attempts.answered()
+                await self._relay(call, lease, answer, head)
+                code = answer.status
+                return True
         except NotConnected:
-            code = None
+            code, ok = None, False
             self._routing.unreachable(pool, lease.backend)
+            attempts.skip(lease)
             return False
         except BrokeOff as error:
+            ok = None
             if exchange.body_failure is not None:
                 raise exchange.body_failure from None
-            code = 502
+            code, ok = 502, False
             log.warning("%s of %s broke off (%s), request %s", member.id, pool.name, error, exchange.request_id)
-            raise InstanceFailed(f"{member.id} broke off", agent=pool.name) from error
+            if not attempts.repeats(lease):
+                raise InstanceFailed(f"{member.id} broke off", agent=pool.name) from error
+            code, again = None, True
         except asyncio.CancelledError:
-            code = 504 if exchange.timed_out else CLIENT_GONE
+            code, ok = CLIENT_GONE, None
+            if exchange.timed_out:  # once it has begun to answer, it may be the client that does not read
+                code, ok = 504, None if exchange.started else False
             raise
         finally:
             if answer is not None:
                 answer.close()
-            lease.release(code, time.monotonic())
+            lease.release(code, time.monotonic(), ok)
+        if again:
+            await attempts.pause()
+        return False
 
     @staticmethod
     async def _relay(call: Call, lease: Lease, answer: Answer, head: Head) -> None:
         exchange, idle_s = call.exchange, call.pool.settings.timeouts.idle_s
-        returned = [*head.headers, (b"x-request-id", exchange.request_id.encode()), *lease.backend.told]
+        returned = [*head.headers, (b"x-request-id", exchange.request_id.encode()), *lease.backend.told, *exchange.told]
         cookie = set_cookie(exchange, call.pool, call.request, call.session)
         if cookie is not None:
             returned.append((b"set-cookie", cookie))

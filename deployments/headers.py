@@ -5,23 +5,23 @@ from __future__ import annotations
 from typing import NamedTuple
 from urllib.parse import quote
 
-from cluster.messages import KEY_HEADER, LOAD_HEADER, REFUSED_HEADER, SESSION_HEADER
+from cluster.messages import KEY_HEADER, LIMIT_HEADER, LOAD_HEADER, REFUSED_HEADER, SESSION_HEADER
+from deployments.backend import Report
 from deployments.clients import FORWARDED_HEADER, Clients, forwarded
 from deployments.exchange import Exchange
-from deployments.routing import Report
 from deployments.upstream import Headers
 
 _HOP_BY_HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te", b"trailer",
      b"transfer-encoding", b"upgrade")
 )  # fmt: skip
-_OURS = frozenset((KEY_HEADER, LOAD_HEADER, REFUSED_HEADER, SESSION_HEADER))
+_OURS = frozenset((KEY_HEADER, LIMIT_HEADER, LOAD_HEADER, REFUSED_HEADER, SESSION_HEADER))
 _SET_BY_US = frozenset((b"expect", FORWARDED_HEADER, b"x-forwarded-proto", b"x-forwarded-host", b"x-request-id"))
 _NOT_SENT = _HOP_BY_HOP | _OURS | _SET_BY_US
 _NOT_RETURNED = _HOP_BY_HOP | _OURS | {b"x-request-id", b"x-swiftclaw-instance", b"x-swiftclaw-version", b"x-swiftclaw-region"}
 
 
-def for_instance(exchange: Exchange, clients: Clients, key: str, session: str | None) -> list[tuple[str, str]]:
+def for_instance(exchange: Exchange, clients: Clients, key: str, session: str | None, limit: int) -> list[tuple[str, str]]:
     """The client's, less what ends at this hop, plus what the instance is to know."""
     named = _named_by_connection(exchange)
     headers = [
@@ -43,6 +43,7 @@ def for_instance(exchange: Exchange, clients: Clients, key: str, session: str | 
         ("x-forwarded-proto", scheme),
         ("x-forwarded-host", host),
         (KEY_HEADER.decode(), key),
+        (LIMIT_HEADER.decode(), str(limit)),
     )
     if session is not None:
         headers.append((SESSION_HEADER.decode(), quote(session, errors="surrogatepass")))
@@ -55,11 +56,12 @@ class Head(NamedTuple):
     headers: list[tuple[bytes, bytes]]  # for the client
     streamed: bool  # its length is not known
     report: Report | None
-    refused: bool  # not executed: another instance may be asked
+    refused: bytes | None  # not executed, and why: another instance may be asked
 
 
 def from_instance(status: int, headers: Headers) -> Head:
-    returned, streamed, report, refused = [], True, None, False
+    returned, streamed, report = [], True, None
+    refused: bytes | None = None
     for name, value in headers:
         lower = name.lower()
         if lower not in _NOT_RETURNED:
@@ -69,7 +71,7 @@ def from_instance(status: int, headers: Headers) -> Head:
         elif lower == LOAD_HEADER:
             report = _report(value)
         elif lower == REFUSED_HEADER:
-            refused = status == 503
+            refused = value if status == 503 else None
     return Head(returned, streamed, report, refused)
 
 

@@ -11,7 +11,8 @@ import time
 from collections import deque
 
 from cluster.messages import KEY_HEADER, PING_PATH
-from deployments.routing import Backend, Routing
+from deployments.backend import Backend
+from deployments.routing import Routing
 from deployments.upstream import BrokeOff, NotConnected, Upstream
 
 log = logging.getLogger("swiftclaw.gateway")

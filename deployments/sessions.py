@@ -10,11 +10,11 @@ import re
 import secrets
 import time
 from dataclasses import dataclass
-from json import JSONDecodeError, JSONDecoder
+from json import JSONDecoder
 from typing import Any
 
 from deployments.exchange import Exchange
-from deployments.routing import Pool
+from deployments.pool import Pool
 from policies.base import Request
 from policies.session_token import Token
 
@@ -118,7 +118,7 @@ def top_level(prefix: bytes, wanted: set[str]) -> dict[str, Any]:
             if name in wanted:
                 found[name] = value
             at = _skip(text, at)
-    except (JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # no JSON, or a number of too many digits
         pass
     return found
 

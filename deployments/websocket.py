@@ -8,10 +8,12 @@ from typing import Any
 
 import aiohttp
 
-from cluster.messages import REFUSED_HEADER
+from deployments.attempts import Attempts
+from deployments.backend import CLIENT_GONE, Lease
 from deployments.exchange import Exchange, Receive, Send
 from deployments.forward import Call, Forwarder
-from deployments.routing import CLIENT_GONE, Routing
+from deployments.headers import from_instance
+from deployments.routing import Routing
 from deployments.sessions import set_cookie
 from deployments.upstream import BrokeOff, NotConnected, Upstream
 from policies.errors import InstanceFailed, RequestTimeout
@@ -31,41 +33,57 @@ class WebSocketForwarder:
         await exchange.receive()  # websocket.connect
         headers = [(name, value) for name, value in self._forwarder.headers(call) if not name.startswith("sec-websocket-")]
         protocols: list[str] = exchange.scope.get("subprotocols") or []
-        tried: set[str] = set()
-        while True:
-            lease = pool.choose(call.request, tried)
-            member, code = lease.backend.member, CLIENT_GONE
-            try:
-                connecting = self._upstream.websocket(member.host, member.port, call.path, headers, protocols)
-                socket = await asyncio.wait_for(connecting, pool.settings.request_timeout_s)
-                lease.heard(time.monotonic(), None)
-                code = 101
-                async with socket:
-                    accepted = [(b"x-request-id", exchange.request_id.encode()), *lease.backend.told]
-                    cookie = set_cookie(exchange, pool, call.request, call.session)
-                    if cookie is not None:
-                        accepted.append((b"set-cookie", cookie))
-                    await exchange.send({"type": "websocket.accept", "subprotocol": socket.protocol, "headers": accepted})
-                    await _pump_both(exchange.receive, exchange.send, socket, pool.settings.timeouts.idle_s)
-                return
-            except NotConnected:
-                self._routing.unreachable(pool, lease.backend)
-                tried.add(member.id)
-            except asyncio.TimeoutError:
-                code = 504
-                raise RequestTimeout(f"no handshake within {pool.settings.request_timeout_s:g} s", agent=pool.name) from None
-            except aiohttp.WSServerHandshakeError as declined:
-                if declined.status == 503 and declined.headers is not None and REFUSED_HEADER.decode() in declined.headers:
-                    tried.add(member.id)
-                    continue
-                code = declined.status
-                await _decline(exchange, declined.status)
-                return
-            except BrokeOff as error:
-                code = 502
-                raise InstanceFailed(f"{member.id} broke off", agent=pool.name) from error
-            finally:
-                lease.release(None if member.id in tried else code, time.monotonic())
+        with Attempts(exchange, pool, call.request, body_is_kept=False) as attempts:
+            while not await self._attempt(call, await attempts.place(), attempts, headers, protocols):
+                pass
+
+    async def _attempt(
+        self, call: Call, lease: Lease, attempts: Attempts, headers: list[tuple[str, str]], protocols: list[str]
+    ) -> bool:
+        """True when it was served, or declined by the agent; False when this instance has not begun."""
+        exchange, pool, member = call.exchange, call.pool, lease.backend.member
+        code: int | None = CLIENT_GONE
+        ok: bool | None = None
+        try:
+            connecting = self._upstream.websocket(member.host, member.port, call.path, headers, protocols)
+            socket = await asyncio.wait_for(connecting, pool.settings.request_timeout_s)
+            lease.heard(time.monotonic(), None)
+            code, ok = 101, True
+            async with socket:
+                accepted = [(b"x-request-id", exchange.request_id.encode()), *lease.backend.told, *exchange.told]
+                cookie = set_cookie(exchange, pool, call.request, call.session)
+                if cookie is not None:
+                    accepted.append((b"set-cookie", cookie))
+                await exchange.send({"type": "websocket.accept", "subprotocol": socket.protocol, "headers": accepted})
+                await _pump_both(exchange.receive, exchange.send, socket, pool.settings.timeouts.idle_s)
+            return True
+        except NotConnected:
+            code, ok = None, False
+            self._routing.unreachable(pool, lease.backend)
+            attempts.skip(lease)
+            return False
+        except asyncio.TimeoutError:
+            code, ok = 504, False
+            raise RequestTimeout(f"no handshake within {pool.settings.request_timeout_s:g} s", agent=pool.name) from None
+        except aiohttp.WSServerHandshakeError as declined:
+            head = from_instance(declined.status, _raw(declined))
+            if head.refused is not None:
+                code = None
+                attempts.refused(lease, head)
+                return False
+            code, ok = declined.status, declined.status < 500
+            lease.heard(time.monotonic(), head.report, failed=not ok)
+            await _decline(exchange, declined.status)
+            return True
+        except BrokeOff as error:
+            code, ok = 502, False
+            raise InstanceFailed(f"{member.id} broke off", agent=pool.name) from error
+        finally:
+            lease.release(code, time.monotonic(), ok)
+
+
+def _raw(declined: aiohttp.WSServerHandshakeError) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), value.encode()) for name, value in (declined.headers or {}).items()]
 
 
 async def _decline(exchange: Exchange, status: int) -> None:

@@ -97,6 +97,18 @@ class Queue(Generic[T]):
         self.leave(first)
         return first
 
+    def rejoin(self, waiter: Waiter[T], wake: T) -> Waiter[T]:
+        """The place that it was granted was none: back to the front of its lane, with the deadline it had."""
+        again = Waiter(waiter.ticket, waiter.deadline, waiter.lane, wake)
+        lane = self._lanes.setdefault(waiter.lane, OrderedDict())
+        lane[again.ticket] = again
+        lane.move_to_end(again.ticket, last=False)
+        heappush(self._deadlines, (again.deadline, next(self._tickets), again))
+        self._waiting += 1
+        if self._gaps:
+            self._gaps.pop()  # the line has not moved
+        return again
+
     def expire(self, now: float) -> list[Waiter[T]]:
         """Those whose deadline has come, taken out of the line."""
         late = []

@@ -55,6 +55,11 @@ class LoadView:
         seen = self._seen.get(instance)
         return 0 if seen is None else seen.own
 
+    def heard_at(self, instance: Instance) -> float:
+        """When its load was last told by anybody; long ago if never."""
+        seen = self._seen.get(instance)
+        return NEVER if seen is None else seen.heard_at
+
     def sent(self, instance: Instance) -> None:
         seen = self._of(instance)
         seen.own += 1

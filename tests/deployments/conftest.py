@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
@@ -43,11 +45,18 @@ class DataPlane:
         self.edge = Edge(self.routing, self.upstream, "local")
         self.gateway = Listener(self.edge, bind("127.0.0.1", 0), grace_s=0)
         await self.gateway.start()
+        self.ticking = asyncio.create_task(self._tick())
         self.announce()
         self.url = f"http://127.0.0.1:{self.gateway.port}"
         self.client = aiohttp.ClientSession(self.url, connector=aiohttp.TCPConnector(limit=0))
 
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(0.02)
+            self.routing.tick(time.monotonic())
+
     async def stop(self) -> None:
+        self.ticking.cancel()
         await self.client.close()
         await self.gateway.close()
         await self.upstream.close()

@@ -234,9 +234,15 @@ class TestFaults:
         await until(lambda: seen == ["closed"])
         await until(lambda: plane.active() == 0)
 
-    @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "POST"])
-    async def test_a_request_that_kills_its_instance_is_sent_to_no_other(self, plane: DataPlane, method: str) -> None:
+    @pytest.mark.parametrize(
+        ("method", "retry", "sent"),
+        [("POST", {}, 1), ("GET", {"attempts": 0}, 1), ("PUT", {"attempts": 0}, 1), ("DELETE", {"attempts": 0}, 1), ("GET", {}, 3)],
+    )
+    async def test_a_request_that_kills_its_instance_is_sent_on_only_if_it_may_be_repeated(
+        self, plane: DataPlane, method: str, retry: dict[str, int], sent: int
+    ) -> None:
         """Holds the HTTP client, too, to not sending again by itself."""
+        plane.blocks["echo"] = {"retry": retry}
         received: list[int] = []
 
         async def die(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -251,7 +257,8 @@ class TestFaults:
         plane.announce()
         async with plane.client.request(method, "/agents/echo/x") as response:
             assert (response.status, (await response.json())["error"]["type"]) == (502, "instance_failed")
-        assert len(received) == 1
+            assert response.headers.get("x-swiftclaw-attempts") == (str(sent) if sent > 1 else None)
+        assert len(received) == len(set(received)) == sent
         for server in servers:
             server.close()
 

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from cluster.config import parse
 from cluster.messages import AgentView, Member, Snapshot
-from deployments.routing import Pool, Report, Routing
+from deployments.backend import Report
+from deployments.pool import Pool
+from deployments.routing import Routing
 from policies.base import Request
 from policies.errors import NoHealthyInstance, UnknownAgent
 
@@ -38,7 +40,7 @@ def shares(pool: Pool, count: int, region: str = "us") -> Counter[str]:
     """Who is chosen, each request ending before the next begins."""
     counted: Counter[str] = Counter()
     for number in range(count):
-        lease = pool.choose(Request(agent="a", region=region, now=float(number)), ())
+        lease = pool.choose(Request(agent="a", region=region, now=float(number)), (), float(number))
         counted[lease.backend.member.id] += 1
         lease.release(200, number + 0.5)
     return counted
@@ -53,7 +55,7 @@ def test_an_agent_nobody_has_is_unknown_and_before_the_first_snapshot_it_is_not_
 
 def test_a_lease_is_released_once_however_often_it_is_asked_to() -> None:
     pool = routing(member(1)).pool("a")
-    one, other = (pool.choose(Request(now=0.0), ()) for _ in range(2))
+    one, other = (pool.choose(Request(now=0.0), (), 0.0) for _ in range(2))
     one.release(200, 1.0)
     one.release(502, 2.0)
     assert one.backend.tally.active == 1 and one.backend.instance.load == 1
@@ -69,7 +71,7 @@ def test_whatever_instances_report_the_load_is_never_below_what_is_in_flight_her
     held = []
     for begin, reported in steps:
         if begin or not held:
-            held.append(pool.choose(Request(now=0.0), ()))
+            held.append(pool.choose(Request(now=0.0), (), 0.0))
         else:
             lease = held.pop()
             lease.heard(0.1, Report(reported, 0))
@@ -83,7 +85,7 @@ def test_whatever_instances_report_the_load_is_never_below_what_is_in_flight_her
 
 def test_a_replaced_process_starts_with_no_count_and_the_old_ones_lease_ends_on_the_old_one() -> None:
     known = routing(member(1, replica="old"))
-    lease = known.pool("a").choose(Request(now=0.0), ())
+    lease = known.pool("a").choose(Request(now=0.0), (), 0.0)
     known.apply(snapshot(member(1, replica="new"), version="2"))
     fresh = next(iter(known.pool("a").backends()))
     assert fresh.tally.active == 0 and lease.backend is not fresh
@@ -113,7 +115,7 @@ def test_weights_are_shares_and_an_unnamed_instance_gets_the_mean() -> None:
 def test_a_changed_strategy_and_changed_weights_take_effect_with_the_next_request_and_keep_counts() -> None:
     members = [member(n) for n in range(1, 4)]
     known = routing(*members)
-    busy = known.pool("a").choose(Request(now=0.0), ())
+    busy = known.pool("a").choose(Request(now=0.0), (), 0.0)
     known.apply(snapshot(*members, version="2", strategy="least-connections"))
     counted = shares(known.pool("a"), 30)
     assert busy.backend.member.id not in counted, "it still carries one, the others none"
@@ -157,7 +159,7 @@ def test_geographic_answers_from_the_clients_region_and_then_from_the_next_neare
 def test_nobody_well_is_refused_at_once_even_though_a_panic_would_use_the_ill() -> None:
     pool = routing(member(1, state="unhealthy"), member(2, state="ejected")).pool("a")
     with pytest.raises(NoHealthyInstance) as refused:
-        pool.choose(Request(now=0.0), ())
+        pool.choose(Request(now=0.0), (), 0.0)
     assert refused.value.retry_after_s
 
 
