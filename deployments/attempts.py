@@ -35,9 +35,7 @@ class Attempts:
         self._repeats = 0
         self._waiting: Waiting | None = None
         self._spending = pool.budget.begin()
-        self._repeatable = body_is_kept and retry.repeatable(
-            exchange.method, exchange.header(b"idempotency-key") is not None
-        )
+        self._repeatable = body_is_kept and retry.repeatable(exchange.method, exchange.header(b"idempotency-key") is not None)
 
     def __enter__(self) -> Attempts:
         return self
@@ -93,4 +91,3 @@ class Attempts:
 
     async def pause(self) -> None:
         await asyncio.sleep(retry.backoff_s(self._repeats, self._pool.rng))
-

@@ -53,7 +53,7 @@ class Backend:
         instance.version, instance.priority = member.version, member.priority
         self.well = member.state in ("healthy", "draining")
         instance.checked = member.state != "starting"
-        instance.draining = member.state == "draining"
+        instance.draining = member.state in ("draining", "stopped")  # not missing from its level, only on its way out
         instance.capacity = capacity
         if self.well:
             self.suspect_until = 0.0
@@ -74,7 +74,17 @@ class Backend:
 class Lease:
     """One request's place on one instance. `arrived_at`: when the gateway got the request; it may have waited since."""
 
-    __slots__ = ("_arrival", "_generation", "_open", "_undecided", "arrived_at", "backend", "first_byte_at", "pool", "started_at")
+    __slots__ = (
+        "_arrival",
+        "_generation",
+        "_open",
+        "_undecided",
+        "arrived_at",
+        "backend",
+        "first_byte_at",
+        "pool",
+        "started_at",
+    )
 
     def __init__(self, pool: Pool, backend: Backend, now: float, arrived_at: float) -> None:
         self.pool, self.backend, self.started_at, self.arrived_at = pool, backend, now, arrived_at
@@ -94,8 +104,10 @@ class Lease:
         if report is not None:
             self._arrival = report.on_arrival
             self.pool.loads.reported(self.backend.instance, report.in_flight, now)
-        if self._undecided and self.pool.circuits.is_probe(self.backend, self._generation):
-            self.judge(not failed, now)  # a stream may take minutes to end: its first byte is enough
+        if failed:
+            self.judge(False, now)
+        elif self._undecided and self.pool.circuits.is_probe(self.backend, self._generation):
+            self.judge(True, now)  # a stream may take minutes to end: its first byte is enough
 
     def full(self, now: float, report: Report | None) -> None:
         """It had no place for this request after all."""

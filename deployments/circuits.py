@@ -30,9 +30,7 @@ class Circuits:
         self._untold: dict[str, Backend] = {}  # by replica: what the other gateways have yet to hear
         self._adopted: dict[str, int] = {}  # by replica: the last of the others' news that was looked at
 
-    def configure(
-        self, settings: CircuitBreaker, request_timeout_s: float, backends: Iterable[Backend], now: float
-    ) -> None:
+    def configure(self, settings: CircuitBreaker, request_timeout_s: float, backends: Iterable[Backend], now: float) -> None:
         """New settings and a new list of instances; the state of those that stay is kept."""
         self._settings = settings
         self._timeout_s = settings.timeout_s or request_timeout_s

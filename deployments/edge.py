@@ -9,13 +9,18 @@ import asyncio
 import json
 import logging
 import math
+from functools import partial
 from typing import Any
+
+from uvicorn.protocols.utils import ClientDisconnected
 
 from cluster.messages import APP_PREFIX, CHAT_PATH, MESSAGES_PATH
 from deployments import openai, sessions
 from deployments.exchange import READ_AHEAD, ClientGone, Exchange, Receive, Scope, Send
 from deployments.forward import Body, Call, Forwarder, end_broken
-from deployments.routing import Pool, Routing
+from deployments.pool import Pool
+from deployments.rate_limits import RateLimits, in_chat, in_message
+from deployments.routing import Routing
 from deployments.upstream import Upstream
 from deployments.websocket import WebSocketForwarder
 from policies.base import Request
@@ -33,6 +38,7 @@ class Edge:
     def __init__(self, routing: Routing, upstream: Upstream, region: str) -> None:
         self._routing = routing
         self._region = region
+        self.rate_limits = RateLimits(routing)
         self._forwarder = Forwarder(routing, upstream)
         self._websockets = WebSocketForwarder(routing, upstream, self._forwarder)
 
@@ -46,7 +52,7 @@ class Edge:
                 await self._websocket(exchange)
             else:
                 await self._http(exchange)
-        except ClientGone:
+        except (ClientGone, ClientDisconnected):
             return
         except SwiftClawError as error:
             await self._refuse(exchange, error)
@@ -84,9 +90,12 @@ class Edge:
             _only(exchange, "POST")
             exchange.guard(pool.settings.request_timeout_s)
             body = await exchange.body(ahead=True)
+            self.rate_limits.admit(exchange, pool.name, partial(in_message, exchange.prefix))
             named = sessions.in_message(exchange.prefix) if pool.affinity else None
             await self._forwarder.http(self._call(exchange, pool, MESSAGES_PATH, body, named))
         else:
+            self.rate_limits.admit(exchange, pool.name)
+            exchange.guard(pool.settings.request_timeout_s)
             body = await exchange.body()
             await self._forwarder.http(self._call(exchange, pool, _app_path(exchange, rest), body))
 
@@ -103,6 +112,7 @@ class Edge:
         if not isinstance(asked, dict) or not isinstance(asked.get("model"), str):
             raise BadRequest("model: must be the name of an agent")
         pool = self._routing.pool(asked["model"])
+        self.rate_limits.admit(exchange, pool.name, partial(in_chat, asked))
         await self._forwarder.http(self._call(exchange, pool, CHAT_PATH, body, sessions.in_chat(asked)))
 
     async def _models(self, exchange: Exchange) -> None:
@@ -118,12 +128,15 @@ class Edge:
         if not exchange.path.startswith(b"/agents/"):
             raise NotFound("no WebSocket is served here")
         pool, rest = self._addressed(exchange)
+        self.rate_limits.admit(exchange, pool.name)
         await self._websockets.serve(self._call(exchange, pool, _app_path(exchange, rest)))
 
     def _addressed(self, exchange: Exchange) -> tuple[Pool, bytes]:
         """`/agents/NAME/rest` -> the agent's pool and `/rest`."""
         name, slash, rest = exchange.path[len(b"/agents/") :].partition(b"/")
-        return self._routing.pool(name.decode("latin-1")), slash + rest
+        pool = self._routing.pool(name.decode("latin-1"))
+        exchange.agent = pool.name
+        return pool, slash + rest
 
     def _call(self, exchange: Exchange, pool: Pool, path: str, body: Body = None, in_body: str | None = None) -> Call:
         """Everything about the request that a choice may depend on."""
@@ -139,12 +152,14 @@ class Edge:
             now=exchange.started_at,
             pin=session.token.instance if session.token else None,
             fresh=session.fresh,
+            version=pool.versions.of(session.name, session.token.version if session.token else None, fresh=session.fresh),
         )
         return Call(exchange, pool, request, path, body, session)
 
     async def _refuse(self, exchange: Exchange, error: SwiftClawError) -> None:
         status = STATUS[error.type]
         self._routing.refused(error)
+        self.rate_limits.tell(exchange)
         exchange.done()
         if exchange.scope["type"] == "websocket":
             await _refuse_websocket(exchange, error)
@@ -152,9 +167,7 @@ class Edge:
         if exchange.started:
             await end_broken(exchange, error)
             return
-        headers = []
-        if error.retry_after_s is not None:
-            headers.append((b"retry-after", str(max(1, math.ceil(error.retry_after_s))).encode()))
+        headers = _retry_after(error)
         if isinstance(error, MethodNotAllowed):
             headers.append((b"allow", error.allowed.encode()))
         await exchange.answer(status, self._error_body(exchange, error), headers)
@@ -187,11 +200,18 @@ def _app_path(exchange: Exchange, rest: bytes) -> str:
     return f"{path}?{query.decode('latin-1')}" if query else path
 
 
+def _retry_after(error: SwiftClawError) -> list[tuple[bytes, bytes]]:
+    if error.retry_after_s is None:
+        return []
+    return [(b"retry-after", str(max(1, math.ceil(error.retry_after_s))).encode())]
+
+
 async def _refuse_websocket(exchange: Exchange, error: SwiftClawError) -> None:
     if "websocket.http.response" not in (exchange.scope.get("extensions") or {}):
         await exchange.send({"type": "websocket.close", "code": 1008, "reason": error.message[:120]})
         return
     content = json.dumps(exchange.error(error)).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
+    length = str(len(content)).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", length), *exchange.told, *_retry_after(error)]
     await exchange.send({"type": "websocket.http.response.start", "status": STATUS[error.type], "headers": headers})
     await exchange.send({"type": "websocket.http.response.body", "body": content})

@@ -76,7 +76,7 @@ class Forwarder:
     def headers(self, call: Call) -> list[tuple[str, str]]:
         snapshot = self._routing.snapshot
         key = snapshot.key if snapshot else ""
-        return headers.for_instance(call.exchange, self._routing.clients, key, call.session.name, call.pool.settings.limits.max_connections_per_instance)
+        return headers.for_instance(call.exchange, self._routing.clients, key, call.session.name)
 
     async def _attempt(self, call: Call, lease: Lease, sent: list[tuple[str, str]], attempts: Attempts) -> bool:
         """True when the request was answered, False when another instance may be asked. Raises what became of it."""
@@ -86,8 +86,9 @@ class Forwarder:
         answer: Answer | None = None
         again = False
         try:
+            limited = [*sent, headers.limit(pool.settings.limits.max_connections_per_instance)]
             answer = await self._upstream.request(
-                exchange.method, member.host, member.port, call.path, sent, call.body, pool.settings.timeouts.connection_s
+                exchange.method, member.host, member.port, call.path, limited, call.body, pool.settings.timeouts.connection_s
             )
             head = headers.from_instance(answer.status, answer.headers)
             if head.refused is not None:

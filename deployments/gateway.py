@@ -9,7 +9,9 @@ import asyncio
 import json
 import logging
 import os
+import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -19,9 +21,11 @@ from cluster.config import GatewaySettings
 from cluster.listener import Listener, PortInUse, bind
 from cluster.messages import Hello
 from cluster.placement import GATEWAY_DRAIN_S
+from cluster.tls import BadCertificate, Certificate
 from deployments.edge import Edge
 from deployments.inside import InsideCall, events
 from deployments.measuring import measure_for_ever
+from deployments.peers import Peers
 from deployments.routing import Routing
 from deployments.upstream import Upstream
 from policies.errors import STATUS, InstanceFailed
@@ -29,6 +33,7 @@ from policies.errors import STATUS, InstanceFailed
 log = logging.getLogger("swiftclaw.gateway")
 
 OBSERVE_EVERY_S = 1.0
+TICK_S = 0.1  # how late a time-out may be noticed
 FIRST_NEWS_S = 10.0  # how long a new gateway waits for its first snapshot before it accepts connections anyway
 LOST_S = 20.0  # a question to the Controller that takes longer is asked again
 
@@ -36,23 +41,30 @@ LOST_S = 20.0  # a question to the Controller that takes longer is asked again
 class Gateway:
     """One edge of the cluster."""
 
-    async def __init__(self, settings: GatewaySettings, app: str) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(self, settings: GatewaySettings, app: str, host: str = "") -> None:  # type: ignore[misc]  # Serve awaits it
         context = serve.get_replica_context()
         node = ray.get_runtime_context().get_node_id()
         self._hello = Hello(context.replica_id.unique_id, app, settings, node, os.getpid())
         self._controller = serve.get_deployment_handle("Controller", "swiftclaw")
         try:
+            certificate = Certificate(settings.tls.cert, settings.tls.key) if settings.tls else None
             listening = bind(settings.host, settings.port, shared=True)
-        except PortInUse as error:
+        except (PortInUse, BadCertificate) as error:
             await self._controller.cannot_start.remote(app, str(error))
             raise
-        self._routing = Routing()
+        self._routing = Routing(gateway=self._hello.gateway)
         self._upstream = Upstream()
         self._edge = Edge(self._routing, self._upstream, settings.region)
-        self._listener = Listener(self._edge, listening, date=True, grace_s=GATEWAY_DRAIN_S)
+        tls = certificate.context if certificate else None
+        self._listener = Listener(self._edge, listening, tls=tls, date=True, grace_s=GATEWAY_DRAIN_S)
+        self._peers = Peers(self._hello.gateway, self._routing, self._edge.rate_limits, self._upstream)
+        host = host or ray.util.get_node_ip_address()
+        self._hello = replace(self._hello, host=host, port=await self._peers.open(host))
         self._informed = asyncio.Event()
-        self._tasks = [asyncio.create_task(self._listen_for_news()), asyncio.create_task(self._tell())]
+        self._tasks = [asyncio.create_task(work) for work in (self._listen_for_news(), self._tell(), self._tick())]
         self._tasks.append(asyncio.create_task(measure_for_ever(self._routing, self._upstream, settings.region)))
+        if certificate is not None:
+            self._tasks.append(asyncio.create_task(certificate.follow()))
         try:
             await asyncio.wait_for(self._informed.wait(), FIRST_NEWS_S)
         except asyncio.TimeoutError:
@@ -85,7 +97,8 @@ class Gateway:
         while True:
             seen = self._routing.snapshot.version if self._routing.snapshot else None
             try:
-                news = await asyncio.wait_for(self._ask_controller(self._controller.news, self._hello, seen), LOST_S)
+                hello = replace(self._hello, desired=self._routing.snapshot.desired if self._routing.snapshot else {})
+                news = await asyncio.wait_for(self._ask_controller(self._controller.news, hello, seen), LOST_S)
             except Exception as error:  # the Controller is away; it comes back
                 log.info("no news from the Controller: %r", error)
                 await asyncio.sleep(0.5)
@@ -108,14 +121,20 @@ class Gateway:
                 continue
             self._routing.delivered()
 
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._routing.tick(time.monotonic())
+
     @staticmethod
     async def _ask_controller(method: Any, *args: Any) -> Any:
         return await method.remote(*args)
 
     async def __del__(self) -> None:
         """Serve awaits this when the replica is to stop: no new connections, what is in flight finishes."""
+        await self._listener.close()  # with news until the end: a request that waits for a place may go to a new instance
         for task in self._tasks:
             task.cancel()
-        await self._listener.close()
+        await self._peers.close()
         await self._upstream.close()
         await self._controller.goodbye.remote(self._hello.gateway)

@@ -17,11 +17,13 @@ _HOP_BY_HOP = frozenset(
 )  # fmt: skip
 _OURS = frozenset((KEY_HEADER, LIMIT_HEADER, LOAD_HEADER, REFUSED_HEADER, SESSION_HEADER))
 _SET_BY_US = frozenset((b"expect", FORWARDED_HEADER, b"x-forwarded-proto", b"x-forwarded-host", b"x-request-id"))
-_NOT_SENT = _HOP_BY_HOP | _OURS | _SET_BY_US
+_TOLD = frozenset((b"x-swiftclaw-instance", b"x-swiftclaw-version"))  # what the cluster says of itself
+_NOT_SENT = _HOP_BY_HOP | _OURS | _SET_BY_US | _TOLD
+_LIMIT = LIMIT_HEADER.decode()
 _NOT_RETURNED = _HOP_BY_HOP | _OURS | {b"x-request-id", b"x-swiftclaw-instance", b"x-swiftclaw-version", b"x-swiftclaw-region"}
 
 
-def for_instance(exchange: Exchange, clients: Clients, key: str, session: str | None, limit: int) -> list[tuple[str, str]]:
+def for_instance(exchange: Exchange, clients: Clients, key: str, session: str | None) -> list[tuple[str, str]]:
     """The client's, less what ends at this hop, plus what the instance is to know."""
     named = _named_by_connection(exchange)
     headers = [
@@ -43,11 +45,15 @@ def for_instance(exchange: Exchange, clients: Clients, key: str, session: str | 
         ("x-forwarded-proto", scheme),
         ("x-forwarded-host", host),
         (KEY_HEADER.decode(), key),
-        (LIMIT_HEADER.decode(), str(limit)),
     )
     if session is not None:
         headers.append((SESSION_HEADER.decode(), quote(session, errors="surrogatepass")))
     return headers
+
+
+def limit(most: int) -> tuple[str, str]:
+    """How many requests the instance may have in flight, as of this moment: to be sent with each attempt."""
+    return _LIMIT, str(most)
 
 
 class Head(NamedTuple):

@@ -39,7 +39,7 @@ class Turn:
 class HostedAgent(Protocol):
     name: str
     session_affinity: bool
-    rate_limits: Sequence[object]
+    rate_limits: Sequence[Any]  # each with requests, window_s, key (or None) and strategy
     app: AsgiApp | None
 
     async def start(self) -> None: ...

@@ -1,32 +1,40 @@
 """Hosts one Agent: a Serve replica that listens on a port of its own, for the gateways only.
 
 Its life: import the agent, run its start hooks, bind, present itself to the Controller, serve. When Serve stops it: say so,
-finish what is in flight, run the stop hooks.
+drain (deployments/draining.py), run the stop hooks. When its event loop gets stuck: end (deployments/pulse.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import time
+from dataclasses import replace
 
 import psutil
 import ray
 from ray import serve
 
 from cluster.listener import Listener, bind
-from cluster.messages import Admission, InstanceSpec, Registration
+from cluster.messages import Admission, InstanceSpec, RateRule, Registration
+from cluster.protocol import ConnectionLimits
 from deployments.answering import Answering
+from deployments.code import Code, NoCode
+from deployments.draining import drained, terms_of_leaving
 from deployments.hosting import NotAnAgent, load_agent
+from deployments.pulse import Pulse
+from policies.draining import Drain, DrainTerms
 
 log = logging.getLogger("swiftclaw.instance")
 
-KEEP_ALIVE_S = 120  # longer than a gateway keeps an idle connection
+# For connections of gateways: kept longer than they keep them, with room for what they add to a head; and how long a client
+# may not read is theirs to say.
+LIMITS = ConnectionLimits(keep_alive_s=120, unread_s=math.inf, head_bytes=2**18, header_count=320, target_bytes=2**15)
 ALONE_S = 5.0  # without a watch from the Controller for this long: present itself again
-SETTLE_S = 1.0  # after saying that it leaves: time for every gateway to hear of it
 CLOSING_S = 0.3  # refusing is kinder than a broken connection to a request that is under way
-SESSIONS_S = 30.0  # for this long at most it goes on for sessions that live here and are busy
+STOP_HOOKS_S = 30.0  # below what Serve gives it after a drain (ENDING_S in cluster/placement.py)
 
 
 class Instance:
@@ -36,10 +44,13 @@ class Instance:
         self._controller = serve.get_deployment_handle("Controller", "swiftclaw")
         self._spec = spec
         try:
-            self._agent = await asyncio.to_thread(load_agent, spec.target, spec.folder)
+            self._code = Code(spec.package) if spec.package else None
+            folder = await self._code.ready(self._controller.package.remote) if self._code else spec.folder
+            self._agent = await asyncio.to_thread(load_agent, spec.target, folder)
             await self._agent.start()
         except Exception as error:
-            reason = str(error) if isinstance(error, NotAnAgent) else f"on_start raised {type(error).__name__}: {error}"
+            clear = isinstance(error, NotAnAgent | NoCode)
+            reason = str(error) if clear else f"on_start raised {type(error).__name__}: {error}"
             await self._controller.cannot_start.remote(app, reason)
             raise RuntimeError(reason) from error
         host = spec.host or ray.util.get_node_ip_address()
@@ -56,13 +67,22 @@ class Instance:
             node=ray.get_runtime_context().get_node_id(),
             started_at=time.time(),
             session_affinity=self._agent.session_affinity,
-            rate_limited=bool(self._agent.rate_limits),
+            rate_rules=tuple(RateRule(r.requests, r.window_s, r.key, r.strategy) for r in self._agent.rate_limits),
+            package=spec.package,
         )
         admission: Admission = await self._controller.register.remote(self._registration)
+        self._terms = admission.drain
+        self._allowed_s = admission.drain.drain_timeout_s  # Serve keeps what it was started with
+        self._leaving: asyncio.Task[None] | None = None
         self._answering = Answering(self._agent, spec, admission, self._registration.replica)
-        self._listener = Listener(self._answering, listening, keep_alive_s=KEEP_ALIVE_S)
+        self._answering.retire = self._retire
+        self._listener = Listener(self._answering, listening, limits=LIMITS)
         await self._listener.start()
         self._tasks = [asyncio.create_task(self._measure()), asyncio.create_task(self._stay_known())]
+        self._pulse = Pulse(f"{admission.id} of {spec.agent}")
+
+    async def check_health(self) -> None:
+        """Serve asks this on the loop that answers requests: no answer means that the loop is stuck. It says nothing else."""
 
     async def _measure(self) -> None:
         process = psutil.Process()
@@ -81,32 +101,55 @@ class Instance:
             try:
                 admission: Admission = await asyncio.wait_for(self._register(known), 20)
                 self._answering.id = admission.id
+                self._terms = admission.drain
                 self._answering.watched_at = time.monotonic()
             except Exception as error:  # the Controller is away; requests go on meanwhile
                 log.info("could not present itself to the Controller: %r", error)
 
     async def _register(self, registration: Registration) -> Admission:
         admission: Admission = await self._controller.register.remote(registration)
+        if admission.wants_code and self._code:
+            content = await asyncio.to_thread(self._code.content)
+            await self._controller.take_package.remote(registration.package, content)
         return admission
 
     async def __del__(self) -> None:
         """Serve awaits this when the replica is to stop."""
-        self._answering.drain()
+        await self.leave()
+
+    def _retire(self) -> None:
+        """Leave and end the process without Serve's asking, so that Serve starts another one."""
+        self._retiring = asyncio.create_task(self._leave_and_exit())
+
+    async def _leave_and_exit(self) -> None:
         try:
-            await asyncio.wait_for(self._say_goodbye(), 5)
-        except Exception as error:
-            log.info("the Controller was not told: %r", error)
+            await self.leave()
+        finally:
+            os._exit(0)
+
+    async def leave(self) -> None:
+        """Drain and stop working; then the process may end. Whoever asks again waits for the same end."""
+        if self._leaving is None:
+            self._leaving = asyncio.create_task(self._leave())
+        await asyncio.shield(self._leaving)
+
+    async def _leave(self) -> None:
         began = time.monotonic()
-        while time.monotonic() < began + SETTLE_S or (self._answering.in_flight and time.monotonic() < began + SESSIONS_S):
-            await asyncio.sleep(0.05)
-        self._answering.close()
-        while self._answering.in_flight:
-            await asyncio.sleep(0.05)
+        self._answering.drain()
+        terms = await terms_of_leaving(self._say_goodbye, self._terms)
+        terms = replace(terms, drain_timeout_s=min(terms.drain_timeout_s, self._allowed_s))
+        await drained(self._answering, Drain(terms, began))
         await asyncio.sleep(CLOSING_S)
         for task in self._tasks:
             task.cancel()
+        self._answering.end()
         await self._listener.close()
-        await self._agent.stop()
+        self._pulse.stop()
+        try:
+            await asyncio.wait_for(self._agent.stop(), STOP_HOOKS_S)
+        except asyncio.TimeoutError:
+            log.error("%s: on_stop took longer than %g s", self._answering.id, STOP_HOOKS_S)
 
-    async def _say_goodbye(self) -> None:
-        await self._controller.leaving.remote(self._registration.replica)
+    async def _say_goodbye(self) -> DrainTerms | None:
+        terms: DrainTerms | None = await self._controller.leaving.remote(self._registration.replica, self._spec.agent)
+        return terms

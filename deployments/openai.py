@@ -39,7 +39,7 @@ class ChatRequest:
     stream: bool = False
     include_usage: bool = False
     session_id: str | None = None  # metadata.session_id, else user
-    user_id: str | None = None  # user
+    user_id: str | None = None  # metadata.user_id, else user
 
     @classmethod
     def parse(cls, body: object) -> ChatRequest:
@@ -53,14 +53,14 @@ class ChatRequest:
         last_user_text(messages)
         if body.get("n") is not None and (body["n"] != 1 or isinstance(body["n"], bool)):
             raise BadField("n", f"one answer is given per request, not {_shown(body['n'])}")
-        user = _text(body, "user")
+        user, metadata = _text(body, "user"), _object(body, "metadata")
         return cls(
             model=model,
             messages=messages,
             stream=_flag(body, "stream"),
             include_usage=_flag(_object(body, "stream_options"), "include_usage", "stream_options."),
-            session_id=_text(_object(body, "metadata"), "session_id", "metadata.") or user,
-            user_id=user,
+            session_id=_text(metadata, "session_id", "metadata.") or user,
+            user_id=_text(metadata, "user_id", "metadata.") or user,
         )
 
 

@@ -13,6 +13,7 @@ from random import Random
 from cluster.messages import AgentView, Circuit, Member
 from deployments.backend import Backend, Lease
 from deployments.circuits import Circuits
+from deployments.versions import Versions
 from deployments.waiting import Line, NoRoom
 from policies.base import Instance, Options, Request
 from policies.chooser import Chooser
@@ -38,7 +39,7 @@ class Pool:
     ) -> None:
         self.name = name
         self._backends: dict[str, Backend] = {}  # by replica
-        self._chooser = Chooser(view.settings.load_balancing.strategy, rng)
+        self.versions = self._chooser = Versions(name, lambda: Chooser(view.settings.load_balancing.strategy, rng), rng)
         self._revision = 0
         self.rng = rng
         self.slowness = Slowness()
@@ -60,6 +61,7 @@ class Pool:
             Options(regions=balancing.regions, distances=distances),
             self.affinity.ttl_s if self.affinity else None,
         )
+        self.versions.share(view.versions)
         self.by_client = balancing.strategy == "geographic"
         self._by_slowness = balancing.strategy == "response-time"
         self.slowness.window_s = balancing.window_s
@@ -125,9 +127,7 @@ class Pool:
         """Health or a breaker has changed: who may be asked, and what the levels are made of."""
         self._seen_change = self.circuits.changed
         self._revision += 1
-        self._reachable = [
-            backend.instance for backend in self._by_id.values() if backend.answers and backend.passes(now)
-        ]
+        self._reachable = [backend.instance for backend in self._by_id.values() if backend.answers and backend.passes(now)]
         self._is_ready = self.ready
 
     def _in_doubt(self, request: Request, tried: Collection[str], now: float) -> Instance | None:
@@ -140,10 +140,7 @@ class Pool:
         return self._chooser.choose(doubtful, self._everyone, request, self._revision) if doubtful else None
 
     def _is_doubtful(self, instance: Instance, now: float) -> bool:
-        return (
-            instance.load >= instance.capacity > self.loads.own(instance)
-            and now - self.loads.heard_at(instance) > DOUBT_S
-        )
+        return instance.load >= instance.capacity > self.loads.own(instance) and now - self.loads.heard_at(instance) > DOUBT_S
 
     def may_have_room(self, now: float) -> bool:
         """False: it is not worth asking for one who waits. True also when nobody is left to wait for."""

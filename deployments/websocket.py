@@ -12,7 +12,7 @@ from deployments.attempts import Attempts
 from deployments.backend import CLIENT_GONE, Lease
 from deployments.exchange import Exchange, Receive, Send
 from deployments.forward import Call, Forwarder
-from deployments.headers import from_instance
+from deployments.headers import from_instance, limit
 from deployments.routing import Routing
 from deployments.sessions import set_cookie
 from deployments.upstream import BrokeOff, NotConnected, Upstream
@@ -45,7 +45,8 @@ class WebSocketForwarder:
         code: int | None = CLIENT_GONE
         ok: bool | None = None
         try:
-            connecting = self._upstream.websocket(member.host, member.port, call.path, headers, protocols)
+            limited = [*headers, limit(pool.settings.limits.max_connections_per_instance)]
+            connecting = self._upstream.websocket(member.host, member.port, call.path, limited, protocols)
             socket = await asyncio.wait_for(connecting, pool.settings.request_timeout_s)
             lease.heard(time.monotonic(), None)
             code, ok = 101, True

@@ -1,0 +1,253 @@
+"""Limits: an instance refuses above its own, and who finds no place waits in line: first come, first served, not for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from typing import Any
+
+import aiohttp
+import pytest
+
+from cluster.messages import KEY_HEADER, LIMIT_HEADER, REFUSED_HEADER
+from swiftclaw import Agent
+from tests.deployments.conftest import KEY, DataPlane
+
+
+class Gate:
+    """An agent whose requests end when they are let go; `order` are the messages as they came in."""
+
+    def __init__(self) -> None:
+        self.agent = Agent("a")
+        self.order: list[str] = []
+        self.running = 0
+        self.most = 0
+        self._go: dict[str, asyncio.Event] = {}
+
+        @self.agent.on_message
+        async def handle(message: str) -> str:
+            self.order.append(message)
+            self.running += 1
+            self.most = max(self.most, self.running)
+            try:
+                await self._event(message).wait()
+            finally:
+                self.running -= 1
+            return message
+
+    def _event(self, message: str) -> asyncio.Event:
+        return self._go.setdefault(message, asyncio.Event())
+
+    def let_go(self, *messages: str) -> None:
+        for message in messages:
+            self._event(message).set()
+
+    async def begun(self, *messages: str) -> None:
+        await until(lambda: set(messages) <= set(self.order))
+
+
+async def until(condition: Any, seconds: float = 20) -> None:
+    ends = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends, "waited in vain"
+        await asyncio.sleep(0.01)
+
+
+async def ask(plane: DataPlane, message: str) -> tuple[int, str]:
+    """(status, the reply or the error's type)."""
+    async with plane.client.post("/agents/a/messages", json={"message": message}) as response:
+        body = await response.json()
+        if response.status == 503:
+            assert int(response.headers["retry-after"]) >= 1
+        return response.status, body["reply"] if response.status == 200 else body["error"]["type"]
+
+
+def asking(plane: DataPlane, message: str) -> asyncio.Task[tuple[int, str]]:
+    return asyncio.create_task(ask(plane, message))
+
+
+async def start(plane: DataPlane, count: int = 1, **limits: Any) -> Gate:
+    plane.blocks["a"] = {"limits": {"maxConnectionsPerInstance": 1, "connectionTimeout": "20s", **limits}}
+    gate = Gate()
+    await plane.add(gate.agent, count=count)
+    return gate
+
+
+def line(plane: DataPlane) -> int:
+    return len(plane.routing.pool("a").line)
+
+
+async def test_above_the_cap_requests_wait_and_are_answered_in_the_order_in_which_they_came(plane: DataPlane) -> None:
+    gate = await start(plane)
+    tasks = []
+    for number in range(5):
+        tasks.append(asking(plane, str(number)))
+        await until(lambda number=number: len(gate.order) + line(plane) == number + 1)
+    assert gate.order == ["0"] and line(plane) == 4
+    gate.let_go(*map(str, range(5)))
+    assert [await task for task in tasks] == [(200, str(number)) for number in range(5)]
+    assert gate.order == [str(number) for number in range(5)]
+    assert gate.most == 1
+    await until(lambda: plane.active() == 0)
+
+
+async def test_nobody_waits_while_another_instance_has_room(plane: DataPlane) -> None:
+    gate = await start(plane, count=3)
+    tasks = [asking(plane, str(number)) for number in range(3)]
+    await gate.begun("0", "1", "2")
+    assert line(plane) == 0
+    gate.let_go("0", "1", "2")
+    assert [await task for task in tasks] == [(200, "0"), (200, "1"), (200, "2")]
+
+
+async def test_whoever_waits_too_long_is_refused_as_overloaded_and_told_when_to_come_again(plane: DataPlane) -> None:
+    gate = await start(plane, connectionTimeout="200ms")
+    first = asking(plane, "0")
+    await gate.begun("0")
+    assert await ask(plane, "1") == (503, "overloaded")
+    gate.let_go("0")
+    assert await first == (200, "0")
+    assert gate.order == ["0"]
+
+
+async def test_a_full_line_refuses_at_once(plane: DataPlane) -> None:
+    gate = await start(plane, maxConnections=2)
+    tasks = [asking(plane, "0")]
+    await gate.begun("0")
+    tasks += [asking(plane, "1"), asking(plane, "2")]
+    await until(lambda: line(plane) == 2)
+    assert await ask(plane, "3") == (503, "overloaded")
+    gate.let_go("0", "1", "2")
+    assert sorted([await task for task in tasks]) == [(200, "0"), (200, "1"), (200, "2")]
+
+
+async def test_the_agents_own_limit_holds_over_all_its_instances(plane: DataPlane) -> None:
+    gate = await start(plane, count=3, maxConnections=2, maxConnectionsPerInstance=5)
+    tasks = [asking(plane, str(number)) for number in range(4)]
+    await until(lambda: len(gate.order) == 2 and line(plane) == 2)
+    gate.let_go(*map(str, range(4)))
+    assert {(await task)[0] for task in tasks} == {200}
+    assert gate.most == 2
+
+
+async def test_a_client_that_leaves_the_line_leaves_nothing_behind(plane: DataPlane) -> None:
+    gate = await start(plane)
+    first, second, third = asking(plane, "0"), None, None
+    await gate.begun("0")
+    second = asking(plane, "1")
+    await until(lambda: line(plane) == 1)
+    third = asking(plane, "2")
+    await until(lambda: line(plane) == 2)
+    second.cancel()
+    await until(lambda: line(plane) == 1)
+    gate.let_go("0", "1", "2")
+    assert (await first, await third) == ((200, "0"), (200, "2"))
+    assert gate.order == ["0", "2"]
+    await until(lambda: plane.active() == 0)
+
+
+async def test_those_in_line_are_refused_at_once_when_nobody_is_left(plane: DataPlane) -> None:
+    gate = await start(plane)
+    first = asking(plane, "0")
+    await gate.begun("0")
+    waiting = asking(plane, "1")
+    await until(lambda: line(plane) == 1)
+    plane.mark("a", "instance-1", "unhealthy")
+    assert await waiting == (503, "no_healthy_instance")
+    gate.let_go("0")
+    assert await first == (200, "0")
+
+
+async def test_an_agent_that_is_removed_sends_its_line_away(plane: DataPlane) -> None:
+    gate = await start(plane)
+    first = asking(plane, "0")
+    await gate.begun("0")
+    waiting = asking(plane, "1")
+    await until(lambda: line(plane) == 1)
+    del plane.members["a"]
+    plane.announce()
+    assert await waiting == (404, "unknown_agent")
+    gate.let_go("0")
+    assert await first == (200, "0")
+
+
+async def test_a_raised_limit_lets_those_in_line_go_on(plane: DataPlane) -> None:
+    gate = await start(plane)
+    tasks = [asking(plane, str(number)) for number in range(3)]
+    await until(lambda: line(plane) == 2)
+    plane.blocks["a"]["limits"]["maxConnectionsPerInstance"] = 3
+    plane.announce()
+    await until(lambda: gate.running == 3)
+    gate.let_go("0", "1", "2")
+    assert {(await task)[0] for task in tasks} == {200}
+
+
+class TestTheInstanceItself:
+    async def test_it_refuses_above_the_limit_that_the_gateway_names_and_says_that_it_has_not_begun(
+        self, plane: DataPlane
+    ) -> None:
+        gate = await start(plane)
+        first = asking(plane, "0")
+        await gate.begun("0")
+        port = plane.members["a"][0].port
+        headers = {KEY_HEADER.decode(): KEY, LIMIT_HEADER.decode(): "1"}
+        async with (
+            aiohttp.ClientSession() as other,
+            other.post(f"http://127.0.0.1:{port}/messages", json={"message": "1"}, headers=headers) as response,
+        ):
+            assert (response.status, response.headers[REFUSED_HEADER.decode()]) == (503, "full")
+        gate.let_go("0")
+        assert await first == (200, "0")
+        assert gate.order == ["0"]
+
+    async def test_a_place_that_other_gateways_have_taken_costs_a_refusal_and_the_next_instance_answers(
+        self, plane: DataPlane
+    ) -> None:
+        gate = await start(plane, count=2)
+        taken = next(iter(plane.hosts.values()))
+        taken.in_flight += 1  # somebody else's
+        gate.let_go("0", "1", "2")
+        for number in range(3):
+            assert await ask(plane, str(number)) == (200, str(number))
+        taken.in_flight -= 1
+
+    async def test_when_others_fill_every_place_the_line_moves_once_they_have_gone(self, plane: DataPlane) -> None:
+        """This gateway has nothing in flight that would tell it."""
+        gate = await start(plane)
+        host = next(iter(plane.hosts.values()))
+        host.in_flight += 1
+        gate.let_go("0")
+        waiting = asking(plane, "0")
+        await until(lambda: line(plane) == 1)
+        host.in_flight -= 1
+        assert await asyncio.wait_for(waiting, 20) == (200, "0")
+
+    async def test_a_websocket_counts_for_as_long_as_it_is_open(self, plane: DataPlane) -> None:
+        gate = await start(plane)
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await receive()
+            await send({"type": "websocket.accept"})
+            await receive()
+
+        gate.agent.mount(app)
+        async with plane.client.ws_connect("/agents/a/ws"):
+            waiting = asking(plane, "0")
+            await until(lambda: line(plane) == 1)
+        gate.let_go("0")
+        assert await waiting == (200, "0")
+
+
+@pytest.mark.parametrize("state", ["draining", "ejected"])
+async def test_a_place_on_one_that_leaves_or_is_silent_is_none(plane: DataPlane, state: str) -> None:
+    gate = await start(plane, count=2)
+    plane.members["a"] = [replace(plane.members["a"][0], state=state), plane.members["a"][1]]
+    plane.announce()
+    first = asking(plane, "0")
+    await gate.begun("0")
+    waiting = asking(plane, "1")
+    await until(lambda: line(plane) == 1)
+    gate.let_go("0", "1")
+    assert (await first, await waiting) == ((200, "0"), (200, "1"))
+    assert gate.most == 1
