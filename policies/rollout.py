@@ -1,0 +1,113 @@
+"""Which version answers, and may the new one have more?
+
+Sessions lie on a line of 0 to 100 by a hash of (agent, session); those below the canary's percentage are the canary's, so
+raising it moves sessions only from stable to canary, each at most once, and lowering it only back. Requests without a
+session take turns: N of every 100 at each gateway, evenly spread, not by chance. The analysis compares the canary with
+stable over the same time; too few requests say nothing, and what says nothing never promotes. Not for keeping a session
+where it is: that is the token's or the remembered place's (policies/affinity.py).
+Source: Bresenham's line for the turns; Kayenta and Flagger for the analysis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Literal
+
+from policies.affinity import hash_of
+
+STEPS_PER_PERCENT = 100  # percentages are kept to 0.01
+WHOLE = 100 * STEPS_PER_PERCENT
+
+Verdict = Literal["worse", "inconclusive", "better-or-equal"]
+
+
+def in_canary(key: str | tuple[str, ...], percent: float) -> bool:
+    """Whether the session's place on the line is below `percent`. `key` is (agent, session), the same at every gateway."""
+    names = (key,) if isinstance(key, str) else key
+    return 100 * hash_of("version", *names) < percent * 2.0**64  # a Python int and float compare exactly
+
+
+class Turns:
+    """Whose turn is it, for requests without a session? One per agent and gateway.
+
+    Of any n requests in a row under one percentage the canary gets n * percent / 100, rounded up or down. A new
+    percentage holds from the next request, and nothing is made up for: no burst, however often it changes.
+    """
+
+    __slots__ = ("_owed", "_step")
+
+    def __init__(self, percent: float, rng: Random | None = None) -> None:
+        """`rng` draws the phase, so that gateways do not send to the canary at the same moment; None: phase 0."""
+        self._owed = rng.randrange(WHOLE) if rng else 0  # to the canary, in parts of one request
+        self.update(percent)
+
+    def __repr__(self) -> str:
+        return f"<Turns {self.percent:g} % canary, {self._owed / WHOLE:.2f} requests owed>"
+
+    @property
+    def percent(self) -> float:
+        return self._step / STEPS_PER_PERCENT
+
+    def update(self, percent: float) -> None:
+        if not 0 <= percent <= 100:
+            raise ValueError(f"percent: {percent!r} is not from 0 to 100")
+        self._step = round(percent * STEPS_PER_PERCENT)
+
+    def canary(self) -> bool:
+        """Whether the next request goes to the canary. Asking is taking the turn."""
+        self._owed += self._step
+        if self._owed < WHOLE:
+            return False
+        self._owed -= WHOLE
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """How one version did over a time. `latency_ms`: the same figure for both (median, mean …); None: unknown."""
+
+    requests: int
+    errors: int
+    latency_ms: float | None = None
+
+    @property
+    def error_percent(self) -> float:
+        return 100 * self.errors / self.requests if self.requests else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    verdict: Verdict
+    reason: str  # a sentence without a full stop
+
+
+def judge(canary: Seen, stable: Seen, *, max_error_rate: float, max_latency_ratio: float, min_requests: int) -> Judgement:
+    """The canary against stable over the same time. `max_error_rate` in percent, `max_latency_ratio` times stable's."""
+    if canary.requests < min_requests:
+        return Judgement("inconclusive", f"the canary has answered {canary.requests} of the {min_requests} requests needed")
+    if canary.error_percent > max_error_rate:
+        return _over_error_rate(canary, stable, max_error_rate)
+    if stable.requests < min_requests:
+        return Judgement("inconclusive", f"stable has answered {stable.requests} of the {min_requests} requests needed")
+    if canary.latency_ms is None or stable.latency_ms is None:
+        missing = "the canary" if canary.latency_ms is None else "stable"
+        return Judgement("inconclusive", f"how long {missing} takes is not known")
+    took = f"the canary takes {canary.latency_ms:.4g} ms, stable {stable.latency_ms:.4g} ms"
+    if canary.latency_ms > max_latency_ratio * stable.latency_ms:
+        return Judgement("worse", f"{took}: more than {max_latency_ratio:g} times as long")
+    return Judgement("better-or-equal", f"{canary.error_percent:.4g} % errors in {canary.requests} requests; {took}")
+
+
+def next_step(steps: Sequence[float], percent: float) -> float | None:
+    """The first of the rising `steps` above `percent`; None when it has taken them all."""
+    return next((step for step in steps if step > percent), None)
+
+
+def _over_error_rate(canary: Seen, stable: Seen, max_error_rate: float) -> Judgement:
+    """Where stable fails as much, something that both depend on is at fault: no reason to go back, and none to go on."""
+    fails = f"{canary.error_percent:.4g} % of the canary's {canary.requests} requests failed, allowed are {max_error_rate:g} %"
+    if stable.requests and stable.error_percent >= canary.error_percent:
+        return Judgement("inconclusive", f"{fails}; stable fails as much ({stable.error_percent:.4g} %)")
+    return Judgement("worse", fails)
