@@ -1,193 +1,189 @@
-"""The admin port: what the Controller knows, as JSON and as Prometheus text. Read-only."""
+"""The admin port: what the Controller knows, as JSON, as Prometheus text, as a stream, and as a page. Read-only."""
 
 from __future__ import annotations
 
-import time
-from typing import TYPE_CHECKING, Any
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import Message, Receive, Scope, Send
 
-from cluster.registry import Record
-from policies.weighted import weights_of
+from cluster.events import KINDS
+from cluster.exposition import exposition
+from cluster.fields import ConfigError
+from cluster.history import COLUMNS
+from cluster.values import duration
+from cluster.views import Views
 
 if TYPE_CHECKING:
     from cluster.controller import Controller
 
+DASHBOARD = Path(__file__).parent / "dashboard"
+POINTS = 120  # of a history, unless asked for otherwise
+MOST_POINTS = 1440
+EVERY_S = 1.0
+SILENCE_S = 10.0  # a stream of events says this often that it is still there
+POLICY = b"default-src 'self'; style-src 'self' 'unsafe-inline'; frame-ancestors 'self'"
+STREAM = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
-HEALTH_OF = {
-    "starting": "unknown",
-    "healthy": "healthy",
-    "unhealthy": "unhealthy",
-    "ejected": "unhealthy",
-    "draining": "healthy",
-    "stopped": "unknown",
-}
+
+class BadQuery(ValueError):
+    """A parameter that cannot be; the text names it and what is allowed."""
 
 
 class Admin:
-    """Views over one Controller."""
+    """Routes to the views of one Controller."""
 
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
+        self._views = Views(controller)
 
     def app(self) -> Starlette:
+        of_agent = self._of_agent
         return Starlette(
             routes=[
                 Route("/metrics", self.metrics),
                 Route("/api/status", self.status),
+                Route("/api/events", self.events),
                 Route("/api/agents", self.agents),
-                Route("/api/agents/{agent}", self.agent),
-                Route("/api/agents/{agent}/instances", self.instances),
-                Route("/api/agents/{agent}/load", self.load),
-            ]
+                Route("/api/agents/{agent}", of_agent(self._views.agent)),
+                Route("/api/agents/{agent}/instances", of_agent(self._views.instances)),
+                Route("/api/agents/{agent}/load", of_agent(self._views.load)),
+                Route("/api/agents/{agent}/history", self.history),
+                Route("/api/agents/{agent}/live", self.live),
+                Route("/dashboard", self.dashboard),
+                Mount("/dashboard", _Page(directory=DASHBOARD, html=True)),
+            ],
+            exception_handlers={BadQuery: _bad_query},
         )
 
     async def metrics(self, _: Request) -> Response:
         controller = self._controller
-        return Response(controller.ledger.exposition(controller), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(exposition(controller.ledger, controller), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def status(self, _: Request) -> Response:
-        """The cluster at a glance: what `swiftclaw up` waits for."""
-        controller = self._controller
-        return JSONResponse(
-            {
-                "agents": [self._agent(name) for name in controller.settings.agents],
-                "gateways": [
-                    {
-                        "id": hello.gateway,
-                        "region": hello.settings.region,
-                        "host": hello.settings.host,
-                        "port": hello.settings.port,
-                        "node": hello.node,
-                        "pid": hello.pid,
-                        "current": controller.is_current(hello.gateway),
-                    }
-                    for hello, _, _ in controller.gateways.values()
-                ],
-                "desired_gateways": sum(gateway.replicas for gateway in controller.settings.gateways),
-                "apps": {name: vars(app) for name, app in sorted(controller.observed.items())},
-                "problems": controller.problems,
-                "warnings": controller.warnings,
-            }
-        )
+        return JSONResponse(self._views.status())
 
     async def agents(self, _: Request) -> Response:
-        return JSONResponse([self._agent(name) for name in self._controller.settings.agents])
+        return JSONResponse(self._views.agents())
 
-    async def agent(self, request: Request) -> Response:
-        name = request.path_params["agent"]
-        return JSONResponse(self._agent(name)) if self._known(name) else _unknown(name)
+    async def history(self, request: Request) -> Response:
+        agent = request.path_params["agent"]
+        if not self._views.known(agent):
+            return _unknown(agent)
+        window_s, points = _duration(request, "window", "15m"), _whole(request, "points", POINTS, MOST_POINTS)
+        columns = request.query_params.get("columns", ",".join(COLUMNS)).split(",")
+        if wrong := [name for name in columns if name not in COLUMNS]:
+            raise BadQuery(f"columns: {wrong[0]!r} is not one of {', '.join(COLUMNS)}")
+        return JSONResponse(self._views.history(agent, window_s, points, columns))
 
-    async def instances(self, request: Request) -> Response:
-        name = request.path_params["agent"]
-        if not self._known(name):
-            return _unknown(name)
-        return JSONResponse([self._instance(record) for record in self._controller.registry.of(name)])
+    async def live(self, request: Request) -> Response:
+        """The dashboard's data, once a second, as server-sent events; `?once=1`: one of them as JSON."""
+        agent = request.path_params["agent"]
+        if not self._views.known(agent):
+            return _unknown(agent)
+        if _flag(request, "once"):
+            return JSONResponse(self._views.live(agent))
+        return StreamingResponse(self._frames(agent), media_type="text/event-stream", headers=STREAM)
 
-    async def load(self, request: Request) -> Response:
-        name = request.path_params["agent"]
-        return JSONResponse(self._load(name)) if self._known(name) else _unknown(name)
+    async def _frames(self, agent: str) -> AsyncIterator[str]:
+        while self._views.known(agent):
+            yield _sse(self._views.live(agent))
+            await asyncio.sleep(EVERY_S)
+        yield "event: gone\ndata: {}\n\n"
 
-    def _known(self, agent: str) -> bool:
-        return agent in self._controller.settings.agents
+    async def events(self, request: Request) -> Response:
+        """The newest `limit`, oldest first; `?follow=1`: and every later one, as server-sent events."""
+        query = request.query_params
+        agent, kind = query.get("agent"), query.get("kind")
+        if kind is not None and kind not in KINDS:
+            raise BadQuery(f"kind: {kind!r} is no kind of event ({', '.join(KINDS)})")
+        limit = _whole(request, "limit", 100, 10_000)
+        resumed = request.headers.get("last-event-id", "")
+        after = int(resumed) if resumed.isdecimal() else _whole(request, "after", -1, 2**53)
+        if _flag(request, "follow"):
+            stream = self._later(agent, kind, after, limit)
+            return StreamingResponse(stream, media_type="text/event-stream", headers=STREAM)
+        found = self._controller.events.find(agent=agent, kind=kind, after=after, limit=limit)
+        return JSONResponse([event.as_json() for event in found])
 
-    def _agent(self, name: str) -> dict[str, Any]:
-        controller = self._controller
-        settings = controller.settings.agents[name]
-        records = controller.registry.of(name)
-        versions = sorted({settings.version, *(record.registration.version for record in records)})
-        counts = [controller.ledger.requests(record.key) for record in records]
-        affinity = settings.load_balancing.session_affinity.enabled
-        return {
-            "name": name,
-            "strategy": settings.load_balancing.strategy,
-            "session_affinity": any(record.registration.session_affinity for record in records)
-            if affinity is None
-            else affinity,
-            "versions": [
-                {
-                    "version": version,
-                    "role": "stable" if version == settings.version else "canary",
-                    "weight": 100 if version == settings.version else 0,
-                    "instances": len(controller.registry.of(name, version)),
-                }
-                for version in versions
-            ],
-            "regions": {
-                region: {
-                    "instances": wanted.instances,
-                    "healthy": sum(record.state == "healthy" for record in controller.registry.of(name, region=region)),
-                    "priority": wanted.priority,
-                }
-                for region, wanted in settings.regions.items()
-            },
-            "requests": sum(requests for requests, _ in counts) + controller.ledger.refused(name),
-            "errors": sum(errors for _, errors in counts) + controller.ledger.refused(name),
-        }
+    async def _later(self, agent: str | None, kind: str | None, after: int, limit: int | None) -> AsyncIterator[str]:
+        events = self._controller.events
+        while True:
+            upto = events.last
+            for event in events.find(agent=agent, kind=kind, after=after, limit=limit):
+                yield _sse(event.as_json(), event.id)
+            after, limit = max(after, upto), None
+            if not await events.wait(after, SILENCE_S):
+                yield ": still here\n\n"
 
-    def _instance(self, record: Record) -> dict[str, Any]:
-        controller = self._controller
-        known = record.registration
-        requests, errors = controller.ledger.requests(record.key)
-        recent = controller.ledger.recent(record.key, time.monotonic())
-        return {
-            "id": record.id,
-            "version": known.version,
-            "region": known.region,
-            "node": known.node,
-            "state": record.state,
-            "health": {
-                "status": HEALTH_OF[record.state],
-                "reason": record.reason,
-                "checked_at": record.checked_at,
-            },
-            "circuit": None,  # no breaker acts yet, so there is no state to tell
-            "weight": self._weights(known.agent)[record.id],
-            "connections": record.in_flight,
-            "active_connections": controller.ledger.active(record.key),
-            "requests": requests,
-            "errors": errors,
-            "error_rate": round(100 * recent.errors / recent.requests, 3) if recent.requests else 0.0,
-            "mean_ms": recent.mean_ms,
-            "p50_ms": recent.p50_ms,
-            "p95_ms": recent.p95_ms,
-            "cpu": record.cpu_percent,
-            "uptime_s": round(time.time() - known.started_at, 1),
-            "pid": known.pid,
-        }
+    async def dashboard(self, request: Request) -> Response:
+        query = f"?{request.url.query}" if request.url.query else ""
+        return RedirectResponse(f"/dashboard/{query}")
 
-    def _weights(self, agent: str) -> dict[str, float]:
-        named = self._controller.settings.agents[agent].load_balancing.weighted
-        return weights_of(named, (record.id for record in self._controller.registry.of(agent)))
+    def _of_agent(self, view: Callable[[str], object]) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(request: Request) -> Response:
+            agent = request.path_params["agent"]
+            return JSONResponse(view(agent)) if self._views.known(agent) else _unknown(agent)
 
-    def _load(self, agent: str) -> dict[str, Any]:
-        controller = self._controller
-        rows = []
-        for record in controller.registry.of(agent):
-            recent = controller.ledger.recent(record.key, time.monotonic())
-            rows.append((record, recent))
-        total = sum(recent.requests for _, recent in rows)
-        return {
-            "agent": agent,
-            "window_s": 60,
-            "total": total,
-            "instances": [
-                {
-                    "id": record.id,
-                    "version": record.registration.version,
-                    "region": record.registration.region,
-                    "requests": recent.requests,
-                    "share": round(100 * recent.requests / total, 2) if total else 0.0,
-                    "connections": record.in_flight,
-                    "mean_ms": recent.mean_ms,
-                    "error_rate": round(100 * recent.errors / recent.requests, 3) if recent.requests else 0.0,
-                }
-                for record, recent in rows
-            ],
-        }
+        return answer
+
+
+class _Page(StaticFiles):
+    """The dashboard's files; the browser is told to load nothing from elsewhere."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] += [
+                    (b"content-security-policy", POLICY),
+                    (b"x-content-type-options", b"nosniff"),
+                    (b"referrer-policy", b"no-referrer"),
+                    (b"cache-control", b"no-cache"),
+                ]
+            await send(message)
+
+        await super().__call__(scope, receive, guarded)
+
+
+def _sse(content: object, number: int | None = None) -> str:
+    head = "" if number is None else f"id: {number}\n"
+    return f"{head}data: {json.dumps(content, separators=(',', ':'))}\n\n"
+
+
+def _flag(request: Request, name: str) -> bool:
+    return request.query_params.get(name, "").lower() in ("1", "true", "yes")
+
+
+def _whole(request: Request, name: str, default: int, most: int) -> int:
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    if not text.isdecimal() or int(text) > most:
+        raise BadQuery(f"{name}: {text!r} is not a whole number from 0 to {most}")
+    return int(text)
+
+
+def _duration(request: Request, name: str, default: str) -> float:
+    text = request.query_params.get(name, default)
+    try:
+        seconds = duration(text)
+    except (ConfigError, ValueError):
+        seconds = 0.0
+    if seconds <= 0:
+        raise BadQuery(f"{name}: {text!r} is not a duration such as 15m or 24h")
+    return seconds
+
+
+async def _bad_query(_: Request, error: Exception) -> Response:
+    return JSONResponse({"error": {"type": "bad_request", "message": str(error)}}, 400)
 
 
 def _unknown(agent: str) -> Response:

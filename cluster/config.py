@@ -77,18 +77,6 @@ __all__ = [
 
 ANY = "any value"
 NOT_ACTED_ON: dict[str, object] = {  # path -> the values that nothing acts on yet
-    "gateways.*.tls": ANY,
-    "agents.*.regions.*.minInstances": ANY,
-    "agents.*.regions.*.maxInstances": ANY,
-    "agents.*.limits.maxConnections": ANY,
-    "agents.*.limits.maxConnectionsPerInstance": ANY,
-    "agents.*.limits.connectionTimeout": ANY,
-    "agents.*.rateLimit.enabled": (True,),
-    "agents.*.circuitBreaker": ANY,
-    "agents.*.retry": ANY,
-    "agents.*.scaling": ANY,
-    "agents.*.canary": ANY,
-    "agents.*.runtimeEnv": ANY,
 }
 
 APPLICATION = "deployments.app:build"

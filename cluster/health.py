@@ -92,7 +92,7 @@ class Watch:
             return self._gone(record)  # the port belongs to another process by now
         record.in_flight = int(str(line["in_flight"]))
         record.cpu_percent = float(str(line["cpu"]))
-        self._registry.hear(record.registration.replica, draining=bool(line["draining"]))
+        self._registry.hear(record.registration.replica, draining=bool(line["draining"]), stopped=bool(line["stopped"]))
         return None
 
     def _gone(self, record: Record) -> None:

@@ -1,7 +1,8 @@
 """A uvicorn server on a socket that is bound first, so that "port in use" is found before anything is promised.
 
-Used by the gateways (public port, shared between the replicas of a node), the instances (ephemeral port) and the
-Controller (admin port). Runs on the event loop of its caller and leaves signals alone: the process belongs to Ray.
+Used by the gateways (public port, shared between the replicas of a node, perhaps with TLS), the instances (ephemeral port)
+and the Controller (admin port). Runs on the event loop of its caller and leaves signals alone: the process belongs to Ray.
+Connections are `cluster.protocol.Protocol`s: they have limits that uvicorn's do not have.
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import Generator
 from typing import Any
 
 import uvicorn
+
+from cluster.protocol import ConnectionLimits, Protocol, Sweeper
 
 
 class PortInUse(Exception):
@@ -38,6 +42,28 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, limits: ConnectionLimits, context: ssl.SSLContext | None) -> None:
+        super().__init__(config)
+        self._limits, self._context = limits, context
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, with our connections, and a time-out for the handshake of TLS."""
+        loop = asyncio.get_running_loop()
+        self.servers = [
+            await loop.create_server(
+                self._connection,
+                sock=listening,
+                ssl=self._context,
+                ssl_handshake_timeout=self._limits.head_s if self._context else None,
+                backlog=self.config.backlog,
+            )
+            for listening in sockets or ()
+        ]
+        self.started = True
+
+    def _connection(self) -> Protocol:
+        return Protocol(self._limits, config=self.config, server_state=self.server_state, app_state={})
+
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         yield
@@ -47,9 +73,17 @@ class Listener:
     """One running server. `close()` lets requests in flight finish, for at most `grace_s` seconds."""
 
     def __init__(
-        self, app: Any, listening: socket.socket, *, keep_alive_s: float = 75, grace_s: float = 5, date: bool = False
+        self,
+        app: Any,
+        listening: socket.socket,
+        *,
+        limits: ConnectionLimits | None = None,
+        tls: ssl.SSLContext | None = None,
+        grace_s: float = 5,
+        date: bool = False,
     ) -> None:
         self.socket = listening
+        self._limits = limits or ConnectionLimits()
         self._server = _Server(
             uvicorn.Config(
                 app,
@@ -65,11 +99,13 @@ class Listener:
                 server_header=False,
                 date_header=date,
                 proxy_headers=False,
-                timeout_keep_alive=int(keep_alive_s),
                 timeout_graceful_shutdown=int(grace_s),
                 backlog=2048,
-            )
+            ),
+            self._limits,
+            tls,
         )
+        self._sweeping: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -84,8 +120,23 @@ class Listener:
                 await self._task
                 raise RuntimeError("the server stopped while starting")
             await asyncio.sleep(0.005)
+        self._sweeping = asyncio.create_task(self._sweep())
+
+    @property
+    def connections(self) -> int:
+        return len(self._server.server_state.connections)
+
+    async def _sweep(self) -> None:
+        sweeper = Sweeper(self._server.server_state.connections, self._limits)
+        while True:
+            await asyncio.sleep(self._limits.sweep_s)
+            sweeper.sweep(asyncio.get_running_loop().time())
 
     async def close(self) -> None:
         self._server.should_exit = True
         if self._task is not None:
             await self._task
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        for connection in list(self._server.server_state.connections):  # closed, but for what its client does not read
+            connection.transport.abort()

@@ -86,6 +86,7 @@ class Admission:
     id: str  # instance-N
     key: str  # the cluster's secret
     drain: DrainTerms = field(default_factory=DrainTerms)  # for an instance that has to leave while the Controller is away
+    wants_code: bool = False  # the Controller has lost the package that the instance runs
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,7 @@ class Snapshot:
     distances_ms: dict[str, dict[str, float]] = field(default_factory=dict)
     circuits: dict[str, Circuit] = field(default_factory=dict)  # by replica
     peers: tuple[Peer, ...] = ()  # all gateways, the reader among them
+    desired: dict[str, object] = field(default_factory=dict)  # the Controller's, kept for it should it lose its folder
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,7 @@ class Hello:
     pid: int
     host: str = ""  # where it listens for other gateways
     port: int = 0
+    desired: dict[str, object] = field(default_factory=dict)  # of its last snapshot
 
 
 @dataclass(frozen=True)

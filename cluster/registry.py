@@ -6,12 +6,12 @@ that a restarted instance gets its old name back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from cluster.config import Settings
-from cluster.messages import AgentView, Member, Registration, Snapshot
+from cluster.config import AgentSettings, Settings
+from cluster.messages import AgentView, Member, RateRule, Registration, Snapshot, VersionShare
 
 
 @dataclass
@@ -23,6 +23,8 @@ class Record:
     answering: bool | None = None  # None: not heard of yet
     well: bool | None = None  # what its checks say; None: nothing yet
     draining: bool = False
+    stopped: bool = False  # draining, and by now without its sessions: it finishes what it has
+    held: str = ""  # why it is held as not well, whatever its checks say; not remembered
     reason: str = ""  # why it is not well, or not answering
     checked_at: float | None = None  # seconds since the epoch
     in_flight: int = 0  # as it says itself
@@ -30,12 +32,12 @@ class Record:
 
     @property
     def state(self) -> str:
-        """starting, healthy, unhealthy (its checks fail), ejected (it does not answer) or draining."""
+        """starting, healthy, unhealthy (its checks fail), ejected (it does not answer), draining or stopped (takes nothing)."""
         if self.draining:
-            return "draining"
+            return "stopped" if self.stopped else "draining"
         if self.answering is False:
             return "ejected"
-        if self.well is False:
+        if self.well is False or self.held:
             return "unhealthy"
         return "healthy" if self.answering and self.well else "starting"
 
@@ -49,6 +51,7 @@ class Registry:
 
     def __init__(self, changed: Callable[[], None]) -> None:
         self._records: dict[str, Record] = {}  # by replica
+        self._last_rules: dict[str, tuple[RateRule, ...]] = {}  # by agent: those hold while none of its instances runs
         self._changed = changed
 
     def __iter__(self) -> Iterator[Record]:
@@ -77,9 +80,9 @@ class Registry:
         self._changed()
         return record
 
-    def hear(self, replica: str, *, draining: bool = False) -> bool:
+    def hear(self, replica: str, *, draining: bool = False, stopped: bool = False) -> bool:
         """It answers, and says whether it is about to stop. Like the others here: True when its state changed."""
-        return self._learn(replica, answering=True, draining=draining)
+        return self._learn(replica, answering=True, draining=draining, stopped=stopped)
 
     def silent(self, replica: str, reason: str) -> bool:
         """It does not answer."""
@@ -88,6 +91,10 @@ class Registry:
     def judge(self, replica: str, well: bool | None, reason: str, checked_at: float | None) -> bool:
         """What its checks say."""
         return self._learn(replica, reason, well=well, checked_at=checked_at)
+
+    def hold(self, replica: str, reason: str) -> bool:
+        """It counts as not well for this reason; without one its checks decide again."""
+        return self._learn(replica, held=reason)
 
     def drain(self, replica: str, reason: str) -> bool:
         """It gets nothing new; there is no way back."""
@@ -109,10 +116,33 @@ class Registry:
         return True
 
     def remove(self, replica: str) -> Record | None:
-        record = self._records.pop(replica, None)
+        record = self._records.get(replica)
         if record is not None:
+            agent = record.registration.agent
+            self._last_rules[agent] = self.rate_rules(agent)
+            del self._records[replica]
             self._changed()
         return record
+
+    def rate_rules(self, agent: str) -> tuple[RateRule, ...]:
+        """Those of the newest version: the one whose first instance began last. Without any instance, the last known."""
+        began: dict[str, float] = {}
+        rules: dict[str, tuple[RateRule, ...]] = {}
+        for record in self._records.values():
+            known = record.registration
+            if known.agent == agent:
+                began[known.version] = min(known.started_at, began.get(known.version, known.started_at))
+                rules[known.version] = known.rate_rules
+        if not began:
+            return self._last_rules.get(agent, ())
+        return rules[max(began, key=lambda version: began[version])]
+
+    def keeps_sessions(self, agent: AgentSettings) -> bool:
+        """Whether sessions live at an instance: as the file says, else as the code does."""
+        file_says = agent.load_balancing.session_affinity.enabled
+        if file_says is not None:
+            return file_says
+        return any(record.registration.session_affinity for record in self.of(agent.name))
 
     def dump(self) -> list[dict[str, Any]]:
         """For the state file."""
@@ -122,7 +152,7 @@ class Registry:
                 "answering": record.answering,
                 "well": record.well,
                 "draining": record.draining,
-                "registration": vars(record.registration),
+                "registration": asdict(record.registration),
             }
             for record in self
         ]
@@ -130,22 +160,28 @@ class Registry:
     def restore(self, dumped: Iterable[dict[str, Any]]) -> None:
         """From the state file: believed until a watch says otherwise, so that no request fails meanwhile."""
         for entry in dumped:
-            registration = Registration(**entry["registration"])
+            registration = _registration(entry["registration"])
             self._records[registration.replica] = Record(
                 entry["id"], registration, entry["answering"], entry["well"], entry["draining"]
             )
 
-    def view(self, settings: Settings, version: str, key: str, session_keys: tuple[str, ...]) -> Snapshot:
+    def view(
+        self,
+        settings: Settings,
+        version: str,
+        key: str,
+        session_keys: tuple[str, ...],
+        versions: Mapping[str, VersionShare] | None = None,
+    ) -> Snapshot:
         """What gateways are told."""
         agents = {}
         for name, agent in settings.agents.items():
-            records = self.of(name)
-            file_says = agent.load_balancing.session_affinity.enabled
-            code_says = any(record.registration.session_affinity for record in records)
             agents[name] = AgentView(
                 settings=agent,
-                session_affinity=code_says if file_says is None else file_says,
-                members=tuple(_member(record, settings) for record in records),
+                session_affinity=self.keeps_sessions(agent),
+                members=tuple(_member(record, settings) for record in self.of(name)),
+                rate_rules=self.rate_rules(name),
+                versions=(versions or {}).get(name),
             )
         return Snapshot(
             version=version,
@@ -157,6 +193,12 @@ class Registry:
             trusted_proxies=settings.trusted_proxies,
             distances_ms=settings.distances_ms,
         )
+
+
+def _registration(dumped: dict[str, Any]) -> Registration:
+    """`rate_limited` is what stood there before the rules did."""
+    fields = {name: value for name, value in dumped.items() if name != "rate_limited"}
+    return Registration(**{**fields, "rate_rules": tuple(RateRule(**rule) for rule in fields.get("rate_rules", ()))})
 
 
 def _member(record: Record, settings: Settings) -> Member:

@@ -28,6 +28,8 @@ class State:
     folder: str = ""  # what relative paths and imports in `args` are relative to
     apps: dict[str, dict[str, Any]] = field(default_factory=dict)  # Serve app -> what it was started with
     instances: list[dict[str, Any]] = field(default_factory=list)
+    counts: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)  # see cluster/autoscaling.py
+    rollouts: dict[str, dict[str, Any]] = field(default_factory=dict)  # agent -> its versions (cluster/rollouts.py)
 
 
 class Store:
@@ -84,12 +86,12 @@ class Store:
         return keys
 
 
-def write_private(file: Path, content: str) -> None:
+def write_private(file: Path, content: str | bytes) -> None:
     """Atomically, mode 0600, on disk before it returns."""
     beside = file.with_name(f".{file.name}.{os.getpid()}")
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
-        opened.write(content)
+    with os.fdopen(descriptor, "wb") as opened:
+        opened.write(content.encode() if isinstance(content, str) else content)
         opened.flush()
         os.fsync(opened.fileno())
     beside.replace(file)

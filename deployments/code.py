@@ -36,6 +36,7 @@ class Code:
         self.folder = self._root / digest
         self._zip = self._root / f"{digest}.zip"
         self._lock = os.open(self._root / f"{digest}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        os.utime(self._lock)
         fcntl.flock(self._lock, fcntl.LOCK_SH)
 
     async def ready(self, fetch: Fetch) -> str:

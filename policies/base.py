@@ -45,6 +45,7 @@ class Request:
     now: float = 0.0  # monotonic seconds
     pin: str | None = None  # the instance that a valid session token names
     fresh: bool = False  # the session was made for this request: no other gateway can know it yet
+    version: str | None = None  # the one that should answer; None: all are alike
 
 
 @dataclass(frozen=True)

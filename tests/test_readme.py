@@ -20,7 +20,15 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/strategies.md")
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/rate-limits.md",
+    "docs/security.md",
+    "docs/strategies.md",
+    "docs/versions.md",
+)
 README = ROOT / "README.md"
 ADDRESS = "127.0.0.1:8000"
 
@@ -30,6 +38,20 @@ RUN_ELSEWHERE = {  # a command of the pages -> a test that runs it, or what it s
     ),
     ".venv/bin/swiftclaw instances my-agent --health": (
         "tests/swiftclaw/test_cli_reading.py::test_health_shows_the_reason_and_the_breaker"
+    ),
+    ".venv/bin/swiftclaw test failover my-agent --instance instance-1": (
+        "tests/integration/test_failover.py::test_a_killed_instance_is_replaced_and_its_traffic_is_shared_evenly"
+    ),
+    **dict.fromkeys(
+        (
+            ".venv/bin/swiftclaw deploy shop --canary 10",
+            ".venv/bin/swiftclaw status shop",
+            ".venv/bin/swiftclaw promote shop --canary 100",
+        ),
+        "tests/integration/test_rollouts.py::test_from_10_percent_to_all_of_it_and_no_request_fails",
+    ),
+    ".venv/bin/swiftclaw rollback shop": (
+        "tests/integration/test_rollouts.py::test_a_rollback_in_the_middle_is_noticed_by_nobody"
     ),
     ".venv/bin/swiftclaw down": "tests/integration/conftest.py::stopped",
     ".venv/bin/serve run cluster.yaml": (
@@ -204,7 +226,7 @@ def test_the_heads_of_tables_are_those_that_are_printed() -> None:
 def test_the_admin_ports_paths_are_all_there() -> None:
     served = set(re.findall(r'Route\("(/[^"]*)"', text_of("cluster/admin.py")))
     (table,) = re.findall(r"\| admin port \|.*?\n\n", text_of("README.md"), re.DOTALL)
-    assert set(re.findall(r"(/(?:metrics|api)[^` ]*)`", table)) == served
+    assert set(re.findall(r"(/(?:metrics|api|dashboard)[^` ]*)`", table)) == served
 
 
 def test_what_is_not_acted_on_is_what_check_names() -> None:

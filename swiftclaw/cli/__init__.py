@@ -15,10 +15,18 @@ from importlib.metadata import PackageNotFoundError, version
 import click
 
 from swiftclaw.cli.check import check
+from swiftclaw.cli.dashboard import dashboard
+from swiftclaw.cli.deploy import deploy
 from swiftclaw.cli.down import down
+from swiftclaw.cli.events import events
 from swiftclaw.cli.instances import instances
+from swiftclaw.cli.metrics import metrics
+from swiftclaw.cli.promote import promote
+from swiftclaw.cli.rollback import rollback
 from swiftclaw.cli.rotate import rotate_key
+from swiftclaw.cli.scale import scale
 from swiftclaw.cli.status import status
+from swiftclaw.cli.test import test
 from swiftclaw.cli.up import up
 
 COMMANDS: dict[str, click.Command] = {
@@ -26,7 +34,15 @@ COMMANDS: dict[str, click.Command] = {
     "down": down,
     "check": check,
     "status": status,
+    "deploy": deploy,
+    "promote": promote,
+    "rollback": rollback,
     "instances": instances,
+    "metrics": metrics,
+    "events": events,
+    "dashboard": dashboard,
+    "scale": scale,
+    "test": test,
     "rotate-key": rotate_key,
 }
 

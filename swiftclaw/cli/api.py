@@ -31,10 +31,31 @@ class Api:
         answer: dict[str, Any] = self._get("/api/status")
         return answer
 
+    def agent(self, agent: str) -> dict[str, Any]:
+        """Raises Refused for an unknown agent, with the known ones."""
+        answer: dict[str, Any] = self._of(agent, "")
+        return answer
+
     def instances(self, agent: str) -> list[dict[str, Any]]:
         """Raises Refused for an unknown agent, with the known ones."""
+        answer: list[dict[str, Any]] = self._of(agent, "/instances")
+        return answer
+
+    def load(self, agent: str) -> dict[str, Any]:
+        """Raises Refused for an unknown agent, with the known ones."""
+        answer: dict[str, Any] = self._of(agent, "/load")
+        return answer
+
+    def events(self, *, agent: str | None, kind: str | None, limit: int, after: int | None = None) -> list[dict[str, Any]]:
+        """Oldest first."""
+        asked = {"agent": agent, "kind": kind, "limit": limit, "after": after}
+        query = urllib.parse.urlencode({name: value for name, value in asked.items() if value is not None})
+        answer: list[dict[str, Any]] = self._get(f"/api/events?{query}")
+        return answer
+
+    def _of(self, agent: str, rest: str) -> Any:
         try:
-            answer: list[dict[str, Any]] = self._get(f"/api/agents/{urllib.parse.quote(agent, safe='')}/instances")
+            answer = self._get(f"/api/agents/{urllib.parse.quote(agent, safe='')}{rest}")
         except urllib.error.HTTPError as error:
             if error.code != 404:
                 raise Refused(f"{error.url} answered {error.code} {error.reason}") from None

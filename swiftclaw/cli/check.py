@@ -32,17 +32,30 @@ def check(file: Path, as_json: bool) -> None:
             click.echo(_report(file, error.message.splitlines(), []))
             raise click.exceptions.Exit(error.exit_code) from None
         raise
-    warnings = not_acted_on(settings)
+    warnings, absent = not_acted_on(settings), absent_files(settings)
     if as_json:
-        click.echo(_report(file, [], warnings))
+        click.echo(_report(file, [], [*warnings, *absent]))
         return
     click.echo(f"{file} is valid: {summary(settings)}")
-    warn(warnings)
+    warn(warnings, absent)
 
 
-def warn(not_acted: list[str]) -> None:
+def warn(not_acted: list[str], absent: list[str]) -> None:
     for block in not_acted:
         click.echo(f"warning: {block}: this version does not act on it yet", err=True)
+    for sentence in absent:
+        click.echo(f"warning: {sentence}", err=True)
+
+
+def absent_files(settings: Settings) -> list[str]:
+    """Certificates and keys that are not here; no mistake, for the gateway may run on another machine."""
+    named = [
+        (f"gateways[{i}].tls.{what}", Path(path))
+        for i, gateway in enumerate(settings.gateways)
+        if gateway.tls is not None
+        for what, path in (("cert", gateway.tls.cert), ("key", gateway.tls.key))
+    ]
+    return [f"{setting}: there is no file {path} on this machine" for setting, path in named if not path.is_file()]
 
 
 def summary(settings: Settings) -> str:

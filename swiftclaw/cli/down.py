@@ -57,10 +57,11 @@ def _drain(made: Record, folder: Path, timeout_s: float, reporter: Reporter) -> 
     """Without an error when the cluster is gone: then there is nothing to drain."""
     from swiftclaw.cli import driver
 
-    reporter.say("draining")
+    reporter.say(f"draining: requests may take up to {timeout_s:g} s to finish")
     try:
         with driver.connected(made.address, made.auth_mode):
-            left = driver.remove(driver.remembered(folder), timeout_s, made.started_serve and not made.started_ray)
+            shut_down = made.started_serve and not made.started_ray
+            left = driver.remove(driver.remembered(folder), timeout_s, shut_down, reporter.say)
     except Refused as gone:
         reporter.note(gone.message)
         return

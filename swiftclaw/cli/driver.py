@@ -12,14 +12,18 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from swiftclaw.cli.errors import Refused
 
+if TYPE_CHECKING:
+    from cluster.versions import Wish
+
 APP = "swiftclaw"
 CALL_S = 30.0
+CUT_BEFORE_S = 5.0  # `down` cuts off what is in flight this long before its time is up
 
 
 class App(NamedTuple):
@@ -141,25 +145,82 @@ def apply(args: dict[str, Any], folder: str) -> None:
     _call("apply", args, folder)
 
 
+@contextlib.contextmanager
+def of(file: Path) -> Iterator[None]:
+    """A driver on the cluster that `up` started or joined for this file. Raises Refused."""
+    from swiftclaw.cli import files, record, show
+
+    made = record.load(files.state_dir(file))
+    if made is None:
+        raise Refused(f"SwiftClaw was not started from {file.absolute().parent}; `{show.program()} up` does that")
+    with connected(made.address, made.auth_mode):
+        yield
+
+
+def has_package(digest: str) -> bool:
+    """Whether the Controller has that code already."""
+    return bool(_call("has_package", digest))
+
+
+def take_package(digest: str, content: bytes) -> None:
+    _call("take_package", digest, content)
+
+
+def deploy_version(agent: str, wish: Wish) -> tuple[str, str]:
+    """(what is done about it, the version); see cluster/versions.py."""
+    done, version = _call("deploy", agent, wish)
+    return done, version
+
+
+def promote(agent: str, percent: float) -> str:
+    """The version that is to get that share."""
+    return str(_call("promote", agent, percent))
+
+
+def pause(agent: str, paused: bool) -> str:
+    """The version whose analysis pauses or goes on."""
+    return str(_call("pause", agent, paused))
+
+
+def rollback(agent: str) -> str:
+    """The version that goes."""
+    return str(_call("rollback", agent))
+
+
 def rotate_session_key() -> None:
     """Raises Refused when the Controller cannot."""
     _call("rotate_session_key")
 
 
-def remove(known: set[str], timeout_s: float, shut_down: bool) -> list[str]:
+def scale(agent: str, region: str | None, instances: int) -> str:
+    """What was changed. Raises Refused when the Controller does not take it."""
+    return str(_call("scale", agent, region, instances))
+
+
+def take_away(agent: str, instance: str, mode: str, seconds: float) -> None:
+    """Raises Refused when it cannot be done."""
+    _call("take_away", agent, instance, mode, seconds)
+
+
+def remove(known: set[str], timeout_s: float, shut_down: bool, say: Callable[[str], None] = lambda _: None) -> list[str]:
     """Stop SwiftClaw's apps, draining, then the Controller. `known`: apps that are SwiftClaw's should the Controller not
-    answer; `shut_down`: Serve too. Returns the apps that still were there when the time was up."""
+    answer; `shut_down`: Serve too. Returns the apps that still were there when the time was up.
+
+    Gateways go first: they take no new connections, and what runs through them finishes while the instances are all
+    there. What is still in flight shortly before the time is up is cut off by the instances, which tells its clients.
+    """
     from ray import serve
 
     deadline = time.monotonic() + timeout_s
+    cut_at = deadline - min(CUT_BEFORE_S, timeout_s / 2)
     try:
-        ours = set(_call("stop_apps")) | known
+        _gone(set(_call("stop_gateways")), cut_at, say)
+        ours = set(_call("stop_apps", max(0.0, cut_at - time.monotonic()))) | known
     except Refused:
         ours = known
         for name in ours & apps().keys():
             serve.delete(name, _blocking=False)
-    while (left := ours & apps().keys()) and time.monotonic() < deadline:
-        time.sleep(0.3)
+    left = _gone(ours, deadline, say)
     if APP in apps():
         serve.delete(APP)
     if shut_down and not apps():
@@ -167,8 +228,34 @@ def remove(known: set[str], timeout_s: float, shut_down: bool) -> list[str]:
     return sorted(left)
 
 
+def _gone(names: set[str], deadline: float, say: Callable[[str], None]) -> set[str]:
+    """Wait until these apps are gone, saying for what; those that are not when the time is up."""
+    while (left := names & apps().keys()) and time.monotonic() < deadline:
+        say(waiting_for(_in_flight(), left))
+        time.sleep(0.3)
+    return left
+
+
+def waiting_for(in_flight: Mapping[str, int], apps: Collection[str]) -> str:
+    """One line on what a drain waits for: requests by agent, else processes."""
+    busy = [f"{count} {'request' if count == 1 else 'requests'} of {agent}" for agent, count in in_flight.items() if count]
+    if busy:
+        return f"draining: waiting for {' and '.join(busy)}"
+    what = "gateways" if all(name.startswith("gateway.") for name in apps) else "instances"
+    return f"draining: waiting for the {what} to stop"
+
+
+def _in_flight() -> dict[str, int]:
+    try:
+        counts: dict[str, int] = _call("in_flight")
+    except Refused:  # it is not needed for stopping
+        return {}
+    return counts
+
+
 def _call(method: str, *arguments: Any) -> Any:
     from ray import serve
+    from ray.exceptions import RayActorError
     from ray.serve.exceptions import RayServeException
 
     try:
@@ -177,6 +264,8 @@ def _call(method: str, *arguments: Any) -> Any:
         raise Refused(f"the Controller did not answer within {CALL_S:.0f} s") from None
     except RayServeException as error:
         raise Refused(f"the Controller does not run: {_first(error)}") from None
+    except RayActorError:
+        raise Refused("the Controller went away while it was asked; `swiftclaw status` shows what came of it") from None
     except Exception as error:  # Ray gives what the method raised a type of its own
         raise Refused(f"the Controller refused: {_first(getattr(error, 'cause', None) or error)}") from None
 

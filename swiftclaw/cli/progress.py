@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 RAISED = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt|InUse|NotFound)(:|$)")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
+RECOVERING = "health check failed"  # Serve's words for: a process or its node died, and another one is being started
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def of_status(status: Mapping[str, Any], edges: Mapping[tuple[str, int, str], in
     known = {agent["name"] for agent in status["agents"]}
     problems = {app: brief(reason) for app, reason in status["problems"].items()}
     for name, app in status["apps"].items():
-        if app["status"] in FAILED:
+        if app["status"] in FAILED and RECOVERING not in app["message"]:
             problems.setdefault(name, brief(app["message"]))
     healthy = sum(there["healthy"] for there in _regions(status))
     return Progress(
@@ -59,6 +60,18 @@ def of_status(status: Mapping[str, Any], edges: Mapping[tuple[str, int, str], in
         ],
         failed=[f"{app}: {reason}" for app, reason in sorted(problems.items())],
     )
+
+
+def with_versions(progress: Progress, status: Mapping[str, Any], wanted: Mapping[str, str]) -> Progress:
+    """`wanted`: agent -> the version that the file names. One that comes in is waited for, one that was taken back failed."""
+    missing, failed = [], []
+    for agent in status["agents"]:
+        rollout, name = agent["rollout"], wanted.get(agent["name"])
+        if rollout["canary"] and rollout["percent"] != rollout["target"]:
+            missing.append(f"{rollout['canary']} of agent {agent['name']}: it is to get {rollout['target']:g} % of the traffic")
+        elif name != rollout["stable"] and rollout["last"].startswith(f"{name} was rolled back"):
+            failed.append(f"{agent['name']}: {rollout['last']}")
+    return replace(progress, missing=[*progress.missing, *missing], failed=[*progress.failed, *failed])
 
 
 def brief(message: str) -> str:
@@ -86,7 +99,7 @@ def _missing_instances(status: Mapping[str, Any]) -> list[str]:
     missing = []
     for agent in status["agents"]:
         for region, there in agent["regions"].items():
-            if there["healthy"] >= there["instances"]:
+            if there["healthy"] >= there.get("least", there["instances"]):
                 continue
             said = " ".join(
                 brief(app["message"])

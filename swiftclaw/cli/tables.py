@@ -18,18 +18,18 @@ Instance = Mapping[str, Any]
 
 
 def instances(rows: Iterable[Instance]) -> RenderableType:
-    table = _table("INSTANCE", "REGION", "VERSION", "STATE", "CONN>", "REQUESTS>", "ERR %>", "P95 ms>", "UP>")
+    table = headed("INSTANCE", "REGION", "VERSION", "STATE", "CONN>", "REQUESTS>", "ERR %>", "P95 ms>", "UP>")
     for row in rows:
         table.add_row(
-            Text(row["id"]), Text(row["region"]), Text(row["version"]), _state(row["state"]), _number(row["connections"]),
-            _number(row["requests"]), _number(row["error_rate"]), _number(row["p95_ms"]), ago(row["uptime_s"]),
+            Text(row["id"]), Text(row["region"]), Text(row["version"]), _state(row["state"]), number(row["connections"]),
+            number(row["requests"]), number(row["error_rate"]), number(row["p95_ms"]), ago(row["uptime_s"]),
         )  # fmt: skip
     return table if table.row_count else Text("no instances")
 
 
 def health(rows: Iterable[Instance]) -> RenderableType:
     """The last check of each, its reason, and the breaker."""
-    table = _table("INSTANCE", "REGION", "STATE", "CIRCUIT", "CHECKED>", "REASON")
+    table = headed("INSTANCE", "REGION", "STATE", "CIRCUIT", "CHECKED>", "REASON")
     now = time.time()
     for row in rows:
         checked = row["health"]["checked_at"]
@@ -50,7 +50,27 @@ def status(answer: Mapping[str, Any]) -> RenderableType:
     ]
     parts += [Text(f"{app}: {said}", style="red") for app, said in _failed(answer).items()]
     parts += [Text(f"warning: {warning}", style="yellow") for warning in answer["warnings"]]
+    parts += [Text(said, style="dim") for said in _scaled(answer["agents"])]
     return Group(*parts)
+
+
+def versions(agent: Mapping[str, Any]) -> RenderableType:
+    """One agent's versions side by side: requests of the last minute, and what is about to happen."""
+    table = headed("VERSION", "ROLE", "TRAFFIC>", "HEALTHY>", "REQUESTS>", "ERR %>", "P50 ms>", "P95 ms>")
+    for one in agent["versions"]:
+        table.add_row(
+            Text(one["version"]), Text(one["role"]), f"{one['weight']:g} %", f"{one['healthy']} of {one['desired']}",
+            number(one["requests"]), number(one["error_rate"]), number(one["p50_ms"]), number(one["p95_ms"]),
+        )  # fmt: skip
+    rollout, said = agent["rollout"], []
+    if rollout["canary"] and rollout["percent"] != rollout["target"]:
+        said.append(f"{rollout['canary']} gets {rollout['target']:g} % when its instances for that are healthy")
+    if rollout["paused"]:
+        said.append(f"the analysis of {rollout['canary']} pauses")
+    said += [f"{rollout['canary']} {rollout['note']}"] if rollout["note"] else []
+    said += [f"analysis: {rollout['analysis']}"] if rollout["analysis"] else []
+    said += [rollout["last"]] if rollout["last"] else []
+    return Group(table, *(Text(line) for line in said))
 
 
 def ago(seconds: float) -> str:
@@ -61,11 +81,20 @@ def ago(seconds: float) -> str:
     return f"{int(seconds)}s"
 
 
+def _scaled(agents: Iterable[Mapping[str, Any]]) -> Iterable[str]:
+    """Where the number of instances is not the file's: since when, and why."""
+    for agent in agents:
+        for region, there in agent["regions"].items():
+            if there.get("reason"):
+                since = ago(max(0.0, time.time() - there["at"]))
+                yield f"{agent['name']} in {region}: {there['desired']} instances since {since}: {there['reason']}"
+
+
 def _agents(agents: Iterable[Mapping[str, Any]]) -> RenderableType:
-    table = _table("AGENT", "STRATEGY", "VERSIONS", "REGION", "HEALTHY>", "REQUESTS>", "ERRORS>")
+    table = headed("AGENT", "STRATEGY", "VERSIONS", "REGION", "HEALTHY>", "REQUESTS>", "ERRORS>")
     for agent in agents:
         first = [agent["name"], agent["strategy"], _versions(agent["versions"])]
-        totals = [_number(agent["requests"]), _number(agent["errors"])]
+        totals = [number(agent["requests"]), number(agent["errors"])]
         for region, there in agent["regions"].items() or [("-", {"instances": 0, "healthy": 0})]:
             full = there["healthy"] >= there["instances"]
             share = Text(f"{there['healthy']} of {there['instances']}", style="green" if full else "yellow")
@@ -83,12 +112,13 @@ def _versions(versions: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _gateways(answer: Mapping[str, Any]) -> RenderableType:
-    table = _table("GATEWAY", "REGION", "REPLICAS>", "PIDS")
-    edges: dict[tuple[str, int, str], list[str]] = {}
+    table = headed("GATEWAY", "REGION", "REPLICAS>", "PIDS")
+    edges: dict[tuple[str, str], list[str]] = {}
     for one in answer["gateways"]:
-        edges.setdefault((one["host"], one["port"], one["region"]), []).append(str(one["pid"]))
-    for (host, port, region), pids in edges.items():
-        table.add_row(Text(f"{host}:{port}"), Text(region), str(len(pids)), " ".join(pids))
+        address = f"{'https://' if one.get('tls') else ''}{one['host']}:{one['port']}"
+        edges.setdefault((address, one["region"]), []).append(str(one["pid"]))
+    for (address, region), pids in edges.items():
+        table.add_row(Text(address), Text(region), str(len(pids)), " ".join(pids))
     present, wanted = len(answer["gateways"]), answer["desired_gateways"]
     if present >= wanted:
         return table
@@ -109,12 +139,12 @@ def first_line(text: str) -> str:
     return lines[0] if lines else "no reason given"
 
 
-def _table(*headings: str) -> Table:
+def headed(*headings: str) -> Table:
     """A heading that ends in `>` is of a column of numbers."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for heading in headings:
-        number = heading.endswith(">")
-        table.add_column(heading.rstrip(">"), justify="right" if number else "left", no_wrap=number, overflow="fold")
+        right = heading.endswith(">")
+        table.add_column(heading.rstrip(">"), justify="right" if right else "left", no_wrap=right, overflow="fold")
     return table
 
 
@@ -122,7 +152,7 @@ def _state(word: str) -> Text:
     return Text(word, style=STYLES.get(word, ""))
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
     if value is None:
         return "-"
     if isinstance(value, int) or float(value).is_integer():

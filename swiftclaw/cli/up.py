@@ -17,9 +17,9 @@ import click
 
 from swiftclaw.cli import files, show
 from swiftclaw.cli.api import Api
-from swiftclaw.cli.check import warn
+from swiftclaw.cli.check import absent_files, warn
 from swiftclaw.cli.errors import Refused, Unreachable
-from swiftclaw.cli.progress import Progress, of_controller, of_status
+from swiftclaw.cli.progress import Progress, of_controller, of_status, with_versions
 from swiftclaw.cli.reporter import Reporter
 from swiftclaw.cli.undo import Undo, interruptible, undoing
 
@@ -47,7 +47,7 @@ def up(file: Path, address: str | None, timeout: float) -> None:
     from swiftclaw.cli.welcome import welcome
 
     settings = files.load(file)
-    warn(not_acted_on(settings))
+    warn(not_acted_on(settings), absent_files(settings))
     with record.alone(Path(settings.state_dir)), interruptible(), Reporter(show.err()) as reporter:
         work = Up(settings, Path(settings.state_dir), timeout, reporter)
         with work.ray_cluster(address) as (cluster, fresh):
@@ -178,7 +178,9 @@ class Up:
         from swiftclaw.cli import driver
 
         try:
-            return of_status(api.status(), edges_of(self.settings), self.settings.agents)
+            status = api.status()
+            wanted = {name: agent.version for name, agent in self.settings.agents.items()}
+            return with_versions(of_status(status, edges_of(self.settings), self.settings.agents), status, wanted)
         except Unreachable:
             app = driver.apps().get(driver.APP, driver.App("NOT_STARTED", ""))
             return of_controller(app.message, app.status == "DEPLOY_FAILED")

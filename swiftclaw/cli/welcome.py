@@ -56,4 +56,4 @@ def _gateway(settings: Settings, index: int) -> str:
 
 
 def _tls(settings: Settings, index: int) -> bool:
-    return getattr(settings.gateways[index], "tls", None) is not None
+    return settings.gateways[index].tls is not None

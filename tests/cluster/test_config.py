@@ -551,11 +551,9 @@ class TestNotActedOn:
         blocks = {"canary": {}, "loadBalancing": {"strategy": "geographic", "slowStart": "30s"}}
         args = {
             "agents": {"a": {"agent": "a:b", **blocks}, "b": {"agent": "a:b", "timeouts": {"idle": "5s"}}},
-            "gateways": [{"tls": {"cert": "c", "key": "k"}}],
             "distances": {},
         }
         assert set(not_acted_on(parse(args, FOLDER))) <= {
-            "gateways[0].tls",
             "agents.a.canary",
             "agents.a.loadBalancing.strategy",
             "agents.a.loadBalancing.slowStart",

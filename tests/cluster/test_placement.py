@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cluster.config import parse
-from cluster.placement import Action, AppSpec, desired_apps, labelled_regions, plan
+from cluster.placement import Action, AppSpec, Deployed, desired_apps, labelled_regions, plan
 
 
 def apps(regions: dict[str, int], *, cpus: float = 0.1, labelled: set[str] | None = None) -> dict[str, AppSpec]:
@@ -86,19 +87,52 @@ def test_an_app_that_runs_without_being_remembered_is_adopted() -> None:
     assert plan(desired, {}, running(desired), desired) == []
 
 
-def test_another_version_runs_before_the_old_one_is_deleted() -> None:
-    def version(name: str) -> dict[str, AppSpec]:
-        args = {"gateways": [{"region": "us"}], "agents": {"a": {"agent": "m:x", "version": name, "regions": {"us": {}}}}}
-        return desired_apps(parse(args, Path("/")), {"us"})
-
-    before, after = version("v1"), version("v2")
+def test_a_move_to_another_region_ends_when_somebody_is_well_there() -> None:
+    before, after = apps({"us": 1}), apps({"eu": 1})
     known, seen = remembered(before), running(before)
-    assert plan(after, known, seen, before) == [Action("start", "a.v2.us", after["a.v2.us"])]
-    known, seen = {**known, **remembered(after)}, {**seen, "a.v2.us": "DEPLOYING"}
+    assert plan(after, known, seen, before) == [Action("start", "a.v1.eu", after["a.v1.eu"])]
+    known, seen = {**known, **remembered(after)}, {**seen, "a.v1.eu": "DEPLOYING"}
     assert plan(after, known, seen, before) == []
-    seen = {**seen, "a.v2.us": "RUNNING"}
+    seen = {**seen, "a.v1.eu": "RUNNING"}
     assert plan(after, known, seen, before) == [], "it runs, but its checks have not passed"
     assert plan(after, known, seen, {*before, *after}) == [Action("delete", "a.v1.us")]
+
+
+def test_a_region_goes_even_while_another_one_cannot_be_had() -> None:
+    before, after = apps({"us": 1, "eu": 1}), apps({"us": 1, "ap": 1})
+    known, seen = {**remembered(before), **remembered(after)}, {**running(before), "a.v1.ap": "DEPLOYING"}
+    assert plan(after, known, seen, before) == [Action("delete", "a.v1.eu")]
+
+
+def versions(names: dict[str, float]) -> dict[str, AppSpec]:
+    args = {"gateways": [{"region": "us"}], "agents": {"a": {"agent": "m:x", "regions": {"us": {"instances": 3}}}}}
+    settings = parse(args, Path("/"))
+    agent = settings.agents["a"]
+    deployed = [Deployed(replace(agent, version=name), f"code-{name}", percent) for name, percent in names.items()]
+    return desired_apps(settings, {"us"}, versions={"a": deployed})
+
+
+def test_a_canary_runs_beside_with_the_instances_for_its_share() -> None:
+    counts = {percent: versions({"v1": 100, "v2": percent})["a.v2.us"].replicas for percent in (1, 10, 33, 34, 50, 67, 100)}
+    assert counts == {1: 1, 10: 1, 33: 1, 34: 2, 50: 2, 67: 3, 100: 3}
+    assert versions({"v1": 100, "v2": 10})["a.v1.us"].replicas == 3
+
+
+def test_a_version_that_is_not_desired_goes_at_once() -> None:
+    before, after = versions({"v1": 100, "v2": 10}), versions({"v1": 100})
+    assert plan(after, remembered(before), running(before), ()) == [Action("delete", "a.v2.us")]
+
+
+def test_other_code_or_another_environment_is_another_identity() -> None:
+    agent = parse({"agents": {"a": {"agent": "m:x"}}}, Path("/")).agents["a"]
+    settings = parse({"agents": {"a": {"agent": "m:x"}}}, Path("/"))
+
+    def identity(one: Deployed) -> str:
+        return desired_apps(settings, set(), versions={"a": [one]})["a.v1.local"].identity
+
+    plain = identity(Deployed(agent))
+    assert identity(Deployed(agent, "digest")) != plain
+    assert identity(Deployed(replace(agent, runtime_env={"env_vars": {"A": "1"}}))) != plain
 
 
 def test_a_region_without_instances_has_no_app() -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from cluster.config import parse
-from cluster.messages import Registration
+from cluster.messages import RateRule, Registration
 from cluster.registry import Registry, lowest_free
 
 
 def registration(replica: str, agent: str = "a", region: str = "local", **more: object) -> Registration:
     fields = {"host": "127.0.0.1", "port": 1, "pid": 1, "node": "n", "started_at": 0.0, **more}
-    return Registration(agent=agent, version="v1", region=region, app=f"{agent}.v1", replica=replica, **fields)  # type: ignore[arg-type]
+    version = str(fields.pop("version", "v1"))
+    return Registration(agent=agent, version=version, region=region, app=f"{agent}.{version}", replica=replica, **fields)  # type: ignore[arg-type]
 
 
 class Told:
@@ -72,11 +74,13 @@ def test_its_state_follows_from_what_is_known_the_graver_the_sooner() -> None:
         lambda: registry.judge("x", True, "", 3.0),
         lambda: registry.drain("x", "stopping"),
         lambda: registry.hear("x"),
+        lambda: registry.hear("x", draining=True, stopped=True),
     ):
         step()
         seen.append(record.state)
     assert seen == [
         "starting", "starting", "healthy", "unhealthy", "ejected", "unhealthy", "healthy", "draining", "draining",
+        "stopped",
     ]  # fmt: skip
     assert (record.reason, record.checked_at) == ("stopping", 3.0)
 
@@ -90,6 +94,38 @@ def test_a_dump_restores_to_the_same_registry() -> None:
     again = Registry(Told())
     again.restore(registry.dump())
     assert again.dump() == registry.dump()
+
+
+def test_a_dump_survives_json_and_one_from_before_the_rules_is_understood() -> None:
+    registry = Registry(Told())
+    registry.admit(registration("x", rate_rules=(RateRule(3, 60.0, "user_id"),)))
+    dumped = json.loads(json.dumps(registry.dump()))
+    again = Registry(Told())
+    again.restore(dumped)
+    assert again.dump() == registry.dump()
+    assert again.rate_rules("a") == (RateRule(3, 60.0, "user_id", "sliding-window"),)
+    del dumped[0]["registration"]["rate_rules"]
+    dumped[0]["registration"]["rate_limited"] = True
+    old = Registry(Told())
+    old.restore(dumped)
+    assert [record.id for record in old] == ["instance-1"] and old.rate_rules("a") == ()
+
+
+def test_the_rules_are_those_of_the_newest_version_and_hold_while_nothing_runs() -> None:
+    registry = Registry(Told())
+    old, new = (RateRule(1, 60.0),), (RateRule(2, 60.0),)
+    registry.admit(registration("x", started_at=1.0, rate_rules=old))
+    registry.admit(registration("y", version="v2", started_at=2.0, rate_rules=new))
+    registry.admit(registration("z", started_at=3.0, rate_rules=old))  # one of the old version that was started again
+    registry.admit(registration("other", agent="b", started_at=9.0))
+    assert registry.rate_rules("a") == new and registry.rate_rules("b") == registry.rate_rules("nobody") == ()
+    registry.remove("y")
+    assert registry.rate_rules("a") == old
+    registry.remove("x")
+    registry.remove("z")
+    assert registry.rate_rules("a") == old, "their replacements will have them too"
+    view = registry.view(parse({"agents": {"a": {"agent": "m:x"}}}, Path("/")), "1", "secret", ("k",))
+    assert view.agents["a"].rate_rules == old
 
 
 def test_the_view_has_every_agents_settings_members_and_priorities() -> None:

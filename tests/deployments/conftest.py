@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -16,7 +17,8 @@ import pytest
 
 from cluster.config import parse
 from cluster.listener import Listener, bind
-from cluster.messages import Admission, AgentView, InstanceSpec, Member, Snapshot
+from cluster.messages import Admission, AgentView, InstanceSpec, Member, RateRule, Snapshot, VersionShare
+from cluster.protocol import ConnectionLimits
 from deployments.answering import Answering
 from deployments.edge import Edge
 from deployments.routing import Routing
@@ -38,16 +40,20 @@ class DataPlane:
     revision: int = 0
     args: dict[str, Any] = field(default_factory=dict)
     session_keys: tuple[str, ...] = ("11" * 32,)
+    limits: ConnectionLimits | None = None
+    tls: ssl.SSLContext | None = None
+    rules: dict[str, tuple[RateRule, ...]] = field(default_factory=dict)  # what the agents' code limits
+    shares: dict[str, VersionShare] = field(default_factory=dict)  # which version gets what
 
     async def start(self) -> None:
         self.routing = Routing(Random(1))
         self.upstream = Upstream()
         self.edge = Edge(self.routing, self.upstream, "local")
-        self.gateway = Listener(self.edge, bind("127.0.0.1", 0), grace_s=0)
+        self.gateway = Listener(self.edge, bind("127.0.0.1", 0), limits=self.limits, tls=self.tls, grace_s=0)
         await self.gateway.start()
         self.ticking = asyncio.create_task(self._tick())
         self.announce()
-        self.url = f"http://127.0.0.1:{self.gateway.port}"
+        self.url = f"{'https' if self.tls else 'http'}://127.0.0.1:{self.gateway.port}"
         self.client = aiohttp.ClientSession(self.url, connector=aiohttp.TCPConnector(limit=0))
 
     async def _tick(self) -> None:
@@ -68,6 +74,7 @@ class DataPlane:
     ) -> list[str]:
         """Start instances; their names."""
         names = []
+        self.rules[agent.name] = tuple(RateRule(r.requests, r.window_s, r.key, r.strategy) for r in agent.rate_limits)
         for _ in range(count):
             name = f"instance-{len(self.members.get(agent.name, [])) + 1}"
             spec = InstanceSpec(agent.name, "tests:agent", "/", version, region, f"{agent.name}.{version}.{region}")
@@ -96,7 +103,11 @@ class DataPlane:
         settings = parse({"agents": agents, "http": self.http, **self.args}, Path("/"))
         views = {
             name: AgentView(
-                settings.agents[name], bool(settings.agents[name].load_balancing.session_affinity.enabled), tuple(members)
+                settings.agents[name],
+                bool(settings.agents[name].load_balancing.session_affinity.enabled),
+                tuple(members),
+                rate_rules=self.rules.get(name, ()),
+                versions=self.shares.get(name),
             )
             for name, members in self.members.items()
         }

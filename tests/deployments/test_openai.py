@@ -45,6 +45,8 @@ class TestRequests:
         assert (both.session_id, both.user_id) == ("s1", "u1")
         user = asked(user="u1", metadata={"other": "x"})
         assert (user.session_id, user.user_id) == ("u1", "u1")
+        named = asked(user="u1", metadata={"user_id": "m1"})
+        assert (named.session_id, named.user_id) == ("u1", "m1")
         empty = asked(user="", metadata={"session_id": ""})
         assert (empty.session_id, empty.user_id) == (None, None)
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.config import parse
-from cluster.messages import AgentView, Member, Snapshot
+from cluster.messages import AgentView, Circuit, Member, Snapshot
 from deployments.backend import Report
 from deployments.pool import Pool
 from deployments.routing import Routing
@@ -24,10 +24,18 @@ def member(number: int, region: str = "us", state: str = "healthy", priority: in
     return Member(f"instance-{number}", replica or f"r{number}", "127.0.0.1", 1, "v1", region, priority, state)
 
 
-def snapshot(*members: Member, version: str = "1", **balancing: Any) -> Snapshot:
+def snapshot(
+    *members: Member,
+    version: str = "1",
+    blocks: dict[str, Any] | None = None,
+    circuits: dict[str, Circuit] | None = None,
+    **balancing: Any,
+) -> Snapshot:
     regions = {one.region: {"instances": 1} for one in members} or {"us": {}}
-    settings = parse({"agents": {"a": {"agent": "m:x", "regions": regions, "loadBalancing": balancing}}}, Path("/"))
-    return Snapshot(version, "key", settings.http, {"a": AgentView(settings.agents["a"], False, members)}, ("11" * 32,))
+    agent = {"agent": "m:x", "regions": regions, "loadBalancing": balancing, **(blocks or {})}
+    settings = parse({"agents": {"a": agent}}, Path("/"))
+    views = {"a": AgentView(settings.agents["a"], False, members)}
+    return Snapshot(version, "key", settings.http, views, ("11" * 32,), circuits=circuits or {})
 
 
 def routing(*members: Member, **balancing: Any) -> Routing:

@@ -24,3 +24,10 @@ def test_serves_controller_still_takes_a_deployment_and_a_count() -> None:
     assert list(signature.parameters) == ["self", "deployment_id", "target_num_replicas"]
     assert DeploymentID(name="Instance", app_name="a").app_name == "a"
     assert (SERVE_CONTROLLER_NAME, SERVE_NAMESPACE) == ("SERVE_CONTROLLER_ACTOR", "serve")
+
+
+def test_ray_still_says_what_is_free_on_each_node() -> None:
+    """That it is true is tested live in test_scaling.py (instances that have no place …)."""
+    from ray._private.state import available_resources_per_node
+
+    assert list(inspect.signature(available_resources_per_node).parameters) == []

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +24,8 @@ from policies.rate_limit import (
     headers,
     key_of,
 )
+
+ROOT = Path(__file__).parents[2]
 
 every_limiter = pytest.mark.parametrize("name", list(LIMITERS))
 gaps = st.sampled_from([0.0, 0.0, 0.25, 1.0, 2.5, 7.0, 30.0])  # sums of these are exact
@@ -370,3 +375,23 @@ def test_long_names_become_short_keys_and_stay_apart(one: str, other: str) -> No
 
 def test_a_name_that_is_no_proper_text_is_a_key_all_the_same() -> None:
     assert key_of("\ud800" * 100) != key_of("?" * 100)
+
+
+def test_a_million_keys_with_ten_requests_each_take_less_than_500_mb() -> None:
+    """In a process of its own, less what Python takes without them. The other strategies remember less."""
+    code = """
+import resource
+from policies.rate_limit import LIMITERS, MOST_KEYS
+used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if __import__("sys").platform == "darwin" else 1024)
+before, limiter, times = used(), LIMITERS["sliding-window"](10, 3600.0), [float(number) for number in range(10)]
+for number in range(1_000_000):
+    limiter.absorb(f"user-{number:032d}", times, 10.0)
+assert len(limiter) == MOST_KEYS == 1_000_000 and not limiter.peek("user-" + "7".zfill(32), 10.0).allowed
+for number in range(100_000):  # beyond that, the oldest leave
+    limiter.absorb(f"more-{number:032d}", times, 10.0)
+assert len(limiter) <= MOST_KEYS + 1
+print(used() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 500e6

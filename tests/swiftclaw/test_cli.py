@@ -100,6 +100,17 @@ def test_check_names_blocks_that_are_not_acted_on(folder: Path, capsys: pytest.C
     }  # fmt: skip
 
 
+def test_check_warns_of_a_certificate_that_is_not_here(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edges = "    args:\n      gateways: [{tls: {cert: cert.pem, key: key.pem}}]\n"
+    (folder / "cluster.yaml").write_text(GOOD.replace("    args:\n", edges))
+    (folder / "key.pem").touch()
+    assert cli.run(["check"]) == 0
+    said = f"gateways[0].tls.cert: there is no file {folder / 'cert.pem'} on this machine"
+    assert capsys.readouterr().err == f"warning: {said}\n"
+    assert cli.run(["check", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["warnings"] == [said]
+
+
 @pytest.mark.parametrize("command", ["check", "up"])
 def test_mistakes_are_listed_one_per_line_and_nothing_is_started(
     command: str, folder: Path, capsys: pytest.CaptureFixture[str]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from swiftclaw.cli.progress import brief, of_controller, of_status
+from swiftclaw.cli.progress import Progress, brief, of_controller, of_status, with_versions
 
 EDGES = {("127.0.0.1", 8000, "us"): 2}
 
@@ -54,6 +54,15 @@ def test_what_is_missing_comes_with_what_serve_says_of_it() -> None:
     assert not progress.failed
 
 
+def test_an_app_whose_lost_process_is_being_replaced_is_waited_for() -> None:
+    said = "A replica's health check failed. This deployment will be UNHEALTHY until the replica recovers."
+    progress = of_status(status(healthy=1, apps={"a.v1.us": {"status": "UNHEALTHY", "message": said}}), EDGES)
+    assert not progress.failed
+    assert progress.missing == [f"agent a in us: 1 of 2 healthy ({said})"]
+    apps = {"a.v1.us": {"status": "UNHEALTHY", "message": "The deployment failed to start 3 times in a row"}}
+    assert of_status(status(apps=apps), EDGES).failed == ["a.v1.us: The deployment failed to start 3 times in a row"]
+
+
 def test_a_problem_and_a_failed_app_are_failures_named_once() -> None:
     apps = {"a.v1.us": {"status": "DEPLOY_FAILED", "message": "Failed to update"}}
     assert of_status(status(apps=apps), EDGES).failed == ["a.v1.us: Failed to update"]
@@ -77,3 +86,15 @@ def test_a_controller_that_cannot_start_is_a_failure() -> None:
 )
 def test_of_a_long_message_the_sentence_that_says_what_happened_is_kept(message: str, sentence: str) -> None:
     assert brief(message) == sentence
+
+
+def test_a_version_of_the_file_is_waited_for_and_one_that_was_taken_back_is_a_failure() -> None:
+    def found(**rollout: Any) -> Progress:
+        seen = status()
+        said = {"stable": "v1", "canary": None, "percent": 0, "target": 0, "last": ""}
+        seen["agents"][0]["rollout"] = {**said, **rollout}
+        return with_versions(of_status(seen, EDGES), seen, {"a": "v2"})
+
+    assert found(canary="v2", target=100).missing == ["v2 of agent a: it is to get 100 % of the traffic"]
+    assert found(last="v2 was rolled back: ill").failed == ["a: v2 was rolled back: ill"]
+    assert found(stable="v2").done and found(stable="v3", last="v3 took over from v1").done

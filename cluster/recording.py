@@ -1,0 +1,57 @@
+"""Once a second, what the gateways and instances said goes into the history and into Ray's own metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator
+from itertools import count
+from typing import TYPE_CHECKING
+
+from cluster.history import Sample
+from cluster.ledger import Totals
+from cluster.metrics import BUCKETS_S
+from cluster.ray_metrics import RayMetrics
+from cluster.views import refusals_of, weight_of
+
+if TYPE_CHECKING:
+    from cluster.controller import Controller
+
+log = logging.getLogger("swiftclaw.controller")
+
+EVERY_S = 1.0
+RAY_EVERY = 5  # Ray itself hands its metrics on every ten seconds
+NOTHING = Totals()
+ZEROS = (0,) * (len(BUCKETS_S) + 1)  # how long refusals took is not known
+
+
+async def record_for_ever(controller: Controller) -> None:
+    """On the beginning of every second, so that a second's slot is one second of observations."""
+    ray_metrics = RayMetrics()
+    for second in count():
+        now = time.time()
+        await asyncio.sleep(EVERY_S - now % EVERY_S)
+        try:
+            controller.history.add(time.time(), samples(controller))
+            if second % RAY_EVERY == 0:
+                ray_metrics.tell(controller.ledger, controller)
+        except Exception:  # the next second tries again
+            log.exception("the history misses a second")
+
+
+def samples(controller: Controller) -> Iterator[Sample]:
+    """Every instance, and for every agent what no instance got."""
+    ledger = controller.ledger
+    for record in controller.registry:
+        totals = ledger.totals.get(record.key, NOTHING)
+        yield Sample(
+            record.key, totals.requests, totals.errors, totals.duration_sum_s, totals.durations,
+            record.in_flight, record.cpu_percent,
+        )  # fmt: skip
+    for agent in controller.settings.agents:
+        limited = ledger.rate_limited(agent)
+        yield Sample(refusals_of(agent), ledger.refused(agent) - limited, limited, 0.0, ZEROS, ledger.queued(agent))
+    for agent, version, percent in controller.weights():
+        if version:
+            yield Sample(weight_of(agent, version), 0, 0, 0.0, (), round(percent))

@@ -1,0 +1,330 @@
+"""What the Controller knows, in the shapes that the admin port answers with. All sync and without side effects.
+
+Made to be asked often: 200 instances cost milliseconds, and what everybody who watches an agent sees is made once a second.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from cluster.history import COLUMNS
+from cluster.ledger import WINDOW_S, Recent
+from cluster.metrics import Key
+from cluster.registry import Record
+from cluster.rollouts import Rollout
+from policies.distance import Distances
+from policies.weighted import weights_of
+
+if TYPE_CHECKING:
+    from cluster.controller import Controller
+
+
+REFUSED = ("requests", "errors", "connections")  # in the series of what no instance got: see `refusals_of`
+WEIGHT = ("connections",)  # in the series of a version's weight: see `weight_of`
+HEALTH_OF = {
+    "starting": "unknown",
+    "healthy": "healthy",
+    "unhealthy": "unhealthy",
+    "ejected": "unhealthy",
+    "draining": "healthy",
+    "stopped": "unknown",
+}
+
+
+class Views:
+    """Over one Controller."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+        self._live: dict[str, tuple[float, dict[str, Any]]] = {}  # by agent: made when
+
+    def known(self, agent: str) -> bool:
+        return agent in self._controller.settings.agents
+
+    def status(self) -> dict[str, Any]:
+        """The cluster at a glance: what `swiftclaw up` waits for."""
+        controller = self._controller
+        return {
+            "agents": self.agents(),
+            "gateways": [
+                {
+                    "id": hello.gateway,
+                    "region": hello.settings.region,
+                    "host": hello.settings.host,
+                    "port": hello.settings.port,
+                    "tls": hello.settings.tls is not None,
+                    "node": hello.node,
+                    "pid": hello.pid,
+                    "current": controller.is_current(hello.gateway),
+                }
+                for hello, _, _ in controller.gateways.values()
+            ],
+            "desired_gateways": sum(gateway.replicas for gateway in controller.settings.gateways),
+            "apps": {name: vars(app) for name, app in sorted(controller.observed.items())},
+            "problems": controller.problems,
+            "warnings": controller.warnings,
+        }
+
+    def agents(self) -> list[dict[str, Any]]:
+        return [self.agent(name) for name in self._controller.settings.agents]
+
+    def agent(self, name: str) -> dict[str, Any]:
+        controller = self._controller
+        settings = controller.settings.agents[name]
+        records = controller.registry.of(name)
+        rollout = controller.versions.rollouts[name]
+        versions = sorted({*(one.name for one in rollout.versions), *(record.registration.version for record in records)})
+        weights = self._version_weights(name)
+        counts = [controller.ledger.requests(record.key) for record in records]
+        affinity = settings.load_balancing.session_affinity.enabled
+        return {
+            "name": name,
+            "strategy": settings.load_balancing.strategy,
+            "session_affinity": any(record.registration.session_affinity for record in records)
+            if affinity is None
+            else affinity,
+            "versions": [
+                {
+                    "version": version,
+                    "role": _role(version, rollout),
+                    "weight": weights.get(version, 0),
+                    "instances": sum(record.registration.version == version for record in records),
+                    **self._of_version(name, version),
+                }
+                for version in versions
+            ],
+            "regions": {
+                region: {
+                    "instances": wanted.instances,
+                    "healthy": sum(record.state == "healthy" and record.registration.region == region for record in records),
+                    "priority": wanted.priority,
+                    **self._scaled(name, region, records),
+                }
+                for region, wanted in settings.regions.items()
+            },
+            "rollout": {**_rollout(rollout), "analysis": controller.analysis.notes.get(name, "")},
+            "requests": sum(requests for requests, _ in counts) + controller.ledger.refused(name),
+            "errors": sum(errors for _, errors in counts)
+            + controller.ledger.refused(name)
+            - controller.ledger.rate_limited(name),  # those are no errors of the agent's
+        }
+
+    def _of_version(self, agent: str, version: str) -> dict[str, Any]:
+        """Its instances that should be and that are healthy, and its requests of the last minute."""
+        records = self._controller.registry.of(agent, version)
+        wanted = (count for name, one, _, count in self._controller.desired() if (name, one) == (agent, version))
+        return {
+            "desired": sum(wanted),
+            "healthy": sum(record.state == "healthy" for record in records),
+            **self._together([record.key for record in records], time.monotonic()),
+        }
+
+    def _scaled(self, name: str, region: str, records: list[Record]) -> dict[str, Any]:
+        """The count of the stable version: how many there should be, how many there are, why it was last changed."""
+        settings = self._controller.settings.agents[name]
+        reason, at = self._controller.autoscaling.last(name, region)
+        own = [r for r in records if r.registration.version == settings.version and r.registration.region == region]
+        return {
+            "desired": settings.regions[region].instances,
+            "least": self._controller.autoscaling.least(settings, region),
+            "actual": sum(not record.draining for record in own),
+            "reason": reason,
+            "at": at,
+        }
+
+    def instances(self, agent: str) -> list[dict[str, Any]]:
+        records = self._controller.registry.of(agent)
+        named = self._controller.settings.agents[agent].load_balancing.weighted
+        weights = weights_of(named, (record.id for record in records))
+        now = time.monotonic()
+        return [
+            self._instance(record, weights[record.id], self._controller.ledger.recent(record.key, now)) for record in records
+        ]
+
+    def _instance(self, record: Record, weight: float, recent: Recent) -> dict[str, Any]:
+        controller = self._controller
+        known = record.registration
+        requests, errors = controller.ledger.requests(record.key)
+        return {
+            "id": record.id,
+            "version": known.version,
+            "region": known.region,
+            "node": known.node,
+            "state": record.state,
+            "health": {
+                "status": HEALTH_OF[record.state],
+                "reason": record.held or record.reason,
+                "checked_at": record.checked_at,
+            },
+            "circuit": controller.circuits.state(known.replica, time.monotonic()),
+            "weight": weight,
+            "connections": record.in_flight,
+            "active_connections": controller.ledger.active(record.key),
+            "requests": requests,
+            "errors": errors,
+            "error_rate": recent.error_rate,
+            "mean_ms": recent.mean_ms,
+            "p50_ms": recent.p50_ms,
+            "p95_ms": recent.p95_ms,
+            "p99_ms": recent.p99_ms,
+            "cpu": record.cpu_percent,
+            "uptime_s": round(time.time() - known.started_at, 1),
+            "pid": known.pid,
+        }
+
+    def load(self, agent: str) -> dict[str, Any]:
+        now = time.monotonic()
+        rows = [(record, self._controller.ledger.recent(record.key, now)) for record in self._controller.registry.of(agent)]
+        total = sum(recent.requests for _, recent in rows)
+        return {
+            "agent": agent,
+            "window_s": int(WINDOW_S),
+            "total": total,
+            "instances": [
+                {
+                    "id": record.id,
+                    "version": record.registration.version,
+                    "region": record.registration.region,
+                    "requests": recent.requests,
+                    "share": round(100 * recent.requests / total, 2) if total else 0.0,
+                    "connections": record.in_flight,
+                    "mean_ms": recent.mean_ms,
+                    "error_rate": recent.error_rate,
+                }
+                for record, recent in rows
+            ],
+        }
+
+    def history(self, agent: str, window_s: float, points: int, columns: Sequence[str] = COLUMNS) -> dict[str, Any]:
+        """Series by instance, gone ones too, and what no instance got: see cluster/history.py."""
+        history, now = self._controller.history, time.time()
+        read = history.read(agent, now, window_s, points, columns)
+        instances = {key: values for key, values in read.rows.items() if key[3]}
+        weights = history.read(agent, now, window_s, points, WEIGHT).rows
+        unknown = {name: [None] * len(read.times) for name in REFUSED}
+        refused = history.read(agent, now, window_s, points, REFUSED, only=refusals_of(agent)).rows
+        requests, limited, queued = refused.get(refusals_of(agent), unknown).values()
+        return {
+            "agent": agent,
+            "step_s": read.step_s,
+            "times": read.times,
+            "instances": [
+                {"id": instance, "version": version, "region": region, **values}
+                for (_, version, region, instance), values in sorted(instances.items(), key=lambda row: _order(row[0]))
+            ],
+            "refused": {"requests": requests, "rate_limited": limited, "queued": queued},
+            "weights": {key[1]: values["connections"] for key, values in weights.items() if key[1] and not key[3]},
+        }
+
+    def live(self, agent: str) -> dict[str, Any]:
+        """All that the dashboard shows of one agent now."""
+        made, frame = self._live.get(agent, (0.0, {}))
+        now = time.monotonic()
+        if now - made > 0.9 or not frame:
+            frame = self._frame(agent)
+            self._live[agent] = (now, frame)
+        return frame
+
+    def _frame(self, agent: str) -> dict[str, Any]:
+        controller = self._controller
+        load = self.load(agent)
+        instances = self.instances(agent)
+        records = controller.registry.of(agent)
+        read = controller.history.read(agent, time.time(), 5, 5, ("requests",)).rows
+        for instance, share, record in zip(instances, load["instances"], records, strict=True):
+            seen = [count for count in read.get(record.key, {}).get("requests", []) if count is not None]
+            instance["window_requests"], instance["share"] = share["requests"], share["share"]
+            instance["rate"] = round(sum(seen) / len(seen), 2) if seen else 0.0
+        described = self.agent(agent)
+        for version in described["versions"]:
+            own = [instance["rate"] for instance in instances if instance["version"] == version["version"]]
+            version["rate"] = round(sum(own), 2)
+        return {
+            "at": round(time.time(), 3),
+            "window_s": load["window_s"],
+            "total": load["total"],
+            "agent": described,
+            "agents": list(controller.settings.agents),
+            "gateways": [hello.settings.region for hello, _, _ in controller.gateways.values()],
+            "desired_gateways": sum(gateway.replicas for gateway in controller.settings.gateways),
+            "instances": instances,
+            "limits": self._limits(agent),
+            "distances": self._distances(agent),
+            "last_event": controller.events.last,
+            "warnings": controller.warnings,
+        }
+
+    def _together(self, keys: list[Key], now: float) -> dict[str, Any]:
+        recent = self._controller.ledger.recently(keys, now)
+        return {**vars(recent), "error_rate": recent.error_rate}
+
+    def _limits(self, agent: str) -> dict[str, Any]:
+        controller, settings = self._controller, self._controller.settings.agents[agent]
+        ledger, limit = controller.ledger, settings.rate_limit
+        healthy = sum(record.state == "healthy" for record in controller.registry.of(agent))
+        return {
+            "max_connections": settings.limits.max_connections,
+            "max_connections_per_instance": settings.limits.max_connections_per_instance,
+            "capacity": healthy * settings.limits.max_connections_per_instance,
+            "in_flight": sum(record.in_flight for record in controller.registry.of(agent)),
+            "queued": ledger.queued(agent),
+            "refused": ledger.refused(agent) - ledger.rate_limited(agent),
+            "rate_limited": ledger.rate_limited(agent),
+            "retries": ledger.retries.get(agent, 0),
+            "rate_limit": {"requests": limit.requests, "window_s": limit.window_s} if limit.enabled else None,
+        }
+
+    def _distances(self, agent: str) -> dict[str, dict[str, float | None]]:
+        """Milliseconds from each gateway's region to each of the agent's."""
+        settings = self._controller.settings
+        known = Distances(settings.distances_ms)
+        here = dict.fromkeys([*(gateway.region for gateway in settings.gateways), *settings.agents[agent].regions])
+        return {
+            one: {
+                other: None if (ms := known.ms(one, other)) is None else round(ms, 1)
+                for other in settings.agents[agent].regions
+            }
+            for one in here
+        }
+
+    def _version_weights(self, agent: str) -> dict[str, float]:
+        return {version: percent for name, version, percent in self._controller.weights() if name == agent}
+
+
+def _role(version: str, rollout: Rollout) -> str:
+    """stable, canary, or leaving: it gets nothing new."""
+    if version == rollout.stable.name:
+        return "stable"
+    return "canary" if rollout.canary is not None and version == rollout.canary.version.name else "leaving"
+
+
+def _rollout(rollout: Rollout) -> dict[str, Any]:
+    """`canary` null: there is none. `target`: the share that it gets when it has the instances for it."""
+    canary = rollout.canary
+    return {
+        "stable": rollout.stable.name,
+        "canary": canary.version.name if canary else None,
+        "percent": canary.percent if canary else 0.0,
+        "target": canary.target if canary else 0.0,
+        "changed_at": canary.changed_at if canary else None,
+        "paused": canary.paused if canary else False,
+        "note": canary.note if canary else "",
+        "last": rollout.last,
+    }
+
+
+def refusals_of(agent: str) -> Key:
+    """Under which the history keeps what no instance got: requests, rate-limited ones as errors, the line as connections."""
+    return (agent, "", "", "")
+
+
+def weight_of(agent: str, version: str) -> Key:
+    """Under which the history keeps a version's percent of the traffic, as connections."""
+    return (agent, version, "", "")
+
+
+def _order(key: Key) -> tuple[int, str]:
+    number = key[3].rpartition("-")[2]
+    return (int(number) if number.isdigit() else 0, key[1])

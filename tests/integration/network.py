@@ -1,0 +1,147 @@
+"""Hosts with distances between them on one machine: a network namespace each, joined by TUN devices through a program
+that holds every packet back for as long as its way takes. Needs root, `ip` and /dev/net/tun; nothing outside is touched.
+
+Run as a program it is that forwarder: it reads the round trips (JSON) from its arguments, and the devices are its children.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
+MTU = 16_000  # few packets: each costs the forwarder the same
+PACKETS = 2_000  # that a device holds while the forwarder is not looking
+
+
+def missing() -> str:
+    """Why this machine cannot do it; "" if it can."""
+    if os.geteuid() != 0:
+        return "needs root to make network namespaces"
+    if shutil.which("ip") is None:
+        return "needs the command ip (Debian: iproute2)"
+    if not Path("/dev/net/tun").exists():
+        return "needs /dev/net/tun"
+    tried = f"sc-try-{os.getpid()}"
+    if subprocess.run(["ip", "netns", "add", tried], capture_output=True, check=False).returncode:
+        return "may not make network namespaces here"
+    subprocess.run(["ip", "netns", "delete", tried], check=True)
+    return ""
+
+
+class Network:
+    """`hosts`: name -> address. Commands run inside by `inside(host, …)`."""
+
+    def __init__(self, round_trips_ms: Mapping[tuple[str, str], float]) -> None:
+        names = list(dict.fromkeys(name for pair in round_trips_ms for name in pair))
+        mark = f"{os.getpid() % 100_000}"
+        self.hosts = {name: f"10.77.{os.getpid() % 250}.{number}" for number, name in enumerate(names, 1)}
+        self._spaces = {name: f"sc-{mark}-{name}" for name in names}
+        self._devices = {name: f"sc{mark}{number}" for number, name in enumerate(names)}
+        self._trips = {f"{self.hosts[one]} {self.hosts[other]}": ms for (one, other), ms in round_trips_ms.items()}
+        self._forwarder: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Network:
+        try:
+            return self._make()
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def _make(self) -> Network:
+        said = json.dumps({"devices": {self._devices[name]: self.hosts[name] for name in self.hosts}, "trips": self._trips})
+        self._forwarder = subprocess.Popen([sys.executable, __file__, said], stdout=subprocess.PIPE)
+        assert self._forwarder.stdout is not None
+        assert self._forwarder.stdout.readline() == b"ready\n", "the forwarder did not start"
+        for name, address in self.hosts.items():
+            device = self._devices[name]
+            _ip("netns", "add", self._spaces[name])
+            _ip("link", "set", device, "netns", self._spaces[name])
+            self._inside_ip(name, "link", "set", "lo", "up")
+            self._inside_ip(name, "address", "add", f"{address}/24", "dev", device)
+            self._inside_ip(name, "link", "set", device, "mtu", str(MTU), "txqueuelen", str(PACKETS), "up")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._forwarder is not None:
+            self._forwarder.terminate()
+            self._forwarder.wait(10)
+        for space in self._spaces.values():
+            subprocess.run(["ip", "netns", "delete", space], capture_output=True, check=False)
+
+    def inside(self, host: str, *command: str) -> list[str]:
+        """The command line that runs `command` on that host."""
+        return ["ip", "netns", "exec", self._spaces[host], *command]
+
+    def cut(self, host: str) -> None:
+        """Its link is down; what it runs goes on."""
+        self._inside_ip(host, "link", "set", self._devices[host], "down")
+
+    def heal(self, host: str) -> None:
+        self._inside_ip(host, "link", "set", self._devices[host], "up")
+
+    def _inside_ip(self, host: str, *arguments: str) -> None:
+        _ip("-n", self._spaces[host], *arguments)
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+
+class Forwarder:
+    """Every packet is written to its receiver's device after half a round trip."""
+
+    def __init__(self, devices: Mapping[str, str], trips: Mapping[str, float]) -> None:
+        self._files = {_packed(address): _open(name) for name, address in devices.items()}
+        self._delay_s: dict[tuple[bytes, bytes], float] = {}
+        for pair, ms in trips.items():
+            one, other = map(_packed, pair.split())
+            self._delay_s[one, other] = self._delay_s[other, one] = ms / 2000
+
+    def run(self) -> None:
+        loop = asyncio.new_event_loop()
+        for file in self._files.values():
+            loop.add_reader(file, self._read, loop, file)
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+        loop.run_forever()
+
+    def _read(self, loop: asyncio.AbstractEventLoop, file: int) -> None:
+        for packet in _packets(file):
+            source, target = packet[12:16], packet[16:20]
+            if packet[0] >> 4 == 4 and target in self._files and (source, target) in self._delay_s:
+                loop.call_later(self._delay_s[source, target], _write, self._files[target], packet)
+
+
+def _packed(address: str) -> bytes:
+    return bytes(map(int, address.split(".")))
+
+
+def _open(device: str) -> int:
+    file = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+    fcntl.ioctl(file, TUNSETIFF, struct.pack("16sH", device.encode(), IFF_TUN | IFF_NO_PI))
+    return file
+
+
+def _packets(file: int) -> Iterator[bytes]:
+    with contextlib.suppress(BlockingIOError, OSError):  # OSError: its link is down
+        for _ in range(64):
+            yield os.read(file, MTU + 100)
+
+
+def _write(file: int, packet: bytes) -> None:
+    with contextlib.suppress(OSError):
+        os.write(file, packet)
+
+
+if __name__ == "__main__":
+    Forwarder(**json.loads(sys.argv[1])).run()
