@@ -19,6 +19,7 @@ from cluster.events import KINDS
 from cluster.exposition import exposition
 from cluster.fields import ConfigError
 from cluster.history import COLUMNS
+from cluster.live import Live
 from cluster.values import duration
 from cluster.views import Views
 
@@ -44,6 +45,7 @@ class Admin:
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
         self._views = Views(controller)
+        self._live = Live(controller, self._views)
 
     def app(self) -> Starlette:
         of_agent = self._of_agent
@@ -82,7 +84,7 @@ class Admin:
         columns = request.query_params.get("columns", ",".join(COLUMNS)).split(",")
         if wrong := [name for name in columns if name not in COLUMNS]:
             raise BadQuery(f"columns: {wrong[0]!r} is not one of {', '.join(COLUMNS)}")
-        return JSONResponse(self._views.history(agent, window_s, points, columns))
+        return JSONResponse(self._live.history(agent, window_s, points, columns))
 
     async def live(self, request: Request) -> Response:
         """The dashboard's data, once a second, as server-sent events; `?once=1`: one of them as JSON."""
@@ -90,12 +92,12 @@ class Admin:
         if not self._views.known(agent):
             return _unknown(agent)
         if _flag(request, "once"):
-            return JSONResponse(self._views.live(agent))
+            return JSONResponse(self._live.now(agent))
         return StreamingResponse(self._frames(agent), media_type="text/event-stream", headers=STREAM)
 
     async def _frames(self, agent: str) -> AsyncIterator[str]:
         while self._views.known(agent):
-            yield _sse(self._views.live(agent))
+            yield _sse(self._live.now(agent))
             await asyncio.sleep(EVERY_S)
         yield "event: gone\ndata: {}\n\n"
 

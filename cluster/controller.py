@@ -29,6 +29,7 @@ from cluster.capacity import Capacity, explained
 from cluster.checks import Checks
 from cluster.circuits import SharedCircuits
 from cluster.config import Settings, parse
+from cluster.control import ControlAddress, ControlPort
 from cluster.events import Events
 from cluster.exposition import InstanceRow
 from cluster.health import Watch
@@ -57,7 +58,7 @@ GATEWAY_GONE_S = 3 * POLL_S
 
 
 class Controller:
-    """Methods are called by instances, gateways and the command line through a Serve handle."""
+    """Methods are called by instances and gateways through its control port, by the command line through a Serve handle."""
 
     def __init__(self, args: dict[str, Any], folder: str, placement: Placement, instance_host: str = "") -> None:
         self._placement, self._instance_host = placement, instance_host
@@ -70,6 +71,7 @@ class Controller:
         self._file = self.versions.settings()  # with the versions of now
         self.settings = with_counts(self._file, self._state.counts)  # with the number of instances of now
         self._key = self._store.key()
+        self._control = ControlPort(self, self._key)
         self._session_keys = self._store.session_keys()
         self._epoch = secrets.token_hex(4)
         self._revision = 0
@@ -80,7 +82,7 @@ class Controller:
         self.events = Events()
         self.registry = Registry(self._changed)
         self.registry.restore(self._state.instances)
-        self._witness = Witness(self.events, self.registry)
+        self.witness = Witness(self.events, self.registry)
         self.circuits = SharedCircuits()
         self.autoscaling = Autoscaling(self.registry, self._state.counts)
         self._capacity = Capacity()
@@ -101,6 +103,7 @@ class Controller:
     async def start(self) -> None:
         """Open the admin port and begin to reconcile. Raises PortInUse."""
         self._admin = await self._open_admin()
+        await self._control.open(self._instance_host or ray.util.get_node_ip_address())
         for record in self.registry:
             self._attend(record)
         self._spawn(self._reconcile_for_ever())
@@ -111,10 +114,17 @@ class Controller:
             task.cancel()
         await self._watch.close()
         await self._checks.close()
+        await self._control.close()
         if self._admin is not None:
             await self._admin.close()
 
-    # --- what instances and gateways call -------------------------------------------------------------------------
+    # --- what instances and gateways call (by cluster/control.py) -------------------------------------------------
+
+    async def control(self) -> ControlAddress:
+        """Where they call: the only thing that they ask for by a handle."""
+        while not self._control.address.port:
+            await asyncio.sleep(0.05)
+        return self._control.address
 
     async def register(self, new: Registration) -> Admission:
         """An instance presents itself; its peers are asked first, so that a dead one's name is free again."""
@@ -142,7 +152,7 @@ class Controller:
         new = hello.gateway not in self.gateways
         self.gateways[hello.gateway] = (hello, time.monotonic(), seen)
         if new:
-            self._witness.gateway(hello)
+            self.witness.gateway(hello)
             self._changed()
         self.problems.pop(hello.app, None)
         deadline = time.monotonic() + POLL_S
@@ -185,7 +195,7 @@ class Controller:
         if parse(args, Path(folder)).admin != self.settings.admin:
             raise ValueError("admin: cannot change while SwiftClaw runs; use `swiftclaw down` first")
         settings = self.versions.hear(args, folder)
-        self._witness.applied(self._file, settings)
+        self.witness.applied(self._file, settings)
         self._file, self.settings = settings, with_counts(settings, self._state.counts)
         for app, seen in self.observed.items():
             if seen.status == "DEPLOY_FAILED":
@@ -364,7 +374,7 @@ class Controller:
         present = {replica: record for _, replica in seen.circuits if (record := self.registry.get(replica)) is not None}
         told = {replica: news for (_, replica), news in seen.circuits.items() if replica in present}
         for replica, (_, state) in self.circuits.hear(seen.gateway, told, time.monotonic()).items():
-            self._witness.circuit(present[replica], state)
+            self.witness.circuit(present[replica], state)
         if any(news.state != "half-open" for news in told.values()):  # probing is one gateway's own affair
             self._changed()
 
@@ -402,8 +412,8 @@ class Controller:
         self.circuits.keep({record.registration.replica for record in self.registry})
         self._state.instances = self.registry.dump()
         self._remember()
-        self._witness.instances(self.registry)
-        self._witness.levels(self.settings, self.registry)
+        self.witness.instances(self.registry)
+        self.witness.levels(self.settings, self.registry)
         self._spawn(self._announce())
 
     async def _announce(self) -> None:
@@ -549,7 +559,7 @@ class Controller:
     def _forget_gateway(self, gateway: str, why: str) -> None:
         known = self.gateways.pop(gateway, None)
         if known is not None:
-            self._witness.gateway(known[0], gone=why)
+            self.witness.gateway(known[0], gone=why)
             self._changed()
         self.ledger.forget_gateway(gateway)
 

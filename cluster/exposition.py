@@ -77,7 +77,7 @@ def _requests(ledger: Ledger) -> Iterator[Metric]:
         "swiftclaw_time_to_first_byte_seconds", "From the request's arrival to the head of its answer.", labels=LABELS
     )
     routing = HistogramMetricFamily(
-        "swiftclaw_routing_seconds", "From the request's arrival to the choice of its instance, waiting in line included.",
+        "swiftclaw_routing_seconds", "From the request's admission to the choice of its instance, waiting in line included.",
         labels=LABELS,
     )  # fmt: skip
     for key, totals in ledger.totals.items():
@@ -93,7 +93,11 @@ def _requests(ledger: Ledger) -> Iterator[Metric]:
 
 def _agents(ledger: Ledger, gauges: Gauges) -> Iterator[Metric]:
     limited = CounterMetricFamily("swiftclaw_rate_limited", "Requests of users who had asked too often.", labels=AGENT)
-    retries = CounterMetricFamily("swiftclaw_retries", "Further attempts after one that failed.", labels=AGENT)
+    retries = CounterMetricFamily(
+        "swiftclaw_retries",
+        "Requests sent again after an attempt that failed; not those that found nobody there.",
+        labels=AGENT,
+    )
     queued = GaugeMetricFamily("swiftclaw_queued_requests", "Requests that wait for a place on an instance.", labels=AGENT)
     weights = GaugeMetricFamily(
         "swiftclaw_version_weight", "Percent of the traffic that a version gets.", labels=("agent", "version")

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from cluster.history import Sample
 from cluster.ledger import Totals
+from cluster.live import refusals_of, weight_of
 from cluster.metrics import BUCKETS_S
 from cluster.ray_metrics import RayMetrics
-from cluster.views import refusals_of, weight_of
 
 if TYPE_CHECKING:
     from cluster.controller import Controller
@@ -34,10 +34,21 @@ async def record_for_ever(controller: Controller) -> None:
         await asyncio.sleep(EVERY_S - now % EVERY_S)
         try:
             controller.history.add(time.time(), samples(controller))
+            witness_limits(controller)
             if second % RAY_EVERY == 0:
                 ray_metrics.tell(controller.ledger, controller)
         except Exception:  # the next second tries again
             log.exception("the history misses a second")
+
+
+def witness_limits(controller: Controller) -> None:
+    """What users were refused, as events."""
+    ledger, now = controller.ledger, time.monotonic()
+    for agent in controller.settings.agents:
+        controller.witness.limit(agent, "rate-limited", ledger.rate_limited(agent), now)
+        controller.witness.limit(
+            agent, "refused for want of room or of somebody well", ledger.refusals.get((agent, 503), 0), now
+        )
 
 
 def samples(controller: Controller) -> Iterator[Sample]:

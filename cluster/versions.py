@@ -51,6 +51,7 @@ class Versions:
         for name, block in (state.args.get("agents") or {}).items():
             self.rollouts.setdefault(name, rollouts.from_block(block))
         self.unfrozen: dict[str, str] = {}  # agent -> why its code is not frozen
+        self._read: dict[str, tuple[object, Version, AgentSettings]] = {}  # a canary's settings, read once
         self._nobody: dict[str, str] = {}  # agent -> the version with traffic of which nobody is healthy
 
     # --- what the file says ---------------------------------------------------------------------------------------
@@ -316,7 +317,11 @@ class Versions:
 
     def _settings_of(self, agent: str, version: Version) -> AgentSettings:
         block = self._state.args["agents"][agent]
-        return agent_from_block(agent, rollouts.with_own(block, version), Path(self._state.folder))
+        known = self._read.get(agent)
+        if known is None or known[0] is not block or known[1] != version:
+            made = agent_from_block(agent, rollouts.with_own(block, version), Path(self._state.folder))
+            known = self._read[agent] = (block, version, made)
+        return known[2]
 
     def _put(self, agent: str, rollout: Rollout) -> None:
         self._keep({**self.rollouts, agent: rollout})

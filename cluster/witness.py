@@ -16,6 +16,7 @@ from cluster.registry import Record
 from policies.breaker import State
 from policies.priority import Level, level_loads
 
+QUIET_S = 10.0  # without another one for this long it is over
 MANY = 4  # more changes than this are counted, not listed
 
 
@@ -40,6 +41,8 @@ class Witness:
         self._events = events
         self._instances = {record.registration.replica: _seen(record) for record in records}
         self._levels: dict[str, tuple[int, ...]] = {}
+        self._limits: dict[tuple[str, str], tuple[int, float | None, float]] = {}  # counted before, since when, last when
+        self._counted: dict[tuple[str, str], int] = {}
 
     def instances(self, records: Iterable[Record]) -> None:
         now = {record.registration.replica: (_seen(record), record.held or record.reason) for record in records}
@@ -93,6 +96,22 @@ class Witness:
             self._events.add("config", f"{name}: {said}", agent=name, changes=changes)
         if before.gateways != after.gateways:
             self._events.add("config", "the gateways were changed", gateways=[vars_of(one) for one in after.gateways])
+
+    def limit(self, agent: str, what: str, total: int, now: float) -> None:
+        """`what` happens to requests, so many since the start; told when it begins and when it has been over for a while."""
+        before, since, last = self._limits.get((agent, what), (0, None, 0.0))
+        if since is None and total > before:
+            self._events.add("limit", f"{agent}: requests are {what}", agent=agent, what=what)
+            self._limits[agent, what] = (before, now, now)
+            self._counted[agent, what] = total
+        elif since is not None and total > self._counted[agent, what]:
+            self._limits[agent, what] = (before, since, now)
+            self._counted[agent, what] = total
+        elif since is not None and now - last > QUIET_S:
+            count = total - before
+            said = f"{agent}: no more requests are {what}; {count} were, within {max(1, round(last - since))} s"
+            self._events.add("limit", said, agent=agent, what=what, count=count)
+            self._limits[agent, what] = (total, None, now)
 
     def levels(self, settings: Settings, records: Iterable[Record]) -> None:
         """How traffic is divided between priorities: told when it spills to the next, and when it comes home."""

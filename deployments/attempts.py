@@ -55,7 +55,7 @@ class Attempts:
             self._exchange.deadline(pool.settings.request_timeout_s)
         self._asked += 1
         if self._asked == 1:
-            lease.backend.tally.routed(lease.started_at - self._began)
+            lease.backend.tally.routed(time.monotonic() - self._began)
         else:
             told = self._exchange.told
             told[:] = [header for header in told if header[0] != ATTEMPTS_HEADER]

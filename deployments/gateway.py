@@ -6,6 +6,7 @@ Also callable by handle (`ask`, `stream`), which takes the same way through the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ import ray
 from ray import serve
 
 from cluster.config import GatewaySettings
+from cluster.control import Away, ControlLink
 from cluster.listener import Listener, PortInUse, bind
 from cluster.messages import Hello
 from cluster.placement import GATEWAY_DRAIN_S
@@ -45,12 +47,12 @@ class Gateway:
         context = serve.get_replica_context()
         node = ray.get_runtime_context().get_node_id()
         self._hello = Hello(context.replica_id.unique_id, app, settings, node, os.getpid())
-        self._controller = serve.get_deployment_handle("Controller", "swiftclaw")
+        self._controller = ControlLink(serve.get_deployment_handle("Controller", "swiftclaw").control.remote)
         try:
             certificate = Certificate(settings.tls.cert, settings.tls.key) if settings.tls else None
             listening = bind(settings.host, settings.port, shared=True)
         except (PortInUse, BadCertificate) as error:
-            await self._controller.cannot_start.remote(app, str(error))
+            await self._controller.call("cannot_start", app, str(error))
             raise
         self._routing = Routing(gateway=self._hello.gateway)
         self._upstream = Upstream()
@@ -98,8 +100,8 @@ class Gateway:
             seen = self._routing.snapshot.version if self._routing.snapshot else None
             try:
                 hello = replace(self._hello, desired=self._routing.snapshot.desired if self._routing.snapshot else {})
-                news = await asyncio.wait_for(self._ask_controller(self._controller.news, hello, seen), LOST_S)
-            except Exception as error:  # the Controller is away; it comes back
+                news = await self._controller.call("news", hello, seen, timeout_s=LOST_S)
+            except Away as error:  # the Controller is away; it comes back
                 log.info("no news from the Controller: %r", error)
                 await asyncio.sleep(0.5)
                 continue
@@ -115,8 +117,8 @@ class Gateway:
                     break
             seen = self._routing.observation(self._hello.gateway)
             try:
-                await asyncio.wait_for(self._ask_controller(self._controller.observe, seen), LOST_S)
-            except Exception as error:
+                await self._controller.call("observe", seen)
+            except Away as error:
                 log.info("an observation was not delivered: %r", error)
                 continue
             self._routing.delivered()
@@ -126,10 +128,6 @@ class Gateway:
             await asyncio.sleep(TICK_S)
             self._routing.tick(time.monotonic())
 
-    @staticmethod
-    async def _ask_controller(method: Any, *args: Any) -> Any:
-        return await method.remote(*args)
-
     async def __del__(self) -> None:
         """Serve awaits this when the replica is to stop: no new connections, what is in flight finishes."""
         await self._listener.close()  # with news until the end: a request that waits for a place may go to a new instance
@@ -137,4 +135,6 @@ class Gateway:
             task.cancel()
         await self._peers.close()
         await self._upstream.close()
-        await self._controller.goodbye.remote(self._hello.gateway)
+        with contextlib.suppress(Away):
+            await self._controller.call("goodbye", self._hello.gateway, timeout_s=5)
+        await self._controller.close()

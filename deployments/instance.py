@@ -17,6 +17,7 @@ import psutil
 import ray
 from ray import serve
 
+from cluster.control import ControlLink
 from cluster.listener import Listener, bind
 from cluster.messages import Admission, InstanceSpec, RateRule, Registration
 from cluster.protocol import ConnectionLimits
@@ -33,6 +34,7 @@ log = logging.getLogger("swiftclaw.instance")
 # may not read is theirs to say.
 LIMITS = ConnectionLimits(keep_alive_s=120, unread_s=math.inf, head_bytes=2**18, header_count=320, target_bytes=2**15)
 ALONE_S = 5.0  # without a watch from the Controller for this long: present itself again
+PACKAGE_S = 120.0  # for code over a slow network
 CLOSING_S = 0.3  # refusing is kinder than a broken connection to a request that is under way
 STOP_HOOKS_S = 30.0  # below what Serve gives it after a drain (ENDING_S in cluster/placement.py)
 
@@ -41,17 +43,17 @@ class Instance:
     """The class that instance apps run."""
 
     async def __init__(self, spec: InstanceSpec, app: str) -> None:  # type: ignore[misc]  # Serve awaits it
-        self._controller = serve.get_deployment_handle("Controller", "swiftclaw")
+        self._controller = ControlLink(serve.get_deployment_handle("Controller", "swiftclaw").control.remote)
         self._spec = spec
         try:
             self._code = Code(spec.package) if spec.package else None
-            folder = await self._code.ready(self._controller.package.remote) if self._code else spec.folder
+            folder = await self._code.ready(self._package) if self._code else spec.folder
             self._agent = await asyncio.to_thread(load_agent, spec.target, folder)
             await self._agent.start()
         except Exception as error:
             clear = isinstance(error, NotAnAgent | NoCode)
             reason = str(error) if clear else f"on_start raised {type(error).__name__}: {error}"
-            await self._controller.cannot_start.remote(app, reason)
+            await self._controller.call("cannot_start", app, reason)
             raise RuntimeError(reason) from error
         host = spec.host or ray.util.get_node_ip_address()
         listening = bind(host, 0)
@@ -70,7 +72,7 @@ class Instance:
             rate_rules=tuple(RateRule(r.requests, r.window_s, r.key, r.strategy) for r in self._agent.rate_limits),
             package=spec.package,
         )
-        admission: Admission = await self._controller.register.remote(self._registration)
+        admission: Admission = await self._controller.call("register", self._registration)
         self._terms = admission.drain
         self._allowed_s = admission.drain.drain_timeout_s  # Serve keeps what it was started with
         self._leaving: asyncio.Task[None] | None = None
@@ -99,18 +101,22 @@ class Instance:
                 continue
             known = Registration(**{**vars(self._registration), "id": self._answering.id})
             try:
-                admission: Admission = await asyncio.wait_for(self._register(known), 20)
+                admission: Admission = await self._register(known)
                 self._answering.id = admission.id
                 self._terms = admission.drain
                 self._answering.watched_at = time.monotonic()
             except Exception as error:  # the Controller is away; requests go on meanwhile
                 log.info("could not present itself to the Controller: %r", error)
 
+    async def _package(self, digest: str) -> bytes | None:
+        content: bytes | None = await self._controller.call("package", digest, timeout_s=PACKAGE_S)
+        return content
+
     async def _register(self, registration: Registration) -> Admission:
-        admission: Admission = await self._controller.register.remote(registration)
+        admission: Admission = await self._controller.call("register", registration)
         if admission.wants_code and self._code:
             content = await asyncio.to_thread(self._code.content)
-            await self._controller.take_package.remote(registration.package, content)
+            await self._controller.call("take_package", registration.package, content)
         return admission
 
     async def __del__(self) -> None:
@@ -149,7 +155,9 @@ class Instance:
             await asyncio.wait_for(self._agent.stop(), STOP_HOOKS_S)
         except asyncio.TimeoutError:
             log.error("%s: on_stop took longer than %g s", self._answering.id, STOP_HOOKS_S)
+        finally:
+            await self._controller.close()
 
     async def _say_goodbye(self) -> DrainTerms | None:
-        terms: DrainTerms | None = await self._controller.leaving.remote(self._registration.replica, self._spec.agent)
+        terms: DrainTerms | None = await self._controller.call("leaving", self._registration.replica, self._spec.agent)
         return terms

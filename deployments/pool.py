@@ -121,10 +121,7 @@ class Pool:
             chosen = self._in_doubt(request, tried, now)
         if chosen is None:
             raise self._nobody(tried, now)
-        lease = Lease(self, self._by_id[chosen.id], now, request.now)
-        if not tried:
-            lease.backend.tally.routed(time.monotonic() - request.now)
-        return lease
+        return Lease(self, self._by_id[chosen.id], now, request.now)
 
     def _look_again(self, now: float) -> None:
         """Health or a breaker has changed: who may be asked, and what the levels are made of."""

@@ -24,6 +24,7 @@ PAGES = (
     "README.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
+    "docs/monitoring.md",
     "docs/rate-limits.md",
     "docs/security.md",
     "docs/strategies.md",
@@ -53,6 +54,13 @@ RUN_ELSEWHERE = {  # a command of the pages -> a test that runs it, or what it s
     ".venv/bin/swiftclaw rollback shop": (
         "tests/integration/test_rollouts.py::test_a_rollback_in_the_middle_is_noticed_by_nobody"
     ),
+    ".venv/bin/swiftclaw metrics my-agent": (
+        "tests/swiftclaw/test_cli_metrics.py::test_bars_are_as_long_as_the_numbers_and_the_longest_is_the_largest"
+    ),
+    ".venv/bin/swiftclaw metrics my-agent --metric response-times": (
+        "tests/swiftclaw/test_cli_metrics.py::test_an_instance_without_requests_has_no_times"
+    ),
+    ".venv/bin/swiftclaw events": "tests/swiftclaw/test_cli_metrics.py::test_events_are_a_line_each",
     ".venv/bin/swiftclaw down": "tests/integration/conftest.py::stopped",
     ".venv/bin/serve run cluster.yaml": (
         "tests/integration/test_serve_run.py::test_serve_run_brings_up_gateways_and_agents_and_ends_with_ctrl_c"

@@ -11,7 +11,8 @@ const css = (name) => getComputedStyle(document.documentElement).getPropertyValu
 
 export class Chart {
   // `label`: what is drawn, for who cannot see it; `format`: a value as text.
-  constructor(label, format, { height = 220, whole = false } = {}) {
+  constructor(label, format, { height = 220, whole = false, top = 0 } = {}) {
+    this.top = top;
     this.whole = whole;
     this.label = label;
     this.format = format;
@@ -52,7 +53,7 @@ export class Chart {
       width: this.holder.clientWidth || 300,
       height: this.height,
       cursor: { points: { size: 6 }, drag: { x: false, y: false } },
-      scales: { x: { time: true }, y: { range: (_, low, high) => [0, high > 0 ? high * 1.1 : 1] } },
+      scales: { x: { time: true }, y: { range: (_, low, high) => [0, this.top || (high > 0 ? high * 1.1 : 1)] } },
       axes: [
         { ...axis, space: 80, values: (_, ticks) => ticks.map((tick) => new Date(tick * 1000).toLocaleTimeString("en-GB")) },
         { ...axis, size: 62, ...(this.whole && { incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 1e4] }), values: (_, ticks) => ticks.map((tick) => this.format(tick)) },

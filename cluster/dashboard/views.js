@@ -136,8 +136,9 @@ export class Load extends Grouped {
     const heads = to.map((name) => el("th", { scope: "col" }, name));
     const traffic = to.map((name) => {
       const { healthy, instances, priority } = frame.agent.regions[name];
+      const known = Math.max(instances, frame.instances.filter((one) => one.region === name).length);
       const spill = priority > first && share[name] > 0 ? `, spilled over from priority ${first}` : "";
-      return el("td", {}, el("b", {}, percent(share[name])), el("small", {}, `${healthy} of ${instances} healthy, priority ${priority}${spill}`));
+      return el("td", {}, el("b", {}, percent(share[name])), el("small", {}, `${healthy} of ${known} healthy, priority ${priority}${spill}`));
     });
     const rows = Object.entries(frame.distances).map(([from, far]) => el("tr", {},
       el("th", { scope: "row" }, `${from}${edges.includes(from) ? " (gateway)" : ""}`), to.map((name) => el("td", {}, from === name ? "here" : ms(far[name])))));
@@ -222,7 +223,7 @@ export class Rollout {
 
   constructor() {
     this.chart = new Chart("Requests per second by version", rate);
-    this.weights = new Chart("Weight of each version", percent, { height: 180 });
+    this.weights = new Chart("Weight of each version", percent, { height: 180, top: 101 });
     this.events = new Events("Rollout events", ["rollout", "config", "scale"]);
     this.cards = new Map();
     this.state = el("p", { class: "card note" });

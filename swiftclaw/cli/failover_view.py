@@ -50,7 +50,7 @@ def _shares(found: Report) -> RenderableType:
         table.add_row(Text(one["id"]), str(one["requests"]), _percent(one["expected"]), _percent(one["observed"]))
     if shares["exact"]:
         return table
-    return Group(table, Text(f"expected: an even split, for comparison; {shares['strategy']} decides by more than weights"))
+    return Group(table, Text("expected: by weight alone; here load, distance or sessions decide as well"))
 
 
 def _figures(found: Report) -> RenderableType:

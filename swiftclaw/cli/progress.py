@@ -10,8 +10,7 @@ from typing import Any
 
 RAISED = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt|InUse|NotFound)(:|$)")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
-RECOVERING = "health check failed"  # Serve's words for: a process or its node died, and another one is being started
+GIVEN_UP = "in a row"  # in Serve's words on an app that is UNHEALTHY; without them a lost process is being replaced
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def of_status(status: Mapping[str, Any], edges: Mapping[tuple[str, int, str], in
     known = {agent["name"] for agent in status["agents"]}
     problems = {app: brief(reason) for app, reason in status["problems"].items()}
     for name, app in status["apps"].items():
-        if app["status"] in FAILED and RECOVERING not in app["message"]:
+        if app["status"] == "DEPLOY_FAILED" or (app["status"] == "UNHEALTHY" and GIVEN_UP in app["message"]):
             problems.setdefault(name, brief(app["message"]))
     healthy = sum(there["healthy"] for there in _regions(status))
     return Progress(

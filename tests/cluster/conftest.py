@@ -34,7 +34,7 @@ class StandIn(Controller):
         super().__init__({"agents": named, "gateways": gateways, "stateDir": str(folder)}, str(folder), cast(Any, None))
         self.rng = Random(1)
         hello = Hello("g1", "gateway.us-east-1", self.settings.gateways[0], "node", 4000)
-        self._witness.gateway(hello)
+        self.witness.gateway(hello)
         self.gateways["g1"] = (hello, 0.0, None)
 
     def _recover(self) -> State:

@@ -184,3 +184,16 @@ def test_agents_that_are_added_or_removed_are_told_and_nothing_else() -> None:
     assert [e.message for e in applied(settings(a={}), settings(a={}, b={}))] == ["b: was added"]
     assert [e.message for e in applied(settings(a={}, b={}), settings(a={}))] == ["b: was removed"]
     assert applied(settings(a={}), settings(a={})) == []
+
+
+def test_a_limit_is_told_when_it_is_reached_and_when_that_is_over() -> None:
+    events = Events()
+    witness = Witness(events, [])
+    for second, total in enumerate([0, 3, 3, 7, *[7] * 20, 8]):
+        witness.limit("a", "rate-limited", total, float(second))
+    assert messages(events) == [
+        "a: requests are rate-limited",
+        "a: no more requests are rate-limited; 7 were, within 2 s",
+        "a: requests are rate-limited",
+    ]
+    assert [event.details.get("count") for event in events.find()] == [None, 7, None]

@@ -71,8 +71,8 @@ async def test_a_request_in_flight_and_a_stream_finish_and_only_then_is_it_drain
     await plane.add(gate.agent)
     host = plane.hosts["gated-instance-1"]
     request, stream = asyncio.create_task(ask(plane, "wait")), asyncio.create_task(events(plane))
-    await gate.began.acquire()
-    await gate.began.acquire()
+    await asyncio.wait_for(gate.began.acquire(), PATIENCE_S)
+    await asyncio.wait_for(gate.began.acquire(), PATIENCE_S)
     leave = leaving(host, keep_sessions=False)
     await _until_refused(plane, host)
     assert not leave.done()
@@ -100,7 +100,7 @@ async def test_until_the_gateways_have_heard_of_it_it_takes_what_comes(plane: Da
     leave = leaving(host, keep_sessions=False)
     await asyncio.sleep(0)
     assert await direct(plane, host, "gated-instance-1") == (200, None)
-    await leave
+    await asyncio.wait_for(leave, PATIENCE_S)
     assert await direct(plane, host, "gated-instance-1") == (503, CLOSING.decode())
 
 
@@ -136,7 +136,7 @@ async def test_a_request_without_an_answer_after_the_request_timeout_is_cut_off_
     gate = Gate()
     await plane.add(gate.agent)
     request = asyncio.create_task(ask(plane, "wait"))
-    await gate.began.acquire()
+    await asyncio.wait_for(gate.began.acquire(), PATIENCE_S)
     await asyncio.wait_for(leaving(plane.hosts["gated-instance-1"], request_timeout_s=1.5, keep_sessions=False), PATIENCE_S)
     status, body, _ = await asyncio.wait_for(request, PATIENCE_S)
     assert (status, body["error"]["type"], body["error"]["agent"]) == (504, "request_timeout", "gated")
@@ -148,7 +148,7 @@ async def test_a_stream_outlives_the_request_timeout_and_is_told_when_the_drain_
     gate = Gate()
     await plane.add(gate.agent)
     stream = asyncio.create_task(events(plane))
-    await gate.began.acquire()
+    await asyncio.wait_for(gate.began.acquire(), PATIENCE_S)
     began = time.monotonic()
     terms = {"request_timeout_s": 0.5, "drain_timeout_s": 3.0, "keep_sessions": False}
     await asyncio.wait_for(leaving(plane.hosts["gated-instance-1"], **terms), PATIENCE_S)
@@ -175,7 +175,7 @@ async def test_an_agent_that_will_not_be_cut_off_does_not_keep_the_process(plane
     await plane.add(agent)
     host = plane.hosts["gated-instance-1"]
     request = asyncio.create_task(ask(plane, "wait"))
-    await began.wait()
+    await asyncio.wait_for(began.wait(), PATIENCE_S)
     await asyncio.wait_for(leaving(host, drain_timeout_s=0.5, keep_sessions=False), PATIENCE_S)
     assert host.in_flight == 1
     release.set()

@@ -227,11 +227,14 @@ async def test_a_stream_that_breaks_off_says_so_and_the_others_end_as_they_shoul
     load = Load(moody.here, rate=20, stream=True, body={"message": "stream"})
     note(f"streams, one instance breaks them off, one is killed: {await load.run(4, kill, at=2)}")
     by_kind = {"agent_error": breaking, "instance_failed": dying}
-    assert {sent.kind for sent in load.failed()} == set(by_kind)
     for sent in load.failed():
+        if sent.status == 502:  # it had not begun when its instance died
+            assert sent.kind == "instance_failed" and dying in sent.text
+            continue
         assert by_kind[sent.kind] == sent.instance
         assert sent.status == 200 and sent.text.count("event: error") == 1 and "[DONE]" not in sent.text
-    assert all(sent.ok == sent.text.endswith("data: [DONE]\n\n") and sent.attempts == 1 for sent in load.sent)
+    assert {sent.kind for sent in load.failed() if sent.status == 200} == set(by_kind)
+    assert all(sent.ok == sent.text.endswith("data: [DONE]\n\n") for sent in load.sent)
     assert all(sent.text.count("delta") == 15 for sent in load.sent if sent.ok)
 
 

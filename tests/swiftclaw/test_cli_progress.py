@@ -54,13 +54,22 @@ def test_what_is_missing_comes_with_what_serve_says_of_it() -> None:
     assert not progress.failed
 
 
-def test_an_app_whose_lost_process_is_being_replaced_is_waited_for() -> None:
-    said = "A replica's health check failed. This deployment will be UNHEALTHY until the replica recovers."
+@pytest.mark.parametrize(
+    "said",
+    [
+        "A replica's health check failed. This deployment will be UNHEALTHY until the replica recovers or a new deploy.",
+        "A replica failed to start with exception. Retrying.",
+    ],
+)
+def test_an_app_whose_lost_process_is_being_replaced_is_waited_for(said: str) -> None:
     progress = of_status(status(healthy=1, apps={"a.v1.us": {"status": "UNHEALTHY", "message": said}}), EDGES)
     assert not progress.failed
     assert progress.missing == [f"agent a in us: 1 of 2 healthy ({said})"]
-    apps = {"a.v1.us": {"status": "UNHEALTHY", "message": "The deployment failed to start 3 times in a row"}}
-    assert of_status(status(apps=apps), EDGES).failed == ["a.v1.us: The deployment failed to start 3 times in a row"]
+
+
+def test_an_app_that_serve_has_given_up_is_a_failure() -> None:
+    apps = {"a.v1.us": {"status": "UNHEALTHY", "message": "The deployment failed to start 3 times in a row."}}
+    assert of_status(status(apps=apps), EDGES).failed == ["a.v1.us: The deployment failed to start 3 times in a row."]
 
 
 def test_a_problem_and_a_failed_app_are_failures_named_once() -> None:

@@ -250,6 +250,14 @@ def test_the_report_fits_80_columns_and_says_all_of_it() -> None:
             assert expected in text
 
 
+def test_the_report_in_the_readme_is_one_that_is_printed() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    heads = [
+        line.rstrip() for line in shown(made(trial(), traffic())).splitlines() if line.startswith(("SECOND", "WHILE AWAY"))
+    ]
+    assert len(heads) == 2 and all(f"\n{head}\n" in readme for head in heads)
+
+
 def test_a_bar_is_as_long_as_what_the_instance_answered() -> None:
     bars = [line.count("█") for line in shown(made(trial(), traffic())).splitlines() if line[:6].strip().lstrip("-").isdigit()]
     assert bars[3] == bars[4] == 0 < max(bars) == failover_view.BAR

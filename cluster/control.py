@@ -1,0 +1,137 @@
+"""How gateways and instances call the Controller: HTTP on a port of its own, each message signed with the cluster's key.
+
+Not by Serve handles, which only tell where that port is: Ray 2.60 answers a handle's call only when the caller before it has
+taken its answer, so one that is frozen or cut off would keep the Controller from all the others. What is signed is
+unpickled, so the key is as good as the right to run code here; it is never sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import pickle
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, NamedTuple
+
+import aiohttp
+
+from cluster.listener import Listener, bind
+
+log = logging.getLogger("swiftclaw.controller")
+
+METHODS = frozenset({"register", "leaving", "cannot_start", "news", "observe", "goodbye", "package", "take_package"})
+SIGNATURE = b"x-swiftclaw-signature"
+FIND_S = 10.0
+CONNECT_S = 5.0
+
+
+class ControlAddress(NamedTuple):
+    """Where the Controller listens for its own."""
+
+    host: str
+    port: int
+    key: str
+
+
+class Away(Exception):
+    """The Controller cannot be reached, or could not do it; it may be another one by now."""
+
+
+def sign(key: str, purpose: bytes, content: bytes) -> bytes:
+    return hmac.new(key.encode(), purpose + b"\n" + content, hashlib.sha256).hexdigest().encode()
+
+
+class ControlPort:
+    """The Controller's side: an ASGI app that calls `METHODS` of `target`."""
+
+    def __init__(self, target: Any, key: str) -> None:
+        self._target, self._key = target, key
+        self._listener: Listener | None = None
+        self.address = ControlAddress("", 0, key)
+
+    async def open(self, host: str) -> None:
+        listening = bind(host, 0)
+        self._listener = Listener(self, listening)
+        await self._listener.start()
+        self.address = ControlAddress(host, self._listener.port, self._key)
+
+    async def close(self) -> None:
+        if self._listener is not None:
+            await self._listener.close()
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        content = await _body(receive)
+        method = scope["path"].lstrip("/")
+        said = next((value for name, value in scope["headers"] if name == SIGNATURE), b"")
+        if method not in METHODS or not hmac.compare_digest(said, sign(self._key, method.encode(), content)):
+            await _answer(send, 403, b"", b"")
+            return
+        try:
+            result = await getattr(self._target, method)(*pickle.loads(content))
+        except Exception:
+            log.exception("%s failed", method)
+            await _answer(send, 500, b"", b"")
+            return
+        answer = pickle.dumps(result)
+        await _answer(send, 200, answer, sign(self._key, b"answer " + said, answer))
+
+
+class ControlLink:
+    """The other side. `find` asks for the address, when it is not known or nobody answers there any more."""
+
+    def __init__(self, find: Callable[[], Awaitable[ControlAddress]]) -> None:
+        self._find = find
+        self._address: ControlAddress | None = None
+        self._session: aiohttp.ClientSession | None = None
+
+    async def call(self, method: str, *args: Any, timeout_s: float = 20.0) -> Any:
+        """What the Controller's method returns. Raises Away."""
+        try:
+            if self._address is None:
+                self._address = await asyncio.wait_for(self._find(), FIND_S)
+            return await self._ask(self._address, method, pickle.dumps(args), timeout_s)
+        except Exception as error:
+            self._address = None
+            raise error if isinstance(error, Away) else Away(f"{type(error).__name__}: {error}") from error
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def _ask(self, to: ControlAddress, method: str, content: bytes, timeout_s: float) -> Any:
+        if self._session is None:
+            self._session = aiohttp.ClientSession()
+        signature = sign(to.key, method.encode(), content)
+        host = f"[{to.host}]" if ":" in to.host else to.host
+        async with self._session.post(
+            f"http://{host}:{to.port}/{method}",
+            data=content,
+            headers={SIGNATURE.decode(): signature.decode()},
+            timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_S),
+        ) as response:
+            answer = await response.read()
+            said = response.headers.get(SIGNATURE.decode(), "").encode()
+        if response.status != 200:
+            raise Away(f"the Controller answered {method} with {response.status}")
+        if not hmac.compare_digest(said, sign(to.key, b"answer " + signature, answer)):
+            raise Away(f"what answered {method} is not the Controller")
+        return pickle.loads(answer)
+
+
+async def _body(receive: Any) -> bytes:
+    pieces, more = [], True
+    while more:
+        message = await receive()
+        pieces.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    return b"".join(pieces)
+
+
+async def _answer(send: Any, status: int, content: bytes, signature: bytes) -> None:
+    headers = [(b"content-length", str(len(content)).encode()), (SIGNATURE, signature)]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": content})
