@@ -53,7 +53,7 @@ log = logging.getLogger("swiftclaw.controller")
 
 RECONCILE_EVERY_S = 1.0
 POLL_S = 10.0  # a gateway's request for news is answered after this long even without any
-SETTLE_S = 6.0  # after a start without state: how long instances that run already have to present themselves
+SETTLE_S = 30.0  # after a start without state: how long what runs already has to present itself, at most
 GATEWAY_GONE_S = 3 * POLL_S
 
 
