@@ -157,20 +157,18 @@ class Controller:
         self.problems.pop(hello.app, None)
         deadline = time.monotonic() + POLL_S
         async with self._news:
-            while not self._settled() or seen == self._version():
+            while not self._knows() or seen == self._version():
                 left = deadline - time.monotonic()
                 if left <= 0:
                     return None
                 try:
-                    await asyncio.wait_for(self._news.wait(), min(left, 0.5) if not self._settled() else left)
+                    await asyncio.wait_for(self._news.wait(), left if self._knows() else min(left, 0.5))
                 except asyncio.TimeoutError:
                     continue
         view = self.registry.view(self.settings, self._version(), self._key, self._session_keys, self.versions.shares())
         hellos = [known for known, _, _ in self.gateways.values()]
         peers = tuple(Peer(known.gateway, known.host, known.port) for known in hellos if known.port)
-        return replace(
-            view, peers=peers, circuits=self.circuits.to_tell(time.monotonic()), desired=self.versions.to_keep()
-        )
+        return replace(view, peers=peers, circuits=self.circuits.to_tell(time.monotonic()), desired=self.versions.to_keep())
 
     async def observe(self, seen: Observation) -> None:
         """What a gateway saw since its last observation."""
@@ -325,7 +323,7 @@ class Controller:
         for task in self._tasks:
             task.cancel()
         for name in apps:
-            await self._placement.delete(name)
+            await self._placement.delete(name, self._met())
             del self._state.apps[name]
         self._remember()
         return apps
@@ -392,6 +390,10 @@ class Controller:
 
     def _version(self) -> str:
         return f"{self._epoch}.{self._revision}"
+
+    def _knows(self) -> bool:
+        """Whether what it would tell is right: before, it has to have found out what was desired."""
+        return not self._lost and self._settled()
 
     def _settled(self) -> bool:
         """False while a Controller without state waits for what runs, so that no gateway is told of an empty world."""
@@ -548,8 +550,12 @@ class Controller:
             if record.registration.app == app:
                 self.registry.drain(record.registration.replica, "no longer wanted")
         self._at("delete.before")
-        await self._placement.delete(app)
+        await self._placement.delete(app, self._met())
         self._at("delete.after")
+
+    def _met(self) -> set[str]:
+        """Replicas that have run; others of a deleted app have nothing to finish."""
+        return {*self.registry.met(), *self.gateways}
 
     def _forget_silent_gateways(self) -> None:
         for gateway, (_, heard, _) in list(self.gateways.items()):

@@ -20,7 +20,7 @@ from ray import serve
 from cluster.config import AgentSettings, GatewaySettings, Settings
 from cluster.messages import InstanceSpec
 from cluster.rollouts import instances_for
-from cluster.serve_internals import free_per_node, scale
+from cluster.serve_internals import end_unstarted, free_per_node, scale
 
 log = logging.getLogger("swiftclaw.placement")
 
@@ -214,9 +214,10 @@ class Placement:
         deployment = INSTANCE_DEPLOYMENT if spec.kind == "instance" else GATEWAY_DEPLOYMENT
         await asyncio.to_thread(scale, spec.name, deployment, spec.replicas)
 
-    async def delete(self, app: str) -> None:
-        """Returns when Serve has begun; its replicas drain first."""
+    async def delete(self, app: str, present: Collection[str]) -> None:
+        """Returns when Serve has begun; replicas that are `present` (have registered) drain first, others never ran."""
         await asyncio.to_thread(serve.delete, app, _blocking=False)
+        await asyncio.to_thread(end_unstarted, app, present)
 
     def _bound(self, spec: AppSpec) -> Any:
         actor_options: dict[str, Any] = {"num_cpus": spec.cpus, "num_gpus": spec.gpus}

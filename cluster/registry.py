@@ -6,12 +6,15 @@ that a restarted instance gets its old name back.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from cluster.config import AgentSettings, Settings
 from cluster.messages import AgentView, Member, RateRule, Registration, Snapshot, VersionShare
+
+LEFT_KEPT = 1_000
 
 
 @dataclass
@@ -53,12 +56,17 @@ class Registry:
         self._records: dict[str, Record] = {}  # by replica
         self._last_rules: dict[str, tuple[RateRule, ...]] = {}  # by agent: those hold while none of its instances runs
         self._changed = changed
+        self._left: deque[str] = deque(maxlen=LEFT_KEPT)  # replicas that were here: they may still run their stop hooks
 
     def __iter__(self) -> Iterator[Record]:
         return iter(sorted(self._records.values(), key=lambda record: (record.registration.agent, _number(record.id))))
 
     def get(self, replica: str) -> Record | None:
         return self._records.get(replica)
+
+    def met(self) -> set[str]:
+        """Every replica that is or was here."""
+        return {*self._records, *self._left}
 
     def of(self, agent: str, version: str | None = None, region: str | None = None) -> list[Record]:
         return [
@@ -121,6 +129,7 @@ class Registry:
             agent = record.registration.agent
             self._last_rules[agent] = self.rate_rules(agent)
             del self._records[replica]
+            self._left.append(replica)
             self._changed()
         return record
 

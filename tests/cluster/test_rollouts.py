@@ -423,7 +423,9 @@ def test_an_app_of_a_lost_state_folder_goes_on_with_what_the_gateways_know(world
     world.controller.gateways["g"] = (hello, 0.0, "abc.7")  # type: ignore[assignment]
     starts = list(world.serve.starts)
     world.controller._forget_silent_gateways = lambda: None  # type: ignore[method-assign]
+    assert not world.controller._knows(), "no gateway is told anything before"
     world.rounds()
+    assert world.controller._knows()
     assert world.rollout == before and world.serve.starts == starts and not world.serve.deleted
 
 

@@ -185,3 +185,17 @@ def test_instances_that_have_no_place_stay_wanted_and_what_is_missing_where_is_s
         scaled.run("scale", "big", "--instances", "1")
     until(lambda: not [one for one in get(f"{scaled.admin}/api/status")["warnings"] if said in one], "no warning", 60)
     assert len(scaled.healthy("big")) == 1
+
+
+def test_an_app_whose_instances_have_no_place_is_gone_at_once_when_it_is_taken_out(scaled: Cluster) -> None:
+    """They never ran, so nobody waits for them to drain (drainTimeout is 10 minutes)."""
+    scaled.run("scale", "big", "--instances", "3")
+    until(lambda: region(scaled, "big")["desired"] == 3, "three are wanted", 30)
+    without = agents()
+    del without["big"]
+    scaled.write(without)
+    scaled.run("up", timeout=120)
+    until(lambda: not [app for app in get(f"{scaled.admin}/api/status")["apps"] if app.startswith("big.")], "it is gone", 60)
+    scaled.write(agents())
+    scaled.up()
+    assert len(scaled.healthy("big")) == 1

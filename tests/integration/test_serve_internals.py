@@ -31,3 +31,13 @@ def test_ray_still_says_what_is_free_on_each_node() -> None:
     from ray._private.state import available_resources_per_node
 
     assert list(inspect.signature(available_resources_per_node).parameters) == []
+
+
+def test_a_replicas_actor_is_still_named_for_its_app_and_its_id() -> None:
+    """That one which waits for a place does not hold up `down` is tested live in test_faults.py (a Ray node …)."""
+    from ray.serve._private.common import DeploymentID, ReplicaID
+
+    replica = ReplicaID("abc", DeploymentID(name="Instance", app_name="a.v1.us"))
+    assert ReplicaID.is_full_id_str(replica.to_full_id_str())
+    assert ReplicaID.from_full_id_str(replica.to_full_id_str()) == replica
+    assert inspect.signature(ray.util.list_named_actors).parameters.keys() == {"all_namespaces"}
