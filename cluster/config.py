@@ -6,11 +6,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 from cluster import values
 from cluster.agent_block import read_agent
@@ -34,7 +33,6 @@ from cluster.fields import (
     ConfigError,
     Log,
     Place,
-    Steps,
     block,
     dotted,
     each,
@@ -71,13 +69,8 @@ __all__ = [
     "agent_from_block",
     "duration",
     "load",
-    "not_acted_on",
     "parse",
 ]
-
-ANY = "any value"
-NOT_ACTED_ON: dict[str, object] = {  # path -> the values that nothing acts on yet
-}
 
 APPLICATION = "deployments.app:build"
 
@@ -193,28 +186,6 @@ def agent_from_block(name: str, block: Mapping[str, object], folder: Path) -> Ag
     agent: AgentSettings = at.read(read_agent, block)
     _refuse_mistakes(at.log)
     return agent
-
-
-def not_acted_on(settings: Settings) -> list[str]:
-    """The paths of what the file asks for and this version does not do yet."""
-    args = settings.to_args()
-    return [
-        dotted(steps)
-        for path, unheeded in NOT_ACTED_ON.items()
-        for steps, value in _at(args, path.split("."))
-        if (unheeded == ANY and value not in ({}, [], ())) or (isinstance(unheeded, tuple) and value in unheeded)
-    ]
-
-
-def _at(value: Any, path: list[str], steps: Steps = ()) -> Iterator[tuple[Steps, object]]:
-    """Every value at a path with stars in it, and where it is."""
-    if not path:
-        yield steps, value
-    elif path[0] == "*":
-        for name, item in value.items() if isinstance(value, Mapping) else enumerate(value):
-            yield from _at(item, path[1:], (*steps, name))
-    elif path[0] in value:
-        yield from _at(value[path[0]], path[1:], (*steps, path[0]))
 
 
 def _application(content: object, path: Path) -> tuple[int, object]:

@@ -237,14 +237,6 @@ def test_the_admin_ports_paths_are_all_there() -> None:
     assert set(re.findall(r"(/(?:metrics|api|dashboard)[^` ]*)`", table)) == served
 
 
-def test_what_is_not_acted_on_is_what_check_names() -> None:
-    from cluster.config import NOT_ACTED_ON
-
-    named = {re.sub(r"^agents\.\*\.|\.\*(?=\.)|\.enabled$", "", path) for path in NOT_ACTED_ON}
-    listed = re.findall(r"^- (.*?):", between("README.md", "not-yet"), re.MULTILINE)
-    assert {name for item in listed for name in re.findall(r"`([^@`]+)`", item)} == named
-
-
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
     for link in re.findall(r"\]\(([^)]+)\)", text_of(page)):

@@ -23,8 +23,6 @@ def check(file: Path, as_json: bool) -> None:
 
     FILE is cluster.yaml unless given. Mistakes are listed one per line; the exit status is then 2.
     """
-    from cluster.config import not_acted_on
-
     try:
         settings = files.load(file)
     except Misconfigured as error:
@@ -32,18 +30,16 @@ def check(file: Path, as_json: bool) -> None:
             click.echo(_report(file, error.message.splitlines(), []))
             raise click.exceptions.Exit(error.exit_code) from None
         raise
-    warnings, absent = not_acted_on(settings), absent_files(settings)
+    warnings = absent_files(settings)
     if as_json:
-        click.echo(_report(file, [], [*warnings, *absent]))
+        click.echo(_report(file, [], warnings))
         return
     click.echo(f"{file} is valid: {summary(settings)}")
-    warn(warnings, absent)
+    warn(warnings)
 
 
-def warn(not_acted: list[str], absent: list[str]) -> None:
-    for block in not_acted:
-        click.echo(f"warning: {block}: this version does not act on it yet", err=True)
-    for sentence in absent:
+def warn(warnings: list[str]) -> None:
+    for sentence in warnings:
         click.echo(f"warning: {sentence}", err=True)
 
 

@@ -42,12 +42,11 @@ def up(file: Path, address: str | None, timeout: float) -> None:
     FILE is cluster.yaml unless given. Joins the running Ray cluster, or starts a local one with a Ray node
     per region. Run again, it applies what changed in FILE and restarts nothing else.
     """
-    from cluster.config import not_acted_on
     from swiftclaw.cli import record
     from swiftclaw.cli.welcome import welcome
 
     settings = files.load(file)
-    warn(not_acted_on(settings), absent_files(settings))
+    warn(absent_files(settings))
     with record.alone(Path(settings.state_dir)), interruptible(), Reporter(show.err()) as reporter:
         work = Up(settings, Path(settings.state_dir), timeout, reporter)
         with work.ray_cluster(address) as (cluster, fresh):

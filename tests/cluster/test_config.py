@@ -28,7 +28,6 @@ from cluster.config import (
     agent_from_block,
     duration,
     load,
-    not_acted_on,
     parse,
 )
 
@@ -87,7 +86,6 @@ class TestTheExample:
         }
         assert {region.priority for region in mine.regions.values()} == {1}
         assert settings.gateways == (GatewaySettings("us-east-1", port=8000, replicas=2),)
-        assert not_acted_on(settings) == []
 
     def test_shows_the_defaults_in_comments_unless_it_says_example(self, write: Callable[..., Path]) -> None:
         uncommented = re.sub(r"(?m)^( +)# (\w+:(?!.*# example).*)$", r"\1\2", EXAMPLE.read_text())
@@ -544,29 +542,6 @@ class TestHealthCheck:
             "healthCheck.timeout",
         }
         assert only(mistakes_in(loadBalancing={"healthCheck": 5})).startswith("loadBalancing.healthCheck: 5 is not a block")
-
-
-class TestNotActedOn:
-    def test_names_what_was_written_and_only_that(self) -> None:
-        blocks = {"canary": {}, "loadBalancing": {"strategy": "geographic", "slowStart": "30s"}}
-        args = {
-            "agents": {"a": {"agent": "a:b", **blocks}, "b": {"agent": "a:b", "timeouts": {"idle": "5s"}}},
-            "distances": {},
-        }
-        assert set(not_acted_on(parse(args, FOLDER))) <= {
-            "agents.a.canary",
-            "agents.a.loadBalancing.strategy",
-            "agents.a.loadBalancing.slowStart",
-        }
-
-    def test_is_driven_by_one_table(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        table = {"agents.*.retry": "any value", "agents.*.rateLimit.enabled": (True,), "clientRegions": "any value"}
-        monkeypatch.setattr("cluster.config.NOT_ACTED_ON", table)
-        on = {"agent": "a:b", "retry": {"attempts": 2}, "rateLimit": {"enabled": True}}
-        off = {"agent": "a:b", "rateLimit": {"enabled": False}}
-        settings = parse({"agents": {"on": on, "off": off}}, FOLDER)
-        assert not_acted_on(settings) == ["agents.on.retry", "agents.on.rateLimit.enabled"]
-        assert not_acted_on(parse(settings.to_args(), FOLDER)) == not_acted_on(settings)
 
 
 # Properties: any settings, any typo, any input.

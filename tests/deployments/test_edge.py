@@ -236,7 +236,13 @@ class TestFaults:
 
     @pytest.mark.parametrize(
         ("method", "retry", "sent"),
-        [("POST", {}, 1), ("GET", {"attempts": 0}, 1), ("PUT", {"attempts": 0}, 1), ("DELETE", {"attempts": 0}, 1), ("GET", {}, 3)],
+        [
+            ("POST", {}, 1),
+            ("GET", {"attempts": 0}, 1),
+            ("PUT", {"attempts": 0}, 1),
+            ("DELETE", {"attempts": 0}, 1),
+            ("GET", {}, 3),
+        ],
     )
     async def test_a_request_that_kills_its_instance_is_sent_on_only_if_it_may_be_repeated(
         self, plane: DataPlane, method: str, retry: dict[str, int], sent: int
