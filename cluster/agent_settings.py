@@ -108,6 +108,15 @@ class RateLimit:
 
 
 @dataclass(frozen=True, slots=True)
+class AccessLog:
+    """Errors (500 and above, and every refusal) are logged whatever `sample` says."""
+
+    enabled: bool = field(default=False, metadata=setting("enabled", values.flag))
+    sample_percent: float = field(default=100.0, metadata=setting("sample", values.number(0, 100, kind="percentage")))
+    errors_only: bool = field(default=False, metadata=setting("errorsOnly", values.flag))
+
+
+@dataclass(frozen=True, slots=True)
 class CircuitBreaker:
     enabled: bool = field(default=True, metadata=setting("enabled", values.flag))
     failure_threshold: int = field(default=5, metadata=setting("failureThreshold", values.whole(1)))
@@ -195,6 +204,7 @@ class AgentSettings:
     retry: Retry = field(default_factory=Retry, metadata=setting("retry", block(Retry)))
     scaling: Scaling | None = field(default=None, metadata=setting("scaling", block(Scaling)))
     canary: Canary | None = field(default=None, metadata=setting("canary", block(Canary)))
+    access_log: AccessLog = field(default_factory=AccessLog, metadata=setting("accessLog", block(AccessLog)))
     drain_timeout_s: float = field(default=600.0, metadata=setting("drainTimeout", values.seconds(zero=True)))
     runtime_env: dict[str, object] = field(
         default_factory=dict, metadata=setting("runtimeEnv", read_runtime_env, write=_write_runtime_env)

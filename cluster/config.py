@@ -14,6 +14,7 @@ from pathlib import Path
 from cluster import values
 from cluster.agent_block import read_agent
 from cluster.agent_settings import (
+    AccessLog,
     AgentSettings,
     Canary,
     CircuitBreaker,
@@ -47,6 +48,7 @@ from cluster.fields import (
 from cluster.values import duration
 
 __all__ = [
+    "AccessLog",
     "Admin",
     "AgentSettings",
     "Canary",

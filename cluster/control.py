@@ -53,7 +53,7 @@ class ControlPort:
 
     async def open(self, host: str) -> None:
         listening = bind(host, 0)
-        self._listener = Listener(self, listening)
+        self._listener = Listener(self, listening, grace_s=0)  # who waits for news asks again
         await self._listener.start()
         self.address = ControlAddress(host, self._listener.port, self._key)
 

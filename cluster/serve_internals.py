@@ -3,7 +3,8 @@
 Why: `serve.run` on an existing app restarts its replicas, and the public way to change a replica count (the REST call
 `…/deployments/{name}/scale`) needs Ray's dashboard, which a cluster may run without. This is what that call does. The same
 holds for what is free on each node: Ray's public word on that is the sum over the cluster, or needs the dashboard. And a
-replica that waits for a place would be given all of its time to drain, though it never ran.
+replica that waits for a place would be given all of its time to drain, though it never ran. And nobody but Ray says where it
+keeps its logs.
 tests/integration/test_serve_internals.py fails when Ray changes it.
 """
 
@@ -11,11 +12,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection
+from pathlib import Path
 
 import ray
 from ray._private.state import available_resources_per_node
 from ray.serve._private.common import DeploymentID, ReplicaID
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+from ray.serve._private.logging_utils import get_serve_logs_dir
 
 
 def scale(app: str, deployment: str, replicas: int) -> None:
@@ -42,3 +45,8 @@ def end_unstarted(app: str, known: Collection[str]) -> int:
 def free_per_node() -> dict[str, dict[str, float]]:
     """Ray node id -> resource -> how much of it nobody holds. Blocks."""
     return {node: dict(free) for node, free in available_resources_per_node().items()}
+
+
+def logs_folder() -> Path:
+    """Where this process' node has the logs of Serve's replicas."""
+    return Path(get_serve_logs_dir())

@@ -15,8 +15,9 @@ from typing import Any
 from uvicorn.protocols.utils import ClientDisconnected
 
 from cluster.messages import APP_PREFIX, CHAT_PATH, MESSAGES_PATH
-from deployments import openai, sessions
-from deployments.exchange import READ_AHEAD, ClientGone, Exchange, Receive, Scope, Send
+from deployments import openai, sessions, tracing
+from deployments.access_log import Access
+from deployments.exchange import CLIENT_LEFT, READ_AHEAD, ClientGone, Exchange, Receive, Scope, Send
 from deployments.forward import Body, Call, Forwarder, end_broken
 from deployments.pool import Pool
 from deployments.rate_limits import RateLimits, in_chat, in_message
@@ -38,6 +39,7 @@ class Edge:
     def __init__(self, routing: Routing, upstream: Upstream, region: str) -> None:
         self._routing = routing
         self._region = region
+        self.tracing = tracing.of_process()
         self.rate_limits = RateLimits(routing)
         self._forwarder = Forwarder(routing, upstream)
         self._websockets = WebSocketForwarder(routing, upstream, self._forwarder)
@@ -45,6 +47,8 @@ class Edge:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         snapshot = self._routing.snapshot
         exchange = Exchange(scope, receive, send, snapshot.http.max_body_bytes if snapshot else READ_AHEAD)
+        if self.tracing is not None and not exchange.path.startswith(b"/-/"):
+            exchange.span = self.tracing.begin(exchange)
         try:
             if sum(len(name) + len(value) for name, value in exchange.headers) > HEADER_LIMIT:
                 await self._too_many_headers(exchange)
@@ -53,18 +57,25 @@ class Edge:
             else:
                 await self._http(exchange)
         except (ClientGone, ClientDisconnected):
-            return
+            exchange.failure = CLIENT_LEFT
         except SwiftClawError as error:
             await self._refuse(exchange, error)
         except asyncio.CancelledError:
             why = exchange.interruption()
             if why is None:
                 raise
-            if not isinstance(why, ClientGone):
+            if isinstance(why, ClientGone):
+                exchange.failure = CLIENT_LEFT
+            else:
                 await self._refuse(exchange, RequestTimeout("the body did not arrive in time"))
         except Exception:
             log.exception("request %s failed in the gateway", exchange.request_id)
             await self._refuse(exchange, SwiftClawError("the gateway failed; its log knows the request id"))
+        finally:
+            if exchange.access is not None:
+                exchange.access.end(exchange)
+            if exchange.span is not None:
+                exchange.span.end(exchange)
 
     async def _http(self, exchange: Exchange) -> None:
         path = exchange.path
@@ -112,6 +123,7 @@ class Edge:
         if not isinstance(asked, dict) or not isinstance(asked.get("model"), str):
             raise BadRequest("model: must be the name of an agent")
         pool = self._routing.pool(asked["model"])
+        self._meant(exchange, pool)
         self.rate_limits.admit(exchange, pool.name, partial(in_chat, asked))
         await self._forwarder.http(self._call(exchange, pool, CHAT_PATH, body, sessions.in_chat(asked)))
 
@@ -135,8 +147,14 @@ class Edge:
         """`/agents/NAME/rest` -> the agent's pool and `/rest`."""
         name, slash, rest = exchange.path[len(b"/agents/") :].partition(b"/")
         pool = self._routing.pool(name.decode("latin-1"))
-        exchange.agent = pool.name
+        self._meant(exchange, pool)
         return pool, slash + rest
+
+    @staticmethod
+    def _meant(exchange: Exchange, pool: Pool) -> None:
+        exchange.agent = pool.name
+        if pool.settings.access_log.enabled:
+            exchange.access = Access(pool)
 
     def _call(self, exchange: Exchange, pool: Pool, path: str, body: Body = None, in_body: str | None = None) -> Call:
         """Everything about the request that a choice may depend on."""
@@ -158,6 +176,7 @@ class Edge:
 
     async def _refuse(self, exchange: Exchange, error: SwiftClawError) -> None:
         status = STATUS[error.type]
+        exchange.failure = error.type
         self._routing.refused(error)
         self.rate_limits.tell(exchange)
         exchange.done()
@@ -180,6 +199,7 @@ class Edge:
 
     async def _too_many_headers(self, exchange: Exchange) -> None:
         error = BadRequest(f"the request's headers have more than {HEADER_LIMIT} bytes")
+        exchange.failure = error.type
         self._routing.refused(error)
         if exchange.scope["type"] == "websocket":
             await _refuse_websocket(exchange, error)
@@ -207,6 +227,7 @@ def _retry_after(error: SwiftClawError) -> list[tuple[bytes, bytes]]:
 
 
 async def _refuse_websocket(exchange: Exchange, error: SwiftClawError) -> None:
+    exchange.status = exchange.status or STATUS[error.type]
     if "websocket.http.response" not in (exchange.scope.get("extensions") or {}):
         await exchange.send({"type": "websocket.close", "code": 1008, "reason": error.message[:120]})
         return

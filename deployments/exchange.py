@@ -12,9 +12,13 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from random import getrandbits
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from policies.errors import BadRequest, PayloadTooLarge, SwiftClawError
+
+if TYPE_CHECKING:
+    from deployments.access_log import Access
+    from deployments.tracing import RequestSpan
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -22,6 +26,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 WATCH_AFTER_S = 0.02  # most answers are quicker, and need no task that waits for their client to go
 READ_AHEAD = 64 * 1024  # bodies up to this size are read before an instance is chosen
+CLIENT_LEFT = "client_gone"  # in place of a named error
 _GOOD_ID = re.compile(rb"[!-~]{1,128}")
 
 
@@ -50,6 +55,9 @@ class Exchange:
         self.prefix = b""  # as much of the body as has been read before an instance was chosen
         self.told: list[tuple[bytes, bytes]] = []  # headers that the answer carries, whatever it will be
         self.agent: str | None = None  # whom it is for, once that is known
+        self.failure: str | None = None  # the named error that it ended with, or CLIENT_LEFT
+        self.access: Access | None = None  # None: no line is written about it
+        self.span: RequestSpan | None = None  # None: nobody traces
         given = self.header(b"x-request-id")
         self.request_id = given.decode() if given and _GOOD_ID.fullmatch(given) else f"{getrandbits(128):032x}"
         self._body_done = False

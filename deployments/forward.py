@@ -85,8 +85,11 @@ class Forwarder:
         ok: bool | None = None  # what this says of the instance
         answer: Answer | None = None
         again = False
+        span = exchange.span.ask(pool.name, lease) if exchange.span is not None else None
         try:
             limited = [*sent, headers.limit(pool.settings.limits.max_connections_per_instance)]
+            if span is not None:
+                limited = span.headers(limited)
             answer = await self._upstream.request(
                 exchange.method, member.host, member.port, call.path, limited, call.body, pool.settings.timeouts.connection_s
             )
@@ -129,6 +132,8 @@ class Forwarder:
             if answer is not None:
                 answer.close()
             lease.release(code, time.monotonic(), ok)
+            if span is not None:
+                span.end(answer.status if answer is not None else None, ok)
         if again:
             await attempts.pause()
         return False

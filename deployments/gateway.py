@@ -23,7 +23,9 @@ from cluster.control import Away, ControlLink
 from cluster.listener import Listener, PortInUse, bind
 from cluster.messages import Hello
 from cluster.placement import GATEWAY_DRAIN_S
+from cluster.serve_internals import logs_folder
 from cluster.tls import BadCertificate, Certificate
+from deployments import access_log
 from deployments.edge import Edge
 from deployments.inside import InsideCall, events
 from deployments.measuring import measure_for_ever
@@ -54,6 +56,7 @@ class Gateway:
         except (PortInUse, BadCertificate) as error:
             await self._controller.call("cannot_start", app, str(error))
             raise
+        access_log.to_file(logs_folder() / f"access_{app}_{self._hello.gateway}.log")
         self._routing = Routing(gateway=self._hello.gateway)
         self._upstream = Upstream()
         self._edge = Edge(self._routing, self._upstream, settings.region)

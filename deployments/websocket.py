@@ -44,17 +44,23 @@ class WebSocketForwarder:
         exchange, pool, member = call.exchange, call.pool, lease.backend.member
         code: int | None = CLIENT_GONE
         ok: bool | None = None
+        status: int | None = None  # of its answer
+        span = exchange.span.ask(pool.name, lease) if exchange.span is not None else None
         try:
             limited = [*headers, limit(pool.settings.limits.max_connections_per_instance)]
+            if span is not None:
+                limited = span.headers(limited)
             connecting = self._upstream.websocket(member.host, member.port, call.path, limited, protocols)
             socket = await asyncio.wait_for(connecting, pool.settings.request_timeout_s)
             lease.heard(time.monotonic(), None)
-            code, ok = 101, True
+            status = code = 101
+            ok = True
             async with socket:
                 accepted = [(b"x-request-id", exchange.request_id.encode()), *lease.backend.told, *exchange.told]
                 cookie = set_cookie(exchange, pool, call.request, call.session)
                 if cookie is not None:
                     accepted.append((b"set-cookie", cookie))
+                exchange.status = 101
                 await exchange.send({"type": "websocket.accept", "subprotocol": socket.protocol, "headers": accepted})
                 await _pump_both(exchange.receive, exchange.send, socket, pool.settings.timeouts.idle_s)
             return True
@@ -67,7 +73,8 @@ class WebSocketForwarder:
             code, ok = 504, False
             raise RequestTimeout(f"no handshake within {pool.settings.request_timeout_s:g} s", agent=pool.name) from None
         except aiohttp.WSServerHandshakeError as declined:
-            head = from_instance(declined.status, _raw(declined))
+            status = declined.status
+            head = from_instance(status, _raw(declined))
             if head.refused is not None:
                 code = None
                 attempts.refused(lease, head)
@@ -81,6 +88,8 @@ class WebSocketForwarder:
             raise InstanceFailed(f"{member.id} broke off", agent=pool.name) from error
         finally:
             lease.release(code, time.monotonic(), ok)
+            if span is not None:
+                span.end(status, ok)
 
 
 def _raw(declined: aiohttp.WSServerHandshakeError) -> list[tuple[bytes, bytes]]:
@@ -88,6 +97,7 @@ def _raw(declined: aiohttp.WSServerHandshakeError) -> list[tuple[bytes, bytes]]:
 
 
 async def _decline(exchange: Exchange, status: int) -> None:
+    exchange.status = status
     if "websocket.http.response" in (exchange.scope.get("extensions") or {}):
         await exchange.send({"type": "websocket.http.response.start", "status": status, "headers": []})
         await exchange.send({"type": "websocket.http.response.body", "body": b""})

@@ -175,7 +175,7 @@ class FakeServe:
     async def scale(self, spec: AppSpec) -> None:
         self.apps[spec.name] = replace(self.apps[spec.name], replicas=spec.replicas)
 
-    async def delete(self, app: str) -> None:
+    async def delete(self, app: str, present: object) -> None:
         self.deleted.append(app)
         self.apps.pop(app, None)
 
