@@ -15,6 +15,7 @@ from random import Random
 import aiohttp
 
 from cluster.agent_settings import HealthCheck
+from cluster.listener import in_url
 from cluster.messages import CHECK_PATH, KEY_HEADER
 from cluster.registry import Record, Registry
 from policies.verdict import Verdict
@@ -78,10 +79,9 @@ class Checks:
         if self._session is None:
             self._session = aiohttp.ClientSession()
         to = record.registration
-        host = f"[{to.host}]" if ":" in to.host else to.host
         try:
             async with self._session.get(
-                f"http://{host}:{to.port}{CHECK_PATH}",
+                f"http://{in_url(to.host)}:{to.port}{CHECK_PATH}",
                 headers={KEY_HEADER.decode(): self._key},
                 timeout=aiohttp.ClientTimeout(total=timeout_s),
             ) as response:

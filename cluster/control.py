@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import aiohttp
 
-from cluster.listener import Listener, bind
+from cluster.listener import Listener, bind, in_url
 
 log = logging.getLogger("swiftclaw.controller")
 
@@ -106,9 +106,8 @@ class ControlLink:
         if self._session is None:
             self._session = aiohttp.ClientSession()
         signature = sign(to.key, method.encode(), content)
-        host = f"[{to.host}]" if ":" in to.host else to.host
         async with self._session.post(
-            f"http://{host}:{to.port}/{method}",
+            f"http://{in_url(to.host)}:{to.port}/{method}",
             data=content,
             headers={SIGNATURE.decode(): signature.decode()},
             timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_S),

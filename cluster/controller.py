@@ -7,13 +7,9 @@ crash between two steps is repaired by the next round. Nothing on the request pa
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import hashlib
-import json
 import logging
-import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -24,89 +20,79 @@ import ray
 from cluster.admin import Admin
 from cluster.agent_settings import HealthCheck
 from cluster.analysis import Analysis
-from cluster.autoscaling import Autoscaling, Change, with_counts
-from cluster.capacity import Capacity, explained
+from cluster.autoscaling import Autoscaling
 from cluster.checks import Checks
 from cluster.circuits import SharedCircuits
 from cluster.config import Settings, parse
 from cluster.control import ControlAddress, ControlPort
+from cluster.desired import Desired
 from cluster.events import Events
 from cluster.exposition import InstanceRow
+from cluster.gateways import Gateways
 from cluster.health import Watch
 from cluster.history import History
 from cluster.ledger import Ledger
-from cluster.listener import Listener, PortInUse, bind
-from cluster.messages import Admission, Hello, Observation, Peer, Registration, Snapshot
+from cluster.listener import Listener, bind_in_time
+from cluster.messages import Admission, Hello, Observation, Registration, Snapshot
 from cluster.packages import Package, Packages
-from cluster.placement import AppSpec, AppStatus, Placement, desired_apps, plan
+from cluster.placement import AppStatus, Placement
 from cluster.points import StopAt
+from cluster.reconciler import Reconciler
 from cluster.recording import record_for_ever
 from cluster.registry import Record, Registry
-from cluster.rollouts import Refused, instances_for
+from cluster.rollouts import instances_for
 from cluster.state import State, Store
 from cluster.take_away import TakeAway
-from cluster.versions import Versions, Wish
+from cluster.versions import Wish
 from cluster.witness import Witness
 from policies.draining import DrainTerms
 
 log = logging.getLogger("swiftclaw.controller")
-
-RECONCILE_EVERY_S = 1.0
-POLL_S = 10.0  # a gateway's request for news is answered after this long even without any
-SETTLE_S = 30.0  # after a start without state: how long what runs already has to present itself, at most
-GATEWAY_GONE_S = 3 * POLL_S
 
 
 class Controller:
     """Methods are called by instances and gateways through its control port, by the command line through a Serve handle."""
 
     def __init__(self, args: dict[str, Any], folder: str, placement: Placement, instance_host: str = "") -> None:
-        self._placement, self._instance_host = placement, instance_host
+        self._instance_host = instance_host
         state_dir = Path(parse(args, Path(folder)).state_dir)
-        self._store, self._at = Store(state_dir), StopAt(state_dir)
+        self._store, at = Store(state_dir), StopAt(state_dir)
         self._state = self._recover()
-        self.versions = Versions(self._state, Packages(state_dir / "packages"), self._remember, self._tell_of_rollout, self._at)
-        self._lost = not self._state.started_with  # no state, or that of another cluster
-        self._start_with(args, folder)
-        self._file = self.versions.settings()  # with the versions of now
-        self.settings = with_counts(self._file, self._state.counts)  # with the number of instances of now
-        self._key = self._store.key()
-        self._control = ControlPort(self, self._key)
-        self._session_keys = self._store.session_keys()
-        self._epoch = secrets.token_hex(4)
-        self._revision = 0
-        self._news = asyncio.Condition()
-        self._hurry = asyncio.Event()
-        self._waiting: list[asyncio.Future[None]] = []
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._key, self._session_keys = self._store.key(), self._store.session_keys()
         self.events = Events()
+        self._desired = Desired(self._state, self._store, Packages(state_dir / "packages"), self.events, at)
+        self._desired.start_with(args, folder)
+        self.versions = self._desired.versions
         self.registry = Registry(self._changed)
         self.registry.restore(self._state.instances)
         self.witness = Witness(self.events, self.registry)
         self.circuits = SharedCircuits()
-        self.autoscaling = Autoscaling(self.registry, self._state.counts)
-        self._capacity = Capacity()
         self.ledger = Ledger()
-        self.analysis = Analysis(self.ledger)
         self.history = History()
-        self.gateways: dict[str, tuple[Hello, float, str | None]] = {}  # heard when, having seen which version
-        self.problems: dict[str, str] = {}  # Serve app -> why it cannot start
-        self.warnings: list[str] = []
-        self.observed: dict[str, AppStatus] = {}
+        self.autoscaling = Autoscaling(self.registry, self._state.counts)
+        self.analysis = Analysis(self.ledger)
+        self._gateways = Gateways(self.witness, self.ledger, self._changed)
+        self._reconciler = Reconciler(
+            self._desired, placement, self.registry, self._gateways, self.autoscaling, self.analysis, self._changed, at,
+            instance_host,
+        )  # fmt: skip
         self._watch = Watch(self.registry, self._key)
-        self._take_away = TakeAway(self.registry, self._key)
         self._checks = Checks(self.registry, self._key, self._health_check_of, Random())
-        self._settled_at = 0.0 if self._state.instances else time.monotonic() + SETTLE_S
+        self._take_away = TakeAway(self.registry, self._key)
+        self._control = ControlPort(self, self._key)
         self._admin: Listener | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._down_within_s: float | None = None  # set by `down`: how long requests in flight may take
 
     async def start(self) -> None:
         """Open the admin port and begin to reconcile. Raises PortInUse."""
-        self._admin = await self._open_admin()
+        admin = self.settings.admin
+        self._admin = Listener(Admin(self).app(), await bind_in_time(admin.host, admin.port), grace_s=1)
+        await self._admin.start()
         await self._control.open(self._instance_host or ray.util.get_node_ip_address())
         for record in self.registry:
             self._attend(record)
-        self._spawn(self._reconcile_for_ever())
+        self._spawn(self._reconciler.run_for_ever())
         self._spawn(record_for_ever(self))
 
     async def stop(self) -> None:
@@ -132,7 +118,7 @@ class Controller:
         if known is None:
             await asyncio.gather(*(self._watch.verify(peer) for peer in self.registry.of(new.agent)))
         record = self.registry.admit(new)
-        self.problems.pop(new.app, None)
+        self._reconciler.problems.pop(new.app, None)
         self._attend(record)
         wants_code = bool(new.package) and not self.versions.packages.has(new.package)
         return Admission(record.id, self._key, self._drain_terms(new.agent) or DrainTerms(), wants_code)
@@ -144,35 +130,24 @@ class Controller:
 
     async def cannot_start(self, app: str, reason: str) -> None:
         """A replica of `app` gave up while starting."""
-        self.problems[app] = reason
+        self._reconciler.problems[app] = reason
         log.error("%s cannot start: %s", app, reason)
 
     async def news(self, hello: Hello, seen: str | None) -> Snapshot | None:
         """The newest snapshot as soon as it differs from the one the gateway has; None when nothing is new."""
-        new = hello.gateway not in self.gateways
-        self.gateways[hello.gateway] = (hello, time.monotonic(), seen)
-        if new:
-            self.witness.gateway(hello)
-            self._changed()
-        self.problems.pop(hello.app, None)
-        deadline = time.monotonic() + POLL_S
-        async with self._news:
-            while not self._knows() or seen == self._version():
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    return None
-                try:
-                    await asyncio.wait_for(self._news.wait(), left if self._knows() else min(left, 0.5))
-                except asyncio.TimeoutError:
-                    continue
-        view = self.registry.view(self.settings, self._version(), self._key, self._session_keys, self.versions.shares())
-        hellos = [known for known, _, _ in self.gateways.values()]
-        peers = tuple(Peer(known.gateway, known.host, known.port) for known in hellos if known.port)
-        return replace(view, peers=peers, circuits=self.circuits.to_tell(time.monotonic()), desired=self.versions.to_keep())
+        self._gateways.hear(hello, seen)
+        self._reconciler.problems.pop(hello.app, None)
+        if not await self._gateways.wait_for_news(seen, self._reconciler.knows):
+            return None
+        shares, now = self.versions.shares(), time.monotonic()
+        view = self.registry.view(self.settings, self._gateways.version, self._key, self._session_keys, shares)
+        circuits, desired = self.circuits.to_tell(now), self.versions.to_keep()
+        return replace(view, peers=self._gateways.peers(), circuits=circuits, desired=desired)
 
     async def observe(self, seen: Observation) -> None:
         """What a gateway saw since its last observation."""
-        self.ledger.add(seen, time.monotonic())
+        if not self.ledger.add(seen, time.monotonic()):
+            return
         self.autoscaling.heard(seen, time.monotonic())
         self._hear_of_circuits(seen)
         for _, replica in seen.unreachable:
@@ -181,7 +156,7 @@ class Controller:
                 self._spawn(self._watch.verify(record))
 
     async def goodbye(self, gateway: str) -> None:
-        self._forget_gateway(gateway, "it was told to stop")
+        self._gateways.forget(gateway, "it was told to stop")
 
     # --- what the command line calls ------------------------------------------------------------------------------
 
@@ -192,16 +167,12 @@ class Controller:
         """
         if parse(args, Path(folder)).admin != self.settings.admin:
             raise ValueError("admin: cannot change while SwiftClaw runs; use `swiftclaw down` first")
-        settings = self.versions.hear(args, folder)
-        self.witness.applied(self._file, settings)
-        self._file, self.settings = settings, with_counts(settings, self._state.counts)
-        for app, seen in self.observed.items():
-            if seen.status == "DEPLOY_FAILED":
-                self._state.apps.get(app, {})["identity"] = ""  # started again if it is still wanted, else deleted
-        self._remember()
-        self.problems.clear()
+        before = self._desired.file
+        self._desired.hear(args, folder)
+        self.witness.applied(before, self._desired.file)
+        self._reconciler.try_again()
         self._changed()
-        await asyncio.wait_for(self._round(), 30)
+        await self._reconciler.round()
 
     async def current(self) -> tuple[dict[str, Any], str]:
         """(args, folder) as they are desired now."""
@@ -212,7 +183,7 @@ class Controller:
         taken = {known["version"] for known in self._state.apps.values() if known["agent"] == agent}
         taken |= {record.registration.version for record in self.registry.of(agent)}
         done = self.versions.deploy(agent, wish, sorted(taken))
-        self._act()
+        self._reconciler.act()
         return done
 
     async def promote(self, agent: str, percent: float) -> str:
@@ -239,14 +210,8 @@ class Controller:
         return await asyncio.to_thread(self.versions.packages.get, digest)
 
     def _acted(self, version: str) -> str:
-        self._act()
+        self._reconciler.act()
         return version
-
-    def _act(self) -> None:
-        self._file = self.versions.settings()
-        self.settings = with_counts(self._file, self._state.counts)
-        self._changed()
-        self._hurry.set()
 
     async def rotate_session_key(self) -> None:
         """Sign session tokens with a new key; those signed with the one before stay valid."""
@@ -255,9 +220,9 @@ class Controller:
 
     async def scale(self, agent: str, region: str | None, instances: int) -> str:
         """For `swiftclaw scale`. What was changed, as a sentence. Raises ValueError where the bounds forbid it."""
-        change = self.autoscaling.fix(self._file, agent, region, instances, time.time())
-        self._scaled([change])
-        await asyncio.wait_for(self._round(), 30)
+        change = self.autoscaling.fix(self._desired.file, agent, region, instances, time.time())
+        self._desired.scaled([change])
+        await self._reconciler.round()
         return str(change)
 
     async def take_away(self, agent: str, instance: str, mode: str, seconds: float) -> None:
@@ -288,9 +253,31 @@ class Controller:
 
     # --- what is shown --------------------------------------------------------------------------------------------
 
+    @property
+    def settings(self) -> Settings:
+        """What holds now: the file's, with the versions and the counts of now."""
+        return self._desired.settings
+
+    @property
+    def gateways(self) -> dict[str, tuple[Hello, float, str | None]]:
+        """By id: the gateway, when it was heard last, and which version of the snapshot it has."""
+        return self._gateways.present
+
     def is_current(self, gateway: str) -> bool:
-        """Whether it has the newest snapshot: then it acts on all that is shown here."""
-        return self.gateways[gateway][2] == self._version()
+        return self._gateways.is_current(gateway)
+
+    @property
+    def observed(self) -> dict[str, AppStatus]:
+        return self._reconciler.observed
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """Serve app -> why it cannot start."""
+        return self._reconciler.problems
+
+    @property
+    def warnings(self) -> list[str]:
+        return self._reconciler.warnings
 
     def agents(self) -> Iterable[str]:
         return self.settings.agents
@@ -317,15 +304,10 @@ class Controller:
     # --- inside ---------------------------------------------------------------------------------------------------
 
     async def _stop(self, apps: list[str]) -> list[str]:
-        self.versions.forget_all()
-        self._state.started_with = ""  # started again, the args win
-        self._state.counts.clear()
+        self._desired.forget_all()
         for task in self._tasks:
             task.cancel()
-        for name in apps:
-            await self._placement.delete(name, self._met())
-            del self._state.apps[name]
-        self._remember()
+        await self._reconciler.take_down(apps)
         return apps
 
     def _drain_terms(self, agent: str) -> DrainTerms | None:
@@ -343,30 +325,6 @@ class Controller:
         state = self._store.load()
         return state if state is not None and state.ray_cluster == cluster else State(ray_cluster=cluster)
 
-    def _start_with(self, args: dict[str, Any], folder: str) -> None:
-        """The args win over the remembered ones when they are not those of last time."""
-        digest = hashlib.sha256(json.dumps([args, folder], sort_keys=True).encode()).hexdigest()
-        if self._state.started_with != digest:
-            try:
-                self.versions.hear(args, folder)
-            except Refused as error:
-                log.error("the settings stay as they were: %s", error)
-            self._state.started_with = digest
-        self._remember()
-
-    async def _open_admin(self) -> Listener:
-        address = self.settings.admin
-        for attempt in range(20):  # the port of a Controller that was just killed may need a moment
-            try:
-                listener = Listener(Admin(self).app(), bind(address.host, address.port), grace_s=1)
-                break
-            except PortInUse:
-                if attempt == 19:
-                    raise
-                await asyncio.sleep(0.25)
-        await listener.start()
-        return listener
-
     def _hear_of_circuits(self, seen: Observation) -> None:
         """What one gateway has found out reaches the others with the next snapshot."""
         present = {replica: record for _, replica in seen.circuits if (record := self.registry.get(replica)) is not None}
@@ -376,10 +334,6 @@ class Controller:
         if any(news.state != "half-open" for news in told.values()):  # probing is one gateway's own affair
             self._changed()
 
-    def _tell_of_rollout(self, agent: str, version: str, message: str) -> None:
-        log.info("%s", message)
-        self.events.add("rollout", message, agent=agent, version=version)
-
     def _attend(self, record: Record) -> None:
         self._watch.attend(record)
         self._checks.attend(record)
@@ -388,195 +342,17 @@ class Controller:
         settings = self.settings.agents.get(agent)
         return settings.health_check if settings else None
 
-    def _version(self) -> str:
-        return f"{self._epoch}.{self._revision}"
-
-    def _knows(self) -> bool:
-        """Whether what it would tell is right: before, it has to have found out what was desired."""
-        return not self._lost and self._settled()
-
-    def _settled(self) -> bool:
-        """False while a Controller without state waits for what runs, so that no gateway is told of an empty world."""
-        if time.monotonic() >= self._settled_at:
-            return True
-        gateways = any(name.startswith("gateway.") and app.status == "RUNNING" for name, app in self.observed.items())
-        if gateways and not self.gateways:
-            return False
-        known = {name for name, app in self.observed.items() if app.status == "RUNNING"}
-        present = {record.registration.app for record in self.registry if record.state == "healthy"}
-        mine = {name for name in known if not name.startswith("gateway.") and name != "swiftclaw"}
-        if self.observed and mine <= present:
-            self._settled_at = 0.0
-        return not self._settled_at
-
     def _changed(self) -> None:
-        self._revision += 1
+        """What gateways are told has changed: remembered, told as events, and announced to them."""
+        self._gateways.count_change()
         self.circuits.keep({record.registration.replica for record in self.registry})
         self._state.instances = self.registry.dump()
-        self._remember()
+        self._desired.save()
         self.witness.instances(self.registry)
         self.witness.levels(self.settings, self.registry)
-        self._spawn(self._announce())
-
-    async def _announce(self) -> None:
-        async with self._news:
-            self._news.notify_all()
-
-    def _remember(self) -> None:
-        self._store.save(self._state)
+        self._spawn(self._gateways.announce())
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    async def _round(self) -> None:
-        """Wait for a round that begins after now."""
-        waited = asyncio.get_running_loop().create_future()
-        self._waiting.append(waited)
-        self._hurry.set()
-        await waited
-
-    async def _reconcile_for_ever(self) -> None:
-        while True:
-            self._hurry.clear()
-            waiting, self._waiting = self._waiting, []
-            try:
-                await self._reconcile()
-            except Exception:  # the next round tries again
-                log.exception("a round of reconciling failed")
-            for waited in waiting:
-                if not waited.done():
-                    waited.set_result(None)
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._hurry.wait(), RECONCILE_EVERY_S)
-
-    def _scaled(self, changes: list[Change]) -> None:
-        """The counts have changed: remembered before anything acts on it."""
-        self.settings = with_counts(self._file, self._state.counts)
-        self._remember()
-        for change in changes:
-            log.info("%s", change)
-            self.events.add(
-                "scale", str(change), agent=change.agent, version=change.version, region=change.region,
-                before=change.before, after=change.after, reason=change.reason,
-            )  # fmt: skip
-
-    async def _missing_capacity(self, specs: Iterable[AppSpec]) -> list[str]:
-        short = self._capacity.short(specs, self.registry, time.monotonic())
-        nodes = await self._placement.nodes() if short else []
-        return [said for spec, missing in short if (said := explained(spec, missing, nodes))]
-
-    async def _reconcile(self) -> None:
-        self.observed = await self._placement.running()
-        if not self._settled():
-            return
-        self._rebuild()
-        self._scaled(self.autoscaling.look(self._file, time.monotonic(), time.time()))
-        labelled = await self._placement.labelled()
-        await self.versions.freeze()
-        desired = self._desired_apps(labelled)
-        if self.versions.advance(desired, self.registry, self.observed, self.problems) | self._analyse():
-            self._act()
-            desired = self._desired_apps(labelled)
-        self.warnings = [*_about_regions(self.settings, labelled), *await self._missing_capacity(desired.values())]
-        self.warnings += self.versions.warnings()
-        running = {name: app.status for name, app in self.observed.items()}
-        self._adopt(desired.keys() & running.keys(), desired)
-        well = {record.registration.app for record in self.registry if record.state == "healthy"}
-        actions = plan(desired, self._state.apps, running, well)
-        starts = [action.spec for action in actions if action.do == "start" and action.spec]
-        for action in actions:
-            if action.do == "start" and action.spec:
-                unfinished = {"identity": ""} if action.app in running else {}  # replaced again, should this get no further
-                self._state.apps[action.app] = action.spec.remembered() | unfinished
-            self.problems.pop(action.app, None)
-        self._remember()
-        if starts:
-            self._at("start.before")
-            await self._start(starts)
-            self._at("start.after")
-        for action in actions:
-            if action.do == "scale" and action.spec:
-                await self._placement.scale(action.spec)
-                self._state.apps[action.app] = action.spec.remembered()  # not before: the next round tries again
-                self._remember()
-            elif action.do == "delete":
-                await self._delete(action.app)
-        for app in [app for app in self._state.apps if app not in desired and app not in running]:
-            del self._state.apps[app]
-        self.versions.tidy(self._state.apps)
-        self._forget_silent_gateways()
-
-    def _analyse(self) -> bool:
-        """Whether a canary got more, or was rolled back."""
-        steps = self.analysis.look(self._file, self.versions.rollouts, time.monotonic())
-        for step in steps:
-            if step.percent is None:
-                self.versions.take_back(step.agent, step.reason)
-            else:
-                self.versions.promote(step.agent, step.percent, step.reason)
-        return bool(steps)
-
-    def _desired_apps(self, labelled: set[str]) -> dict[str, AppSpec]:
-        return desired_apps(self.settings, labelled, self._instance_host, self.versions.deployed(self.settings))
-
-    def _rebuild(self) -> None:
-        """The state was lost: what the gateways were told last is what was desired."""
-        lost, self._lost = self._lost, False
-        told = [(seen or "", hello.desired) for hello, _, seen in self.gateways.values() if hello.desired]
-        if lost and told:
-            self.versions.restore(max(told, key=lambda one: _revision(one[0]))[1], self._state.started_with)
-            self._act()
-
-    async def _start(self, specs: list[AppSpec]) -> None:
-        try:
-            await self._placement.start(specs)
-        except Exception:
-            for spec in specs:  # not what runs, after all: the next round tries again
-                self._state.apps[spec.name]["identity"] = ""
-            raise
-        for spec in specs:
-            self._state.apps[spec.name] = spec.remembered()
-        self._remember()
-
-    def _adopt(self, names: Iterable[str], desired: Mapping[str, Any]) -> None:
-        for name in names:
-            if name not in self._state.apps and self.observed[name].status != "DEPLOY_FAILED":
-                self._state.apps[name] = desired[name].remembered()
-
-    async def _delete(self, app: str) -> None:
-        for record in self.registry:
-            if record.registration.app == app:
-                self.registry.drain(record.registration.replica, "no longer wanted")
-        self._at("delete.before")
-        await self._placement.delete(app, self._met())
-        self._at("delete.after")
-
-    def _met(self) -> set[str]:
-        """Replicas that have run; others of a deleted app have nothing to finish."""
-        return {*self.registry.met(), *self.gateways}
-
-    def _forget_silent_gateways(self) -> None:
-        for gateway, (_, heard, _) in list(self.gateways.items()):
-            if time.monotonic() - heard > GATEWAY_GONE_S:
-                self._forget_gateway(gateway, f"nothing was heard of it for {GATEWAY_GONE_S:g} s")
-
-    def _forget_gateway(self, gateway: str, why: str) -> None:
-        known = self.gateways.pop(gateway, None)
-        if known is not None:
-            self.witness.gateway(known[0], gone=why)
-            self._changed()
-        self.ledger.forget_gateway(gateway)
-
-
-def _revision(version: str) -> int:
-    return int(version.rpartition(".")[2] or 0)
-
-
-def _about_regions(settings: Settings, labelled: set[str]) -> list[str]:
-    wanted = set(settings.regions)
-    if not labelled and len(wanted) > 1:
-        return ["no Ray node carries a `region` label: the regions are logical, instances run on any node"]
-    missing = sorted(wanted - labelled) if labelled else []
-    return [f"no Ray node carries the label region={region}: nothing can run there" for region in missing]

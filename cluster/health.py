@@ -12,6 +12,7 @@ import time
 
 import aiohttp
 
+from cluster.listener import in_url
 from cluster.messages import KEY_HEADER, WATCH_PATH
 from cluster.registry import Record, Registry
 
@@ -80,9 +81,8 @@ class Watch:
         if self._session is None:
             self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True))
         to = record.registration
-        host = f"[{to.host}]" if ":" in to.host else to.host
         return self._session.get(
-            f"http://{host}:{to.port}{WATCH_PATH}",
+            f"http://{in_url(to.host)}:{to.port}{WATCH_PATH}",
             headers={KEY_HEADER.decode(): self._key},
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=timeout_s, sock_read=timeout_s),
         )

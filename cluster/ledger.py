@@ -1,7 +1,9 @@
 """All that the gateways saw, added up: since the Controller started, and over the last minute.
 
-Gateways send what was added since their last observation, so that a gateway's restart never makes a counter go back. Sync;
-the caller gives the time (monotonic seconds). What is older than the window leaves as time passes, so that asking is cheap.
+Gateways send what was added since their last observation, so that a gateway's restart never makes a counter go back. An
+observation has a number: a gateway sends it until it hears that it was counted, others of its node do so when it was killed
+(deployments/spool.py), and here it is counted once. Sync; the caller gives the time (monotonic seconds). What is older than
+the window leaves as time passes, so that asking is cheap.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from cluster.metrics import BUCKETS_S, Key, added, is_error, ms, percentile_s
 
 WINDOW_S = 60.0
 RATE_LIMITED = 429
+MOST_GATEWAYS = 1000  # whose last number is known; those heard of last stay
 
 
 @dataclass(frozen=True)
@@ -105,8 +108,28 @@ class Ledger:
         self.retries: dict[str, int] = defaultdict(int)  # by agent
         self._active: dict[str, dict[Key, int]] = {}  # by gateway
         self._queued: dict[str, dict[str, int]] = {}  # by gateway, then agent
+        self._distances_ms: dict[str, dict[str, dict[str, float]]] = {}  # by gateway
+        self._batches: dict[str, int] = {}  # by gateway: the last that was counted, also when it is gone
 
-    def add(self, seen: Observation, now: float) -> None:
+    def add(self, seen: Observation, now: float) -> bool:
+        """False: it is older than another of that gateway, and nothing of it is news."""
+        counted = self._batches.pop(seen.gateway, 0)
+        if seen.batch:
+            self._batches[seen.gateway] = max(counted, seen.batch)
+            if len(self._batches) > MOST_GATEWAYS:
+                del self._batches[next(iter(self._batches))]
+        if seen.batch and seen.batch < counted:
+            return False
+        if not seen.batch or seen.batch > counted:
+            self._count(seen, now)
+        self._active[seen.gateway] = {key: counts.active for key, counts in seen.instances.items() if counts.active}
+        self._queued[seen.gateway] = dict(seen.queued)
+        self._distances_ms[seen.gateway] = seen.distances_ms
+        if not (self._active[seen.gateway] or seen.queued or seen.distances_ms):  # as of one that is gone
+            self.forget_gateway(seen.gateway)
+        return True
+
+    def _count(self, seen: Observation, now: float) -> None:
         for key, counts in seen.instances.items():
             if counts.codes or counts.routings:
                 totals = self.totals.get(key)
@@ -117,13 +140,12 @@ class Ledger:
             self.refusals[refusal] += count
         for agent, count in seen.retries.items():
             self.retries[agent] += count
-        self._active[seen.gateway] = {key: counts.active for key, counts in seen.instances.items() if counts.active}
-        self._queued[seen.gateway] = dict(seen.queued)
 
     def forget_gateway(self, gateway: str) -> None:
         """It is gone, and what was in flight there with it."""
         self._active.pop(gateway, None)
         self._queued.pop(gateway, None)
+        self._distances_ms.pop(gateway, None)
 
     def active(self, key: Key) -> int:
         """Requests in flight, summed over the gateways."""
@@ -132,6 +154,16 @@ class Ledger:
     def queued(self, agent: str) -> int:
         """Requests that wait for a place, summed over the gateways."""
         return sum(counts.get(agent, 0) for counts in self._queued.values())
+
+    def measured(self) -> dict[tuple[str, str], float]:
+        """Milliseconds between two regions, their names in order: the least that a gateway measured, as the rest is waiting."""
+        least: dict[tuple[str, str], float] = {}
+        for measured in self._distances_ms.values():
+            for one, others in measured.items():
+                for other, took in others.items():
+                    pair = (min(one, other), max(one, other))
+                    least[pair] = min(took, least.get(pair, took))
+        return least
 
     def requests(self, key: Key) -> tuple[int, int]:
         """(all, errors) since the Controller started."""

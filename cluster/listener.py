@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import time
 from collections.abc import Generator
 from typing import Any
 
@@ -39,6 +40,23 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
         raise PortInUse(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
     listening.setblocking(False)
     return listening
+
+
+def in_url(host: str) -> str:
+    """An address as URLs have it: IPv6 in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
+async def bind_in_time(host: str, port: int, within_s: float = 5.0) -> socket.socket:
+    """The port of a process that was just killed may need a moment. Raises PortInUse."""
+    deadline = time.monotonic() + within_s
+    while True:
+        try:
+            return bind(host, port)
+        except PortInUse:
+            if time.monotonic() >= deadline:
+                raise
+        await asyncio.sleep(0.25)
 
 
 class _Server(uvicorn.Server):

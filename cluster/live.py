@@ -100,18 +100,20 @@ class Live:
             "rate_limit": {"requests": limit.requests, "window_s": limit.window_s} if limit.enabled else None,
         }
 
-    def _distances(self, agent: str) -> dict[str, dict[str, float | None]]:
-        """Milliseconds from each gateway's region to each of the agent's."""
+    def _distances(self, agent: str) -> dict[str, dict[str, dict[str, Any]]]:
+        """Milliseconds from each gateway's region to each of the agent's, and whether they are configured, measured or
+        estimated; null twice when nothing is known."""
         settings = self._controller.settings
-        known = Distances(settings.distances_ms)
+        distances = Distances(settings.distances_ms)
+        for (one, other), ms in self._controller.ledger.measured().items():
+            distances.measured(one, other, ms)
         here = dict.fromkeys([*(gateway.region for gateway in settings.gateways), *settings.agents[agent].regions])
-        return {
-            one: {
-                other: None if (ms := known.ms(one, other)) is None else round(ms, 1)
-                for other in settings.agents[agent].regions
-            }
-            for one in here
-        }
+        return {one: {other: _far(distances, one, other) for other in settings.agents[agent].regions} for one in here}
+
+
+def _far(distances: Distances, one: str, other: str) -> dict[str, Any]:
+    ms, source = distances.known(one, other)
+    return {"ms": None if ms is None else round(ms, 1), "source": source}
 
 
 def refusals_of(agent: str) -> Key:

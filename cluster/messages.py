@@ -198,3 +198,5 @@ class Observation:
     circuits: dict[tuple[str, str], News] = field(default_factory=dict)  # (agent, replica) whose breaker has changed
     retries: dict[str, int] = field(default_factory=dict)  # by agent, since the last one
     queued: dict[str, int] = field(default_factory=dict)  # by agent: requests that wait for a place now
+    batch: int = 0  # grows by one with each; what was counted is counted once, however often it comes. 0: it has none
+    distances_ms: dict[str, dict[str, float]] = field(default_factory=dict)  # between regions, as measured; each pair once

@@ -22,54 +22,99 @@ Key = tuple[str, str, str, str]  # agent, version, region, instance
 LABELS = ("agent", "version", "region", "instance")
 
 
-class Tally:
-    """What one gateway saw of one instance. Cheap to add to; `take()` hands over and starts anew."""
+CODES = 48  # how many statuses a tally tells apart; its last place takes any other, as 0
+_DURATIONS = CODES
+_FIRST_BYTES = _DURATIONS + len(BUCKETS_S) + 1
+_ROUTINGS = _FIRST_BYTES + len(BUCKETS_S) + 1
+_SUMS_NS = _ROUTINGS + len(ROUTING_BUCKETS_S) + 1  # of durations, first bytes, routings
+CELLS = _SUMS_NS + 3
 
-    __slots__ = ("active", "codes", "durations", "first_bytes", "routings", "sums")
+
+def words(count: int) -> memoryview[int]:
+    """That many whole numbers, all zero."""
+    return memoryview(bytearray(8 * count)).cast("q")
+
+
+_ZEROS = words(CELLS)
+
+
+class Tally:
+    """What one gateway saw of one instance. Cheap to add to; `take()` hands over and starts anew.
+
+    The numbers are flat memory, so that a gateway can keep them where they outlive it (deployments/spool.py). There are two
+    sides, filled by turns: what was taken last stays readable until the next is taken.
+    """
+
+    __slots__ = ("_cells", "_codes", "_other", "_places", "active")
 
     def __init__(self) -> None:
         self.active = 0
-        self._reset()
+        self.move(words(CODES), words(CELLS), words(CELLS))
 
-    def _reset(self) -> None:
-        self.codes: dict[int, int] = {}
-        self.durations = [0] * (len(BUCKETS_S) + 1)
-        self.first_bytes = [0] * (len(BUCKETS_S) + 1)
-        self.routings = [0] * (len(ROUTING_BUCKETS_S) + 1)
-        self.sums = [0.0, 0.0, 0.0]
+    def move(self, codes: memoryview[int], filling: memoryview[int], other: memoryview[int]) -> None:
+        """Count there from now on; all of it is zero, and nothing has been counted yet."""
+        self._codes, self._cells, self._other = codes, filling, other
+        self._places: dict[int, int] = {}
 
     def routed(self, seconds: float) -> None:
         """How long it took from the request's admission to the choice of this instance, waiting in line included."""
-        self.routings[bisect_left(ROUTING_BUCKETS_S, seconds)] += 1
-        self.sums[2] += seconds
+        cells = self._cells
+        cells[_ROUTINGS + bisect_left(ROUTING_BUCKETS_S, seconds)] += 1
+        cells[_SUMS_NS + 2] += int(seconds * 1e9)
 
     def add(self, code: int, duration_s: float, first_byte_s: float | None) -> None:
-        self.codes[code] = self.codes.get(code, 0) + 1
-        self.durations[bisect_left(BUCKETS_S, duration_s)] += 1
-        self.sums[0] += duration_s
+        self.count(code)
+        cells = self._cells
+        cells[_DURATIONS + bisect_left(BUCKETS_S, duration_s)] += 1
+        cells[_SUMS_NS] += int(duration_s * 1e9)
         if first_byte_s is not None:
-            self.first_bytes[bisect_left(BUCKETS_S, first_byte_s)] += 1
-            self.sums[1] += first_byte_s
+            cells[_FIRST_BYTES + bisect_left(BUCKETS_S, first_byte_s)] += 1
+            cells[_SUMS_NS + 1] += int(first_byte_s * 1e9)
+
+    def count(self, code: int) -> None:
+        """One whose times nobody asks for."""
+        place = self._places.get(code)
+        self._cells[self._place(code) if place is None else place] += 1
+
+    def _place(self, code: int) -> int:
+        place = len(self._places)
+        if place >= CODES - 1:
+            return CODES - 1
+        self._codes[place] = code
+        self._places[code] = place
+        return place
+
+    @property
+    def codes(self) -> dict[int, int]:
+        """Since they were taken last."""
+        return counts_of(self._codes, self._cells).codes
 
     def take(self) -> InstanceCounts:
-        if not self.codes and not any(self.routings):
-            return InstanceCounts(active=self.active)
-        counts = InstanceCounts(
-            active=self.active,
-            codes=self.codes,
-            durations=tuple(self.durations),
-            duration_sum_s=self.sums[0],
-            first_bytes=tuple(self.first_bytes),
-            first_byte_sum_s=self.sums[1],
-            routings=tuple(self.routings),
-            routing_sum_s=self.sums[2],
-        )
-        self._reset()
-        return counts
+        taken = self._cells
+        self._other[:] = _ZEROS
+        self._cells, self._other = self._other, taken
+        return counts_of(self._codes, taken, self.active)
+
+
+def counts_of(codes: Sequence[int], cells: memoryview[int], active: int = 0) -> InstanceCounts:
+    """What the numbers of a tally mean. `codes`: by place."""
+    seen = cells.tolist()
+    if not any(seen):
+        return InstanceCounts(active=active)
+    return InstanceCounts(
+        active=active,
+        codes={code: count for code, count in zip(codes, seen[:CODES], strict=True) if count},
+        durations=tuple(seen[_DURATIONS:_FIRST_BYTES]),
+        duration_sum_s=seen[_SUMS_NS] / 1e9,
+        first_bytes=tuple(seen[_FIRST_BYTES:_ROUTINGS]),
+        first_byte_sum_s=seen[_SUMS_NS + 1] / 1e9,
+        routings=tuple(seen[_ROUTINGS:_SUMS_NS]),
+        routing_sum_s=seen[_SUMS_NS + 2] / 1e9,
+    )
 
 
 def merge(one: InstanceCounts, other: InstanceCounts) -> InstanceCounts:
-    """Both together, for an observation that could not be delivered; `active` is the later one's."""
+    """Both together, such as an old process of a name and its replacement; `active` is the later one's."""
     codes = dict(one.codes)
     for code, count in other.codes.items():
         codes[code] = codes.get(code, 0) + count

@@ -12,6 +12,7 @@ import asyncio
 
 import aiohttp
 
+from cluster.listener import in_url
 from cluster.messages import DRAIN_PATH, KEY_HEADER, KILL_PATH
 from cluster.registry import Record, Registry
 
@@ -63,11 +64,10 @@ class TakeAway:
     async def _tell(self, record: Record, mode: str) -> None:
         """Returns when the instance has begun to go; one that is killed breaks the connection instead of answering."""
         to = record.registration
-        host = f"[{to.host}]" if ":" in to.host else to.host
         try:
             async with aiohttp.ClientSession() as client:
                 answer = await client.post(
-                    f"http://{host}:{to.port}{_PATHS[mode]}",
+                    f"http://{in_url(to.host)}:{to.port}{_PATHS[mode]}",
                     headers={KEY_HEADER.decode(): self._key},
                     timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
                 )

@@ -92,7 +92,12 @@ class Views:
             "regions": {
                 region: {
                     "instances": wanted.instances,
-                    "healthy": sum(record.state == "healthy" and record.registration.region == region for record in records),
+                    "healthy": sum(
+                        record.state == "healthy"
+                        and record.registration.region == region
+                        and record.registration.version == rollout.stable.name  # as `instances`; the others are in `versions`
+                        for record in records
+                    ),
                     "priority": wanted.priority,
                     **self._scaled(name, region, records),
                 }

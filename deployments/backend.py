@@ -76,6 +76,7 @@ class Lease:
 
     __slots__ = (
         "_arrival",
+        "_counted",
         "_generation",
         "_open",
         "_undecided",
@@ -91,6 +92,7 @@ class Lease:
         self.first_byte_at: float | None = None
         self._arrival = backend.instance.load
         self._open = True
+        self._counted = False
         self._generation = pool.circuits.sent(backend, now)
         self._undecided = self._generation is not None
         backend.tally.active += 1
@@ -120,22 +122,28 @@ class Lease:
             self._undecided = False
             self.pool.circuits.judge(self.backend, ok, now, self._generation)
 
+    def ends(self, code: int, now: float) -> None:
+        """The last of the answer is about to go out: counted before it does, so that no client has one that is not counted."""
+        if self._open and not self._counted:
+            self._counted = True
+            first_byte_s = None if self.first_byte_at is None else self.first_byte_at - self.arrived_at
+            self.backend.tally.add(code, now - self.arrived_at, first_byte_s)
+
     def release(self, code: int | None, now: float, ok: bool | None = None) -> None:
         """`code` None: not to be counted (the request goes on elsewhere). `ok`: see `judge`."""
         if not self._open:
             return
+        if code is not None:
+            self.ends(code, now)
         self._open = False
-        tally, instance = self.backend.tally, self.backend.instance
-        tally.active -= 1
+        instance = self.backend.instance
+        self.backend.tally.active -= 1
         self.backend.awaiting.pop(self, None)
         self.pool.loads.done(instance)
         self.judge(ok, now)
-        if code is not None:
-            first_byte_s = None if self.first_byte_at is None else self.first_byte_at - self.arrived_at
-            tally.add(code, now - self.arrived_at, first_byte_s)
-            if code != CLIENT_GONE:
-                seconds = (self.first_byte_at or now) - self.started_at
-                self.pool.answered(instance, self._arrival, seconds, now, failed=code >= 500)
-                if code < 500:
-                    self.pool.loads.answered(now - self.started_at)
+        if code is not None and code != CLIENT_GONE:
+            seconds = (self.first_byte_at or now) - self.started_at
+            self.pool.answered(instance, self._arrival, seconds, now, failed=code >= 500)
+            if code < 500:
+                self.pool.loads.answered(now - self.started_at)
         self.pool.line.move(now)

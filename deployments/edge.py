@@ -177,7 +177,8 @@ class Edge:
     async def _refuse(self, exchange: Exchange, error: SwiftClawError) -> None:
         status = STATUS[error.type]
         exchange.failure = error.type
-        self._routing.refused(error)
+        if not exchange.counted:
+            self._routing.refused(error)
         self.rate_limits.tell(exchange)
         exchange.done()
         if exchange.scope["type"] == "websocket":
@@ -200,7 +201,7 @@ class Edge:
     async def _too_many_headers(self, exchange: Exchange) -> None:
         error = BadRequest(f"the request's headers have more than {HEADER_LIMIT} bytes")
         exchange.failure = error.type
-        self._routing.refused(error)
+        self._routing.refused(error, 431 if exchange.scope["type"] == "http" else None)
         if exchange.scope["type"] == "websocket":
             await _refuse_websocket(exchange, error)
         else:

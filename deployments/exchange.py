@@ -55,6 +55,7 @@ class Exchange:
         self.prefix = b""  # as much of the body as has been read before an instance was chosen
         self.told: list[tuple[bytes, bytes]] = []  # headers that the answer carries, whatever it will be
         self.agent: str | None = None  # whom it is for, once that is known
+        self.counted = False  # by the instance that was to answer it
         self.failure: str | None = None  # the named error that it ended with, or CLIENT_LEFT
         self.access: Access | None = None  # None: no line is written about it
         self.span: RequestSpan | None = None  # None: nobody traces

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from deployments import headers
 from deployments.attempts import GATEWAY_ERRORS, Attempts
 from deployments.backend import CLIENT_GONE, Lease
-from deployments.exchange import Exchange, TimedOut
+from deployments.exchange import ClientGone, Exchange, TimedOut
 from deployments.headers import Head
 from deployments.pool import Pool
 from deployments.routing import Routing
@@ -117,6 +117,7 @@ class Forwarder:
         except BrokeOff as error:
             ok = None
             if exchange.body_failure is not None:
+                code = CLIENT_GONE if isinstance(exchange.body_failure, ClientGone) else None  # refused, and counted as such
                 raise exchange.body_failure from None
             code, ok = 502, False
             log.warning("%s of %s broke off (%s), request %s", member.id, pool.name, error, exchange.request_id)
@@ -132,6 +133,7 @@ class Forwarder:
             if answer is not None:
                 answer.close()
             lease.release(code, time.monotonic(), ok)
+            exchange.counted = exchange.counted or code is not None
             if span is not None:
                 span.end(answer.status if answer is not None else None, ok)
         if again:
@@ -150,12 +152,14 @@ class Forwarder:
         await exchange.start(answer.status, returned)
         whole = answer.whole()
         if whole is not None:
+            lease.ends(answer.status, time.monotonic())
             await exchange.write(whole, more=False)
             return
         async for piece in answer.pieces():
             if head.streamed:
                 exchange.deadline(idle_s)
             await exchange.write(piece, more=True)
+        lease.ends(answer.status, time.monotonic())
         await exchange.write(b"", more=False)
 
 

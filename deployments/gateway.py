@@ -31,6 +31,7 @@ from deployments.inside import InsideCall, events
 from deployments.measuring import measure_for_ever
 from deployments.peers import Peers
 from deployments.routing import Routing
+from deployments.spool import Spool, files, held, place
 from deployments.upstream import Upstream
 from policies.errors import STATUS, InstanceFailed
 
@@ -57,7 +58,8 @@ class Gateway:
             await self._controller.call("cannot_start", app, str(error))
             raise
         access_log.to_file(logs_folder() / f"access_{app}_{self._hello.gateway}.log")
-        self._routing = Routing(gateway=self._hello.gateway)
+        self._spool = self._keep_counts(ray.get_runtime_context().get_session_name())
+        self._routing = Routing(gateway=self._hello.gateway, spool=self._spool)
         self._upstream = Upstream()
         self._edge = Edge(self._routing, self._upstream, settings.region)
         tls = certificate.context if certificate else None
@@ -118,13 +120,42 @@ class Gateway:
                 await asyncio.sleep(OBSERVE_EVERY_S / 10)
                 if self._routing.news_to_tell():
                     break
-            seen = self._routing.observation(self._hello.gateway)
             try:
-                await self._controller.call("observe", seen)
+                await self._observe()
+                await self._adopt()
             except Away as error:
                 log.info("an observation was not delivered: %r", error)
+
+    def _keep_counts(self, cluster: str) -> Spool | None:
+        try:
+            return Spool(place(cluster), self._hello.gateway)
+        except OSError as error:
+            log.warning("the counts of up to a second are lost if this gateway is killed: %s", error)
+            return None
+
+    async def _observe(self, timeout_s: float = LOST_S) -> None:
+        await self._controller.call("observe", self._routing.observation(self._hello.gateway), timeout_s=timeout_s)
+        self._routing.delivered()
+
+    async def _adopt(self) -> None:
+        """What gateways of this node had counted and not told when they were killed."""
+        if self._spool is None:
+            return
+        for path in files(self._spool.path.parent):
+            if path == self._spool.path:
                 continue
-            self._routing.delivered()
+            with held(path) as left:
+                if left is not None:
+                    for seen in left.observations():
+                        await self._controller.call("observe", seen)
+                    left.remove()
+
+    async def _tell_the_rest(self) -> None:
+        """What was under way, and what was counted since; what cannot be told stays for another gateway."""
+        for _ in range(2):
+            await self._observe(timeout_s=5)
+        if self._spool is not None:
+            self._spool.remove()
 
     async def _tick(self) -> None:
         while True:
@@ -139,5 +170,6 @@ class Gateway:
         await self._peers.close()
         await self._upstream.close()
         with contextlib.suppress(Away):
+            await self._tell_the_rest()
             await self._controller.call("goodbye", self._hello.gateway, timeout_s=5)
         await self._controller.close()

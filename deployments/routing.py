@@ -6,27 +6,26 @@ All sync. One agent is `deployments.pool`, one instance of it `deployments.backe
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from random import Random
-from typing import TypeVar
 
 from cluster.messages import InstanceCounts, Observation, Snapshot
-from cluster.metrics import Key, merge
+from cluster.metrics import Key, Tally, merge
 from deployments.backend import Backend
 from deployments.clients import Clients
 from deployments.pool import Pool
-from policies.breaker import News
+from deployments.spool import Spool
 from policies.distance import Distances
 from policies.errors import STATUS, NoHealthyInstance, SwiftClawError, UnknownAgent
 
-T = TypeVar("T")
+NOTHING = InstanceCounts()
 
 
 class Routing:
-    """All agents, as of the newest snapshot. `gateway`: who this is, for the others."""
+    """All agents, as of the newest snapshot. `gateway`: who this is, for the others; `spool`: where its counts are safe."""
 
-    def __init__(self, rng: Random | None = None, gateway: str = "") -> None:
+    def __init__(self, rng: Random | None = None, gateway: str = "", spool: Spool | None = None) -> None:
         self._rng = rng or Random()
         self.gateway = gateway
         self.pools: dict[str, Pool] = {}
@@ -34,9 +33,12 @@ class Routing:
         self.distances = Distances()
         self.clients = Clients()
         self._gone: list[Backend] = []  # left, with requests still in flight or not yet reported
-        self._refusals: dict[tuple[str, int], int] = {}
+        self._refusals: dict[str, Tally] = {}  # by agent
         self._unreachable: set[tuple[str, str]] = set()
         self._undelivered: Observation | None = None
+        self._batch = 0  # the number of the newest observation; each is counted once, however often it is told
+        self._spool = spool
+        self._counted_out: list[Tally] = []  # count no more, once that observation is delivered
 
     def apply(self, snapshot: Snapshot) -> None:
         if self.snapshot is None or snapshot.distances_ms != self.snapshot.distances_ms:
@@ -59,6 +61,7 @@ class Routing:
             self.pools[name] = pool
             for backend in pool.backends():
                 before.pop(id(backend), None)
+                self._keep(backend.key, backend.tally)
         self._gone.extend(before.values())
         self.snapshot = snapshot
         for pool in known.values():
@@ -85,40 +88,70 @@ class Routing:
         pool.suspect(backend, time.monotonic())
         self._unreachable.add((pool.name, backend.member.replica))
 
-    def refused(self, error: SwiftClawError) -> None:
+    def refused(self, error: SwiftClawError, status: int | None = None) -> None:
         """A request that no instance got. Names that no agent has are counted together."""
-        agent = error.agent if error.agent in self.pools else ""
-        key = (agent or "", STATUS[error.type])
-        self._refusals[key] = self._refusals.get(key, 0) + 1
+        agent = (error.agent if error.agent in self.pools else "") or ""
+        tally = self._refusals.get(agent)
+        if tally is None:
+            tally = self._refusals[agent] = Tally()
+            self._keep((agent, "", "", ""), tally)
+        tally.count(status or STATUS[error.type])
 
     def observation(self, gateway: str) -> Observation:
-        """What happened since the last one that was delivered."""
-        instances: dict[Key, InstanceCounts] = {}
-        everyone = [backend for pool in self.pools.values() for backend in pool.backends()] + self._gone
-        for backend in everyone:
-            counts = backend.tally.take()
-            before = instances.get(backend.key)
-            if before is not None:  # an old process of that name and its replacement
-                counts = merge(before, counts)
-                counts = InstanceCounts(**{**vars(counts), "active": before.active + counts.active})
-            instances[backend.key] = counts
-        self._gone = [backend for backend in self._gone if backend.tally.active]
-        refusals, self._refusals = self._refusals, {}
-        unreachable, self._unreachable = self._unreachable, set()
-        now, circuits, retries = time.monotonic(), dict[tuple[str, str], News](), dict[str, int]()
+        """What happened since the last one that was delivered; one that was not is told again, with the states of now."""
+        counted = self._undelivered or self._count(gateway)
+        active: dict[Key, int] = {}
+        for backend in self._everyone():  # an old process of a name and its replacement add up
+            active[backend.key] = active.get(backend.key, 0) + backend.tally.active
+        keys = {**dict.fromkeys(active), **dict.fromkeys(counted.instances)}
+        now, circuits = time.monotonic(), dict(counted.circuits)
         for name, pool in self.pools.items():
             circuits.update({(name, replica): news for replica, news in pool.circuits.news(now).items()})
-            if pool.retries:
-                retries[name], pool.retries = pool.retries, 0
-        queued = {name: len(pool.line) for name, pool in self.pools.items()}
-        seen = Observation(gateway, instances, refusals, frozenset(unreachable), circuits, retries, queued)
-        if self._undelivered is not None:
-            seen = _together(self._undelivered, seen)
-        self._undelivered = seen
-        return seen
+        unreachable, self._unreachable = self._unreachable, set()
+        self._undelivered = replace(
+            counted,
+            instances={key: replace(counted.instances.get(key, NOTHING), active=active.get(key, 0)) for key in keys},
+            unreachable=counted.unreachable | unreachable,
+            circuits=circuits,
+            queued={name: len(pool.line) for name, pool in self.pools.items()},
+            distances_ms=self.distances.measurements(),
+        )
+        return self._undelivered
 
     def delivered(self) -> None:
+        """The Controller has the last observation."""
         self._undelivered = None
+        if self._spool is not None:
+            self._spool.told(self._batch)
+            for tally in self._counted_out:
+                self._spool.detach(tally)
+        self._counted_out.clear()
+
+    def _count(self, gateway: str) -> Observation:
+        """The next batch: what was counted since the last."""
+        instances: dict[Key, InstanceCounts] = {}
+        for backend in self._everyone():
+            instances[backend.key] = merge(instances.get(backend.key, NOTHING), backend.tally.take())
+        taken = {agent: tally.take().codes for agent, tally in self._refusals.items()}
+        self._counted_out = [backend.tally for backend in self._gone if not backend.tally.active]
+        self._gone = [backend for backend in self._gone if backend.tally.active]
+        self._batch += 1
+        if self._spool is not None:
+            self._spool.turn()
+        retries = {name: pool.retries for name, pool in self.pools.items() if pool.retries}
+        for name in retries:
+            self.pools[name].retries = 0
+        refusals = {(agent, status): count for agent, codes in taken.items() for status, count in codes.items()}
+        return Observation(gateway, instances, refusals, retries=retries, batch=self._batch)
+
+    def _everyone(self) -> Iterator[Backend]:
+        for pool in self.pools.values():
+            yield from pool.backends()
+        yield from self._gone
+
+    def _keep(self, key: Key, tally: Tally) -> None:
+        if self._spool is not None:
+            self._spool.attach(key, tally)
 
     def news_to_tell(self) -> bool:
         return bool(self._unreachable) or any(pool.circuits.untold for pool in self.pools.values())
@@ -127,22 +160,3 @@ class Routing:
 def _epoch(snapshot: Snapshot) -> str:
     """Which Controller it is from: one that was restarted has another."""
     return snapshot.version.rpartition(".")[0]
-
-
-def _together(earlier: Observation, later: Observation) -> Observation:
-    """Counts add up; of what is only a state, the later one's."""
-    instances = dict(later.instances)
-    for key, counts in earlier.instances.items():
-        instances[key] = merge(counts, instances.get(key, InstanceCounts()))
-    return replace(
-        later,
-        instances=instances,
-        refusals=_sum(earlier.refusals, later.refusals),
-        unreachable=earlier.unreachable | later.unreachable,
-        circuits={**earlier.circuits, **later.circuits},
-        retries=_sum(earlier.retries, later.retries),
-    )
-
-
-def _sum(one: Mapping[T, int], other: Mapping[T, int]) -> dict[T, int]:
-    return {key: one.get(key, 0) + other.get(key, 0) for key in (*one, *other)}

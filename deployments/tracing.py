@@ -19,6 +19,8 @@ except ImportError:  # it comes with Ray, which might do without it one day
 from deployments.exchange import CLIENT_LEFT, Exchange
 
 if TYPE_CHECKING:
+    from opentelemetry.context import Context
+
     from deployments.backend import Lease
 
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -118,7 +120,7 @@ class RequestSpan:
 class AttemptSpan:
     """One instance being asked, until its answer's last byte."""
 
-    def __init__(self, span: trace.Span, context: trace.Context) -> None:
+    def __init__(self, span: trace.Span, context: Context) -> None:
         self._span, self._context = span, context
 
     def headers(self, sent: SentHeaders) -> SentHeaders:

@@ -88,6 +88,7 @@ class WebSocketForwarder:
             raise InstanceFailed(f"{member.id} broke off", agent=pool.name) from error
         finally:
             lease.release(code, time.monotonic(), ok)
+            exchange.counted = exchange.counted or code is not None
             if span is not None:
                 span.end(status, ok)
 

@@ -17,6 +17,7 @@ from policies.cloud_regions import COORDINATES
 EARTH_KM = 6371.0
 MS_PER_KM = 0.014  # there and back in fibre is 0.01; cables are about 1.4 times as long as the great circle
 EQUAL_MS = 2.0
+CONFIGURED, MEASURED, ESTIMATED = "configured", "measured", "estimated"  # where a distance is known from
 
 
 class Distances:
@@ -41,7 +42,30 @@ class Distances:
 
     def ms(self, here: str, there: str) -> float | None:
         """Milliseconds there and back; None when nothing is known."""
-        return self._known(here, there)[0]
+        return self.known(here, there)[0]
+
+    def known(self, here: str, there: str) -> tuple[float | None, str | None]:
+        """Milliseconds there and back, and where that is known from; None twice when nothing is known."""
+        if here == there:
+            return 0.0, CONFIGURED
+        for one, other in ((here, there), (there, here)):
+            configured = self._configured.get(one, {}).get(other)
+            if configured is not None:
+                return configured, CONFIGURED
+        measured = self._measured.get((min(here, there), max(here, there)))
+        if measured is not None:
+            return measured, MEASURED
+        if here in COORDINATES and there in COORDINATES:
+            return great_circle_km(COORDINATES[here], COORDINATES[there]) * MS_PER_KM, ESTIMATED
+        return None, None
+
+    def measurements(self) -> dict[str, dict[str, float]]:
+        """What was measured, each pair once: for `measured` elsewhere."""
+        found: dict[str, dict[str, float]] = {}
+        for (one, other), ms in self._measured.items():
+            if one != other:
+                found.setdefault(one, {})[other] = ms
+        return found
 
     def order(self, here: str, priorities: Mapping[str, int]) -> list[tuple[str, ...]]:
         """The regions of `priorities`, nearest first. Equally near ones of the same priority share a place."""
@@ -64,22 +88,8 @@ class Distances:
     def _far(self, here: str, region: str) -> tuple[float, bool]:
         if region == here:
             return -1.0, False
-        ms, measured = self._known(here, region)
-        return (inf if ms is None else ms), measured
-
-    def _known(self, here: str, there: str) -> tuple[float | None, bool]:
-        if here == there:
-            return 0.0, False
-        for one, other in ((here, there), (there, here)):
-            configured = self._configured.get(one, {}).get(other)
-            if configured is not None:
-                return configured, False
-        measured = self._measured.get((min(here, there), max(here, there)))
-        if measured is not None:
-            return measured, True
-        if here in COORDINATES and there in COORDINATES:
-            return great_circle_km(COORDINATES[here], COORDINATES[there]) * MS_PER_KM, False
-        return None, False
+        ms, source = self.known(here, region)
+        return (inf if ms is None else ms), source == MEASURED
 
 
 def great_circle_km(one: tuple[float, float], other: tuple[float, float]) -> float:

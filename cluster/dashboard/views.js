@@ -32,6 +32,7 @@ function lines(history, column, by, join) {
   return made;
 }
 
+const distance = ({ ms: value, source }) => [ms(value), source ? el("small", {}, ` ${source}`) : null];
 const sum = (values) => (values.length ? values.reduce((a, b) => a + b, 0) : null);
 const most = (values) => (values.length ? Math.max(...values) : null);
 
@@ -136,12 +137,11 @@ export class Load extends Grouped {
     const heads = to.map((name) => el("th", { scope: "col" }, name));
     const traffic = to.map((name) => {
       const { healthy, instances, priority } = frame.agent.regions[name];
-      const known = Math.max(instances, frame.instances.filter((one) => one.region === name).length);
       const spill = priority > first && share[name] > 0 ? `, spilled over from priority ${first}` : "";
-      return el("td", {}, el("b", {}, percent(share[name])), el("small", {}, `${healthy} of ${known} healthy, priority ${priority}${spill}`));
+      return el("td", {}, el("b", {}, percent(share[name])), el("small", {}, `${healthy} of ${instances} healthy, priority ${priority}${spill}`));
     });
     const rows = Object.entries(frame.distances).map(([from, far]) => el("tr", {},
-      el("th", { scope: "row" }, `${from}${edges.includes(from) ? " (gateway)" : ""}`), to.map((name) => el("td", {}, from === name ? "here" : ms(far[name])))));
+      el("th", { scope: "row" }, `${from}${edges.includes(from) ? " (gateway)" : ""}`), to.map((name) => el("td", {}, from === name ? "here" : distance(far[name])))));
     this.matrix.replaceChildren(el("table", {}, el("caption", { class: "hidden" }, "Regions and distances"),
       el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "from"), heads)),
       el("tbody", {}, el("tr", {}, el("th", { scope: "row" }, "traffic, last minute"), traffic), rows)));

@@ -50,7 +50,6 @@ def deploy(
     """
     from cluster.config import ConfigError
     from cluster.packages import CannotPack, pack
-    from cluster.versions import Wish
     from swiftclaw.cli import driver
 
     settings = files.load(file)
@@ -61,12 +60,15 @@ def deploy(
         raise Misconfigured(error.mistakes) from None
     except CannotPack as error:
         raise Refused(str(error)) from None
-    wish = Wish(block, package.digest, 100.0 if canary is None else canary, version, regions_in(regions), deadline)
+    wanted = regions_in(regions)
     with Reporter(show.err()) as reporter:
         with driver.of(file):
+            from cluster.versions import Wish  # imports Ray, which has to be told of its token first
+
             if not driver.has_package(package.digest):
                 reporter.say(f"sending the code ({len(package.content) / 2**20:.1f} MiB)")
                 driver.take_package(package.digest, package.content)
+            wish = Wish(block, package.digest, 100.0 if canary is None else canary, version, wanted, deadline)
             done, name = driver.deploy_version(agent, wish)
         if done == "nothing":
             line = f"nothing to do: {agent} runs this code with these settings as {name}"

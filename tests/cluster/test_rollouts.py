@@ -200,11 +200,11 @@ class World:
 
     def start(self) -> None:
         self.controller = Controller(self.args, str(self.folder), self.serve)  # type: ignore[arg-type]
-        self.controller._settled_at = 0.0
+        self.controller._reconciler._settled_at = 0.0
         self.controller._spawn = lambda work: work.close()  # type: ignore[method-assign]
         self.controller._attend = lambda record: None  # type: ignore[method-assign]
         self.controller.versions._clock = lambda: self.now
-        self.controller._at = self.controller.versions._at = self.point  # type: ignore[assignment]
+        self.controller._reconciler._at = self.controller.versions._at = self.point
         self.register()
 
     def point(self, name: str) -> None:
@@ -227,7 +227,7 @@ class World:
 
     def round(self) -> None:
         """One round of reconciling, and what follows from it in the world outside."""
-        self.run(self.controller._reconcile())
+        self.run(self.controller._reconciler.reconcile())
         self.register()
 
     def rounds(self, number: int = 4) -> None:
@@ -304,7 +304,7 @@ def test_a_version_of_the_file_takes_over_like_one_that_was_deployed(world: Worl
     def up(version: str) -> None:
         block = {**world.args["agents"]["a"], "version": version}
         world.controller.versions.hear({**world.args, "agents": {"a": block}}, str(world.folder))
-        world.controller._act()
+        world.controller._reconciler.act()
         world.rounds(6)
 
     up("blue")
@@ -422,10 +422,10 @@ def test_an_app_of_a_lost_state_folder_goes_on_with_what_the_gateways_know(world
     hello = SimpleNamespace(desired=kept)
     world.controller.gateways["g"] = (hello, 0.0, "abc.7")  # type: ignore[assignment]
     starts = list(world.serve.starts)
-    world.controller._forget_silent_gateways = lambda: None  # type: ignore[method-assign]
-    assert not world.controller._knows(), "no gateway is told anything before"
+    world.controller._gateways.forget_silent = lambda: None  # type: ignore[method-assign]
+    assert not world.controller._reconciler.knows(), "no gateway is told anything before"
     world.rounds()
-    assert world.controller._knows()
+    assert world.controller._reconciler.knows()
     assert world.rollout == before and world.serve.starts == starts and not world.serve.deleted
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -75,14 +74,6 @@ def test_requests_are_counted_to_the_request_everywhere(cluster: Cluster) -> Non
     assert shown["agent"] == "my-agent" and len(shown["instances"]) == 7
 
 
-@pytest.mark.skipif(not shutil.which("promtool"), reason="Debian's package prometheus has promtool")
-def test_promtool_accepts_the_metrics(cluster: Cluster) -> None:
-    ask(cluster, 10)
-    with urllib.request.urlopen(f"{cluster.admin}/metrics", timeout=10) as answer:
-        done = subprocess.run(["promtool", "check", "metrics"], input=answer.read(), capture_output=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
-
-
 def test_the_main_series_are_at_rays_own_metrics_endpoint(cluster: Cluster) -> None:
     ask(cluster, 10)
     listing = """
@@ -119,6 +110,40 @@ async def traffic(cluster: Cluster) -> AsyncIterator[None]:
         yield
     finally:
         task.cancel()
+
+
+FACTS = """Object.fromEntries([...document.querySelectorAll('section[data-version]')].map(card => [card.dataset.version,
+           Object.fromEntries([...card.querySelectorAll('dt')].map(dt => [dt.innerText, dt.nextElementSibling.innerText]))]))"""
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="there is no chromium")
+async def test_the_rollout_view_shows_a_canarys_share_moving(cluster: Cluster) -> None:
+    with (cluster.folder / "examples/support.py").open("a") as code:
+        code.write("\n# another version\n")
+    async with traffic(cluster), browser() as tab:
+        await tab.open(f"{cluster.admin}/dashboard?agent=my-agent&view=rollout")
+        await tab.until(f"{LIVE} && Object.keys({FACTS}).join() === 'v1'")
+        for command, percent in (("deploy", 20), ("promote", 50)):
+            done = await asyncio.to_thread(cluster.run, command, "my-agent", "--canary", str(percent))
+            assert done.returncode == 0, done.stderr
+            await tab.until(f"({FACTS}).v2?.Weight === '{percent} %'")
+            answer = await asyncio.to_thread(get, f"{cluster.admin}/api/agents/my-agent")
+            wanted = {
+                one["version"]: (f"{one['weight']:g} %", f"{one['healthy']} of {one['instances']} healthy")
+                for one in answer["versions"]
+            }
+            assert wanted["v1"][0] == f"{100 - percent} %" and wanted["v2"][0] == f"{percent} %"
+            shown = await tab.evaluate(FACTS)
+            assert {version: (facts["Weight"], facts["Instances"]) for version, facts in shown.items()} == wanted
+            rates = f"Object.values({FACTS}).map(facts => parseFloat(facts['Requests/s']))"
+            share = f"({rates}).length === 2 && 100 * ({rates})[1] / (({rates})[0] + ({rates})[1])"
+            await tab.until(f"Math.abs({share} - {percent}) < 10")
+        events = "document.querySelector('.events').innerText"
+        await tab.until(f"{events}.includes('v2') && {events}.includes('50 %')")
+        done = await asyncio.to_thread(cluster.run, "rollback", "my-agent")
+        assert done.returncode == 0, done.stderr
+        await tab.until(f"Object.keys({FACTS}).join() === 'v1' && ({FACTS}).v1.Weight === '100 %'", 60)
+        assert tab.errors == []
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="there is no chromium")

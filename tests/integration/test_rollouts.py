@@ -17,6 +17,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from cluster.points import POINTS
 from tests.integration.conftest import Cluster, get, until
 
 pytestmark = pytest.mark.cluster
@@ -47,6 +48,7 @@ async def check():
 """
 REGIONS = {"us-east-1": {"instances": 2}, "eu-west-1": {"instances": 1}, "ap-southeast-1": {"instances": 1}}
 CLIENTS, RATE = 12, 60.0
+AT_ONCE = 4  # requests without a session
 
 
 @dataclass
@@ -55,7 +57,7 @@ class Load:
 
     url: str
     seen: dict[int, list[str]] = field(default_factory=lambda: defaultdict(list))  # client -> versions, in order
-    failed: list[str] = field(default_factory=list)
+    failed: list[tuple[int, str]] = field(default_factory=list)  # client, what it was told
     sent: int = 0
     done: bool = False
 
@@ -73,13 +75,17 @@ class Load:
                         text = await response.text()
                         self.seen[number].append(response.headers.get("x-swiftclaw-version", ""))
                         if response.status != 200 or (stream and "[DONE]" not in text):
-                            self.failed.append(f"{response.status} {text[:200]}")
+                            self.failed.append((number, f"{response.status} {text[:200]}"))
                 except aiohttp.ClientError as error:
-                    self.failed.append(repr(error))
+                    self.failed.append((number, repr(error)))
                 await asyncio.sleep(CLIENTS / RATE)
 
     def versions(self) -> set[str]:
         return {version for seen in self.seen.values() for version in seen}
+
+    def hurt(self) -> set[int]:
+        """Who saw an error."""
+        return {number for number, _ in self.failed}
 
     def moves(self) -> list[list[str]]:
         """For each client the versions it met, without repetitions."""
@@ -104,7 +110,7 @@ def write(cluster: Cluster, word: str) -> None:
 
 def configure(cluster: Cluster, **blocks: Any) -> None:
     checks = {"interval": "1s", "unhealthyThreshold": 1, "healthyThreshold": 1}
-    soon = {"request": "8s"}  # as long as sessions may keep an instance that drains
+    soon = {"request": "4s"}  # as long as sessions may keep an instance that drains
     agent = {"agent": "shop:agent", "regions": REGIONS, "healthCheck": checks, "timeouts": soon, **blocks}
     cluster.write({"shop": agent}, replicas=1)
 
@@ -120,13 +126,18 @@ async def ok(cluster: Cluster, *command: str) -> str:
 
 
 async def answers(cluster: Cluster, count: int) -> Counter[tuple[str, str]]:
-    """(version, what it said) of requests without a session."""
+    """(version, what it said) of requests without a session, each of a user of its own; `AT_ONCE` at a time."""
     found: Counter[tuple[str, str]] = Counter()
-    async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as client:
-        for _ in range(count):
+    left = iter(range(count))
+
+    async def some(client: aiohttp.ClientSession) -> None:
+        for _ in left:
             async with client.post(f"{cluster.url}/agents/shop/messages", json={"message": "hi"}) as response:
                 body = await response.json()
                 found[response.headers.get("x-swiftclaw-version", ""), str(body.get("reply", response.status))] += 1
+
+    async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as client:
+        await asyncio.gather(*(some(client) for _ in range(AT_ONCE)))
     return found
 
 
@@ -224,16 +235,24 @@ async def test_regions_come_and_go_by_themselves(shop: Cluster) -> None:
 
 async def test_one_that_answers_errors_is_rolled_back_by_the_analysis_and_a_good_one_promoted(shop: Cluster) -> None:
     now = stable(shop)
-    configure(shop, canary={"maxErrorRate": 5, "minRequests": 20, "interval": "3s", "maxLatencyRatio": 50, "steps": [20, 100]})
+    configure(shop, canary={"maxErrorRate": 5, "minRequests": 20, "interval": "1s", "maxLatencyRatio": 50, "steps": [20, 100]})
     await asyncio.to_thread(shop.up)
     write(shop, "broken")
     async with load(shop) as made:
         name = re.search(r"v\d+", await ok(shop, "deploy", "shop", "--canary", "20", "--no-wait"))
         assert name is not None
+        alone: Counter[tuple[str, str]] = Counter()  # users without a session: a request each
         while rollout(shop)["canary"]:
-            await answers(shop, 20)
+            alone += await answers(shop, 20)
         last = rollout(shop)["last"]
     assert re.fullmatch(rf"{name[0]} was rolled back: .* % of the canary's \d+ requests failed, allowed are 5 %", last), last
+    hurt, errors = made.hurt(), sum(count for (_, said), count in alone.items() if said == "500")
+    print(
+        f"{last}\nusers who saw an error: {len(hurt)} of {CLIENTS} with a session ({len(made.failed)} of {made.sent} requests),"
+        f" {errors} of {alone.total()} without one"
+    )
+    assert {said[:3] for _, said in made.failed} <= {"500"} and {said for _, said in alone} == {"two !", "500"}
+    assert 0 < len(hurt) + errors < CLIENTS + alone.total()
     events = [event["message"] for event in get(f"{shop.admin}/api/events?kind=rollout")]
     assert any(last in message for message in events)
     assert all(now in moved for moved in made.moves())
@@ -258,48 +277,10 @@ async def test_a_version_has_an_environment_of_its_own(shop: Cluster) -> None:
     assert made.failed == []
 
 
-async def test_a_controller_killed_at_any_point_finishes_or_undoes_it(shop: Cluster) -> None:
+async def test_a_lost_state_folder_changes_no_share(shop: Cluster) -> None:
     configure(shop)
     await asyncio.to_thread(shop.up)
-    stop_at, number = shop.folder / ".swiftclaw" / "stop-at", 0
-
-    async def change(point: str, *command: str) -> None:
-        pid = shop.controller_pid()
-        stop_at.write_text(point)
-        await run(shop, *command)
-        await asyncio.to_thread(until, lambda: not stop_at.exists(), f"killed at {point}", 90)
-        await asyncio.to_thread(until, lambda: shop.controller_pid() != pid, "another Controller", 60)
-
-    async def settled(canary: str | None, percent: float) -> None:
-        def there() -> bool:
-            now = rollout(shop)
-            versions = {now["stable"]} | ({canary} if canary else set())
-            told = all(gateway["current"] for gateway in shop.gateways())
-            return (now["canary"], now["percent"]) == (canary, percent) and running_versions(shop) == versions and told
-
-        await asyncio.to_thread(until, there, f"{canary} at {percent} %: {rollout(shop)}", 120)
-
-    async with load(shop) as made:
-        for point in ("deploy.saved", "start.before", "start.after", "traffic.saved"):
-            number += 1
-            write(shop, f"kill {number}")
-            await change(point, "deploy", "shop", "--canary", "20", "--version", f"k{number}", "--no-wait")
-            await settled(f"k{number}", 20)
-            if point == "deploy.saved":
-                await change("promote.saved", "promote", "shop", "--canary", "40", "--no-wait")
-                await settled(f"k{number}", 40)
-            last = ("rollback.saved", "delete.before", "delete.after", "")[number - 1]
-            if last:
-                await change(last, "rollback", "shop", "--no-wait")
-                await settled(None, 0)
-        await change("takeover.saved", "promote", "shop", "--canary", "100", "--no-wait")
-        await settled(None, 0)
-        assert stable(shop) == f"k{number}"
-        assert await answers(shop, 20) == {(f"k{number}", f"kill {number} !"): 20}
-    assert made.failed == []
-
-
-async def test_a_lost_state_folder_changes_no_share(shop: Cluster) -> None:
+    now = stable(shop)
     write(shop, "seven")
     await ok(shop, "deploy", "shop", "--canary", "30", "--version", "seven")
     before, instances, pid = rollout(shop), shop.healthy("shop"), shop.controller_pid()
@@ -317,3 +298,52 @@ async def test_a_lost_state_folder_changes_no_share(shop: Cluster) -> None:
     kept = {state["stable"]["package"], state["canary"]["version"]["package"]}
     packages = shop.folder / ".swiftclaw" / "packages"
     until(lambda: kept <= {file.stem for file in packages.iterdir()}, "the code is given back by who runs it", 60)
+    await ok(shop, "rollback", "shop")
+    assert running_versions(shop) == {now}
+
+
+async def test_a_controller_killed_at_any_point_finishes_or_undoes_it(shop: Cluster) -> None:
+    """Also one that is killed again and again before it is done."""
+    configure(shop, regions={"us-east-1": {"instances": 2}}, loadBalancing={"sessionAffinity": {"enabled": False}})
+    await asyncio.to_thread(shop.up)
+    stop_at, killed = shop.folder / ".swiftclaw" / "stop-at", []
+
+    async def change(points: list[str], *command: str) -> None:
+        """The Controller is killed at the first of the points; the one after it goes on by itself, to the next point."""
+        asked = None
+        for point in points:
+            stop_at.write_text(point)
+            asked = asked or asyncio.create_task(run(shop, *command, "--no-wait"))
+            await asyncio.to_thread(until, lambda: not stop_at.exists(), f"killed at {point}", 60)
+            killed.append(point)
+        if asked:
+            await asked
+
+    async def settled(canary: str | None, percent: float) -> None:
+        def there() -> bool:
+            now = rollout(shop)
+            versions = {now["stable"]} | ({canary} if canary else set())
+            told = all(gateway["current"] for gateway in shop.gateways())
+            return (now["canary"], now["percent"]) == (canary, percent) and running_versions(shop) == versions and told
+
+        await asyncio.to_thread(until, there, f"{canary} at {percent} %: {rollout(shop)}", 60)
+
+    async with load(shop) as made:
+        before = stable(shop)
+        write(shop, "kill 1")
+        coming = ["deploy.saved", "start.before", "start.after", "traffic.saved"]
+        await change(coming, "deploy", "shop", "--canary", "20", "--version", "k1")
+        await settled("k1", 20)
+        await change(["promote.saved", "traffic.saved"], "promote", "shop", "--canary", "40")
+        await settled("k1", 40)
+        await change(["rollback.saved", "delete.before", "delete.after"], "rollback", "shop")
+        await settled(None, 0)
+        assert stable(shop) == before
+        write(shop, "kill 2")
+        await ok(shop, "deploy", "shop", "--canary", "20", "--version", "k2")
+        await change(["takeover.saved"], "promote", "shop", "--canary", "100")
+        await settled(None, 0)
+        assert stable(shop) == "k2"
+        assert await answers(shop, 20) == {("k2", "kill 2 !"): 20}
+    assert made.failed == []
+    assert set(killed) == set(POINTS) - {"deploy.packed", "regions.saved"}, "those are in tests/cluster/test_rollouts.py"

@@ -33,6 +33,13 @@ def test_ray_still_says_what_is_free_on_each_node() -> None:
     assert list(inspect.signature(available_resources_per_node).parameters) == []
 
 
+def test_ray_still_says_where_it_keeps_its_logs() -> None:
+    """That the access log is there is tested live in test_request_tracing.py."""
+    from ray.serve._private.logging_utils import get_serve_logs_dir
+
+    assert list(inspect.signature(get_serve_logs_dir).parameters) == []
+
+
 def test_a_replicas_actor_is_still_named_for_its_app_and_its_id() -> None:
     """That one which waits for a place does not hold up `down` is tested live in test_faults.py (a Ray node …)."""
     from ray.serve._private.common import DeploymentID, ReplicaID

@@ -58,6 +58,23 @@ def test_configured_wins_over_measured_and_measured_over_the_map() -> None:
     assert (distances.ms("b", "a"), distances.ms("b", "x"), distances.ms("a", "x")) == (1.0, 7.0, None)
 
 
+def test_it_says_where_a_distance_is_known_from() -> None:
+    distances = Distances({"a": {"b": 1.0}})
+    distances.measured("b", "x", 7.0)
+    assert [distances.known("b", other) for other in "axy"] == [(1.0, "configured"), (7.0, "measured"), (None, None)]
+    assert distances.known("eu-west-1", "us-east-1")[1] == "estimated"
+
+
+def test_what_was_measured_here_can_be_taken_over_elsewhere() -> None:
+    here, there = Distances(), Distances()
+    here.measured("b", "a", 7.0)
+    here.measured("a", "a", 0.2)
+    for one, others in here.measurements().items():
+        for other, ms in others.items():
+            there.measured(one, other, ms)
+    assert here.measurements() == there.measurements() == {"a": {"b": 7.0}}
+
+
 def test_what_is_configured_each_way_is_kept_apart() -> None:
     distances = Distances({"a": {"b": 1.0}, "b": {"a": 2.0}})
     assert (distances.ms("a", "b"), distances.ms("b", "a")) == (1.0, 2.0)

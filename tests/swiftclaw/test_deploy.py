@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
+import yaml
 from click.testing import CliRunner
 from rich.console import Console
 
@@ -182,3 +185,18 @@ def test_versions_stand_side_by_side_with_what_is_about_to_happen() -> None:
         "the analysis of v2 pauses",
         "analysis: inconclusive: few requests",
     ]
+
+
+def test_deploy_imports_ray_only_after_it_was_told_how_the_cluster_authenticates(tmp_path: Path) -> None:
+    """What Ray is told after its import comes too late: a cluster with a token would refuse us."""
+    args = {"gateways": [{"region": "us"}], "agents": {"shop": {"agent": "shop:agent", "regions": {"us": {"instances": 1}}}}}
+    application = {"name": "swiftclaw", "import_path": "deployments.app:build", "args": args}
+    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump({"applications": [application]}))
+    (tmp_path / "shop.py").write_text("from swiftclaw import Agent\nagent = Agent('shop')\n")
+    script = (
+        "import sys; from swiftclaw import cli; from swiftclaw.cli import driver;"
+        "driver.of = lambda file: sys.exit(f'connects; Ray imported: {\"ray\" in sys.modules}');"
+        "cli.run(['deploy', 'shop'])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.stderr.strip().endswith("connects; Ray imported: False"), done.stdout + done.stderr
