@@ -31,9 +31,11 @@ async def record_for_ever(controller: Controller) -> None:
     ray_metrics = RayMetrics()
     for second in count():
         now = time.time()
-        await asyncio.sleep(EVERY_S - now % EVERY_S)
+        begins = now - now % EVERY_S + EVERY_S
+        await asyncio.sleep(begins - now)
         try:
-            controller.history.add(time.time(), samples(controller))
+            # Woken a moment too early it is that second all the same: else it would have no sample, and the one before two.
+            controller.history.add(max(begins, time.time()), samples(controller))
             witness_limits(controller)
             if second % RAY_EVERY == 0:
                 ray_metrics.tell(controller.ledger, controller)

@@ -26,7 +26,7 @@ from cluster.metrics import CELLS, CODES, Key, Tally, counts_of, merge
 
 ROWS = 512
 SUFFIX = ".counts"
-OLD_S = 86400.0  # what other clusters have left behind is deleted then
+OLD_S = 3600.0  # what other clusters have left behind is deleted then
 
 # In words of 8 bytes. A row: the length of its label (0: free), the label, codes, and two sides of cells.
 _LAYOUT = 1_000_003 * ROWS + 1_009 * CELLS + CODES  # another version's file is not read
@@ -78,6 +78,7 @@ class Spool:
         """All tallies were taken: they fill the next batch now."""
         self.batch += 1
         self._words[1] = self.batch
+        os.utime(self.lock)  # writing to mapped memory does not do that everywhere
 
     def told(self, batch: int) -> None:
         """The Controller has it."""
@@ -211,7 +212,7 @@ def _private(folder: Path) -> Path:
 
 
 def _tidy(other: Path) -> None:
-    """The folder of another cluster: what it has left for a day nobody will ever tell."""
+    """The folder of another cluster: what it has left for an hour nobody will ever tell."""
     for path in files(other):
         with suppress(OSError), held(path) as left:
             if left is not None and time.time() - path.stat().st_mtime > OLD_S:

@@ -24,6 +24,7 @@ PAGES = (
     "README.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
+    "docs/command-line.md",
     "docs/monitoring.md",
     "docs/rate-limits.md",
     "docs/security.md",
@@ -286,7 +287,17 @@ def simulated() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-COPIES: Mapping[tuple[str, str], Any] = {("README.md", "compare"): compared, ("docs/strategies.md", "simulation"): simulated}
+def metrics_cost() -> str:
+    """The sentences under the table."""
+    (found,) = re.findall(r"^Metrics add .*\n", (RESULTS / "metrics-cost.md").read_text("utf-8"), re.MULTILINE)
+    return str(found)
+
+
+COPIES: Mapping[tuple[str, str], Any] = {
+    ("README.md", "compare"): compared,
+    ("README.md", "metrics-cost"): metrics_cost,
+    ("docs/strategies.md", "simulation"): simulated,
+}
 
 
 @pytest.mark.parametrize(("page", "marker"), COPIES)

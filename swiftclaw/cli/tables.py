@@ -108,7 +108,7 @@ def _versions(versions: Iterable[Mapping[str, Any]]) -> str:
     listed = list(versions)
     if len(listed) == 1:
         return str(listed[0]["version"])
-    return " ".join(f"{one['version']} {one['weight']}%" for one in listed)
+    return " ".join(f"{one['version']} {one['weight']:g}%" for one in listed)
 
 
 def _gateways(answer: Mapping[str, Any]) -> RenderableType:

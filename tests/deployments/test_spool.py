@@ -20,7 +20,7 @@ from cluster.messages import Observation
 from cluster.metrics import CODES, Tally
 from deployments import spool
 from deployments.routing import Routing
-from deployments.spool import ROWS, Spool, files, held, place
+from deployments.spool import OLD_S, ROWS, Spool, files, held, place
 from policies.base import Request
 from policies.errors import RateLimited, SwiftClawError
 from tests.deployments.test_routing import member, snapshot
@@ -231,13 +231,13 @@ def test_only_this_user_can_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         place("session_1")
 
 
-def test_what_other_clusters_have_left_behind_goes_after_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_other_clusters_have_left_behind_goes_after_an_hour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spool.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr(spool.os, "access", lambda *_: False)
     old, fresh, alive = (Spool(place(name), "g") for name in ("old", "fresh", "alive"))
     for kept in (old, fresh):
         kill(kept)
     for kept in (old, alive):
-        os.utime(kept.path, (time.time() - 2 * 86400,) * 2)
+        os.utime(kept.path, (time.time() - 2 * OLD_S,) * 2)
     mine = place("mine")
     assert sorted(folder.name for folder in mine.parent.iterdir()) == ["alive", "fresh", "mine"]

@@ -122,7 +122,9 @@ async def test_over_two_gateways_and_two_regions_it_is_the_clients_count(countin
     until(lambda: no_less(totals(counting) - before, counted), "all to be told", 30)
     await asyncio.sleep(SETTLED_S)
     assert totals(counting) - before == counted
-    regions = {dict(labels)["region"] for (name, labels), n in scraped(counting).items() if n and name.endswith("requests_total")}
+    regions = {
+        dict(labels)["region"] for (name, labels), n in scraped(counting).items() if n and name.endswith("requests_total")
+    }
     assert regions == {"us-east-1", "eu-west-1", ""}
     assert scraper.scrapes > 10 and not scraper.back
 

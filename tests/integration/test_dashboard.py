@@ -138,8 +138,8 @@ async def test_the_rollout_view_shows_a_canarys_share_moving(cluster: Cluster) -
             rates = f"Object.values({FACTS}).map(facts => parseFloat(facts['Requests/s']))"
             share = f"({rates}).length === 2 && 100 * ({rates})[1] / (({rates})[0] + ({rates})[1])"
             await tab.until(f"Math.abs({share} - {percent}) < 10")
-        events = "document.querySelector('.events').innerText"
-        await tab.until(f"{events}.includes('v2') && {events}.includes('50 %')")
+        events = "[...document.querySelectorAll('.events li')].map(one => one.innerText)"
+        await tab.until(f"{events}.some(one => one.includes('v2') && one.includes('50 %'))")
         done = await asyncio.to_thread(cluster.run, "rollback", "my-agent")
         assert done.returncode == 0, done.stderr
         await tab.until(f"Object.keys({FACTS}).join() === 'v1' && ({FACTS}).v1.Weight === '100 %'", 60)

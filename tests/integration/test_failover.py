@@ -32,7 +32,8 @@ def example(stopped: Cluster) -> Cluster:
     """The shipped example, and an agent with a single instance."""
     (stopped.folder / "alone.py").write_text(ALONE)
     alone = {"agent": "alone:agent", "regions": {"us-east-1": {"instances": 1}}}
-    stopped.write({"my-agent": my_agent(), "alone": alone})
+    soon = {"request": "10s"}  # sessions keep an instance that drains for half of it
+    stopped.write({"my-agent": my_agent(timeouts=soon), "alone": alone})
     stopped.up()
     return stopped
 

@@ -94,11 +94,11 @@ def test_every_request_has_its_line_in_the_state_folder_until_the_log_is_switche
     assert {line["instance"] for line in lines.values()} == {"instance-1", "instance-2"}
     assert {(line["status"], line["trace_id"]) for line in lines.values()} == {(200, TRACE)}
     logged(traced, enabled=False)
-    traced.ask("one more")
+    traced.ask("one-more")
     logged(traced, enabled=True)
-    traced.ask("the last")
-    until(lambda: "the last" in traced.lines(), "the line of the last request")
-    assert "one more" not in traced.lines()
+    traced.ask("the-last")
+    until(lambda: "the-last" in traced.lines(), "the line of the last request")
+    assert "one-more" not in traced.lines()
 
 
 def test_a_trace_goes_through_the_gateway_to_the_agent(traced: Traced) -> None:

@@ -150,6 +150,11 @@ def running_versions(cluster: Cluster) -> set[str]:
     return {row["version"] for row in cluster.instances("shop")}
 
 
+def told(cluster: Cluster) -> bool:
+    """Whether every gateway acts on what the admin port shows."""
+    return all(gateway["current"] for gateway in cluster.gateways())
+
+
 def stable(cluster: Cluster) -> str:
     return str(rollout(cluster)["stable"])
 
@@ -242,8 +247,10 @@ async def test_one_that_answers_errors_is_rolled_back_by_the_analysis_and_a_good
         name = re.search(r"v\d+", await ok(shop, "deploy", "shop", "--canary", "20", "--no-wait"))
         assert name is not None
         alone: Counter[tuple[str, str]] = Counter()  # users without a session: a request each
+        await asyncio.to_thread(until, lambda: rollout(shop)["percent"] or not rollout(shop)["canary"], "it has traffic", 130)
         while rollout(shop)["canary"]:
             alone += await answers(shop, 20)
+            await asyncio.sleep(0.3)  # more would only keep instances from starting
         last = rollout(shop)["last"]
     assert re.fullmatch(rf"{name[0]} was rolled back: .* % of the canary's \d+ requests failed, allowed are 5 %", last), last
     hurt, errors = made.hurt(), sum(count for (_, said), count in alone.items() if said == "500")
@@ -262,7 +269,9 @@ async def test_one_that_answers_errors_is_rolled_back_by_the_analysis_and_a_good
         await ok(shop, "deploy", "shop", "--canary", "20")
         ends = asyncio.get_running_loop().time() + 90
         while rollout(shop)["canary"] and asyncio.get_running_loop().time() < ends:
-            await answers(shop, 50)
+            await answers(shop, 20)
+            await asyncio.sleep(0.3)
+        await asyncio.to_thread(until, lambda: told(shop), "every gateway knows", 30)
         assert set(await answers(shop, 10)) == {(stable(shop), "four !")}
     assert made.failed == []
 
@@ -323,10 +332,9 @@ async def test_a_controller_killed_at_any_point_finishes_or_undoes_it(shop: Clus
         def there() -> bool:
             now = rollout(shop)
             versions = {now["stable"]} | ({canary} if canary else set())
-            told = all(gateway["current"] for gateway in shop.gateways())
-            return (now["canary"], now["percent"]) == (canary, percent) and running_versions(shop) == versions and told
+            return (now["canary"], now["percent"]) == (canary, percent) and running_versions(shop) == versions and told(shop)
 
-        await asyncio.to_thread(until, there, f"{canary} at {percent} %: {rollout(shop)}", 60)
+        await asyncio.to_thread(until, there, f"{canary} at {percent} % and nothing else", 60)
 
     async with load(shop) as made:
         before = stable(shop)
