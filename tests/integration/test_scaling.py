@@ -117,7 +117,7 @@ async def load_until(load: Load, seen: Seen, healthy: int, seconds: float) -> fl
 
 
 async def test_a_step_of_more_than_four_times_the_load_is_met_and_taken_back_without_a_lost_request(scaled: Cluster) -> None:
-    """10 in flight need two instances, 65 more than the eight that there may be, the pauses between two runs included."""
+    """10 in flight need two instances, 65 more than the eight that there may be."""
     seen = Seen(scaled, "my-agent")
     low, high, after = (Load(scaled.url, rate=rate) for rate in (20.0, 130.0, 20.0))
     await low.run(8)
