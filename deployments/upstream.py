@@ -14,6 +14,8 @@ import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
+from cluster.listener import in_url
+
 Headers = Sequence[tuple[bytes, bytes]]
 
 _IDLE_CONNECTION_S = 30  # below the instances' own keep-alive time, or a request may meet a connection being closed
@@ -132,5 +134,4 @@ def _timeout(connect_s: float) -> aiohttp.ClientTimeout:
 
 
 def _url(host: str, port: int, path: str) -> URL:
-    address = f"[{host}]" if ":" in host else host
-    return URL(f"http://{address}:{port}{path}", encoded=True)
+    return URL(f"http://{in_url(host)}:{port}{path}", encoded=True)
