@@ -8,7 +8,7 @@ begins to compare anew. The rule itself is `policies.rollout.judge`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cluster.agent_settings import Canary as Terms
@@ -41,8 +41,9 @@ class _Begun:
 class Analysis:
     """To be asked once a second. Times are monotonic seconds."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+    def __init__(self, ledger: Ledger, is_tripped: Callable[[str, str], bool]) -> None:
+        """`is_tripped`: whether the breakers of all instances of that agent's version have opened."""
+        self._ledger, self._is_tripped = ledger, is_tripped
         self._begun: dict[str, _Begun] = {}
         self.notes: dict[str, str] = {}  # agent -> how the comparison stands
 
@@ -99,4 +100,5 @@ class Analysis:
                 requests += counted[0] - earlier[0]
                 errors += counted[1] - earlier[1]
                 seconds += counted[2] - earlier[2]
-        return Seen(requests, errors, 1000 * seconds / requests if requests else None)
+        latency_ms = 1000 * seconds / requests if requests else None
+        return Seen(requests, errors, latency_ms, self._is_tripped(agent, version))

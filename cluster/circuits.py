@@ -38,6 +38,10 @@ class SharedCircuits:
         news = known[0].news
         return "half-open" if news.state == "open" and news.remaining_s <= now - known[1] else news.state
 
+    def all_tripped(self, replicas: Collection[str], now: float) -> bool:
+        """Whether none of them is closed, and there is one."""
+        return bool(replicas) and all(self.state(replica, now) != "closed" for replica in replicas)
+
     def to_tell(self, now: float) -> dict[str, Circuit]:
         """For a snapshot: times are as of `now`."""
         return {

@@ -70,7 +70,7 @@ class Controller:
         self.ledger = Ledger()
         self.history = History()
         self.autoscaling = Autoscaling(self.registry, self._state.counts)
-        self.analysis = Analysis(self.ledger)
+        self.analysis = Analysis(self.ledger, self._is_tripped)
         self._gateways = Gateways(self.witness, self.ledger, self._changed)
         self._reconciler = Reconciler(
             self._desired, placement, self.registry, self._gateways, self.autoscaling, self.analysis, self._changed, at,
@@ -324,6 +324,10 @@ class Controller:
         cluster = ray.get_runtime_context().get_node_id()
         state = self._store.load()
         return state if state is not None and state.ray_cluster == cluster else State(ray_cluster=cluster)
+
+    def _is_tripped(self, agent: str, version: str) -> bool:
+        replicas = [record.registration.replica for record in self.registry.of(agent, version)]
+        return self.circuits.all_tripped(replicas, time.monotonic())
 
     def _hear_of_circuits(self, seen: Observation) -> None:
         """What one gateway has found out reaches the others with the next snapshot."""

@@ -26,6 +26,7 @@ log = logging.getLogger("swiftclaw.connections")
 
 _HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*")
 _ABSOLUTE = re.compile(rb"https?://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
+IDLE = "swiftclaw.idle_s"  # in a request's scope: how long its connection may be silent after the answer
 _PIPELINED = 64  # requests that wait for an answer on one connection
 
 
@@ -34,7 +35,7 @@ class ConnectionLimits:
     """Seconds, bytes and counts for one connection."""
 
     head_s: float = 10.0  # from connecting, or from a head's first byte, until the head is whole
-    keep_alive_s: float = 75.0
+    keep_alive_s: float = 75.0  # silence between two requests, where the one before does not say (`IDLE`)
     unread_s: float = 60.0  # without the client taking anything of what is to be sent
     head_bytes: int = 128 * 1024
     header_count: int = 256
@@ -78,6 +79,12 @@ class Protocol(HttpToolsProtocol):
     @property
     def _busy(self) -> bool:
         return self._running is not None and not self._running.response_complete
+
+    @property
+    def _silence_s(self) -> float:
+        """How long the next request may take to come."""
+        told: dict[str, Any] = self._running.scope if self._running is not None else {}
+        return float(told.get(IDLE, self._limits.keep_alive_s))
 
     # --- the connection -------------------------------------------------------------------------------------------
 
@@ -179,7 +186,7 @@ class Protocol(HttpToolsProtocol):
         super().on_message_complete()
         self._in_body, self._overhead = False, 0
         if not self._busy:
-            self._wait(self._limits.keep_alive_s)
+            self._wait(self._silence_s)
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._running = cycle
@@ -193,7 +200,7 @@ class Protocol(HttpToolsProtocol):
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
         elif not self._in_head:
-            self._wait(self._limits.head_s if self._in_body else self._limits.keep_alive_s)
+            self._wait(self._limits.head_s if self._in_body else self._silence_s)
 
     # --- which requests are taken ---------------------------------------------------------------------------------
 

@@ -90,6 +90,13 @@ class Attempts:
         self._tried.add(lease.backend.member.id)
         return True
 
+    def moves(self, lease: Lease) -> bool:
+        """It may have begun, and its instance has been given up meanwhile. True: it is asked no longer."""
+        if not self.repeats(lease):
+            return False
+        self._exchange.move()
+        return True
+
     def answered(self) -> None:
         self._spending.answered()
 

@@ -7,6 +7,7 @@ verdict for the instance's breaker, unless it was given before.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from cluster.messages import Member
@@ -30,7 +31,7 @@ class Report(NamedTuple):
 class Backend:
     """One instance, its counts here and what it said of itself."""
 
-    __slots__ = ("awaiting", "breaker", "instance", "key", "member", "suspect_until", "tally", "told", "well")
+    __slots__ = ("awaiting", "breaker", "instance", "key", "late", "member", "suspect_until", "tally", "told", "well")
 
     def __init__(self, agent: str, member: Member) -> None:
         self.member = member
@@ -40,6 +41,7 @@ class Backend:
         self.instance = Instance(id=member.id, region=member.region)
         self.breaker: Breaker | None = None  # None: switched off
         self.awaiting: dict[Lease, None] = {}  # sent, and no head of an answer yet; the oldest first
+        self.late: dict[Lease, None] = {}  # still none, after the breaker's timeout
         self.well = False  # its checks pass
         self.told = (  # what clients are told of it
             (b"x-swiftclaw-instance", member.id.encode()),
@@ -83,6 +85,7 @@ class Lease:
         "arrived_at",
         "backend",
         "first_byte_at",
+        "goes_elsewhere",
         "pool",
         "started_at",
     )
@@ -90,6 +93,7 @@ class Lease:
     def __init__(self, pool: Pool, backend: Backend, now: float, arrived_at: float) -> None:
         self.pool, self.backend, self.started_at, self.arrived_at = pool, backend, now, arrived_at
         self.first_byte_at: float | None = None
+        self.goes_elsewhere: Callable[[], bool] | None = None  # asked when the instance has been given up; True: it does
         self._arrival = backend.instance.load
         self._open = True
         self._counted = False
@@ -102,7 +106,7 @@ class Lease:
     def heard(self, now: float, report: Report | None, *, failed: bool = False) -> None:
         """The head of the answer is here, with the instance's own report of its load if there is one."""
         self.first_byte_at = now
-        self.backend.awaiting.pop(self, None)
+        self._not_awaited()
         if report is not None:
             self._arrival = report.on_arrival
             self.pool.loads.reported(self.backend.instance, report.in_flight, now)
@@ -110,6 +114,16 @@ class Lease:
             self.judge(False, now)
         elif self._undecided and self.pool.circuits.is_probe(self.backend, self._generation):
             self.judge(True, now)  # a stream may take minutes to end: its first byte is enough
+
+    def overdue(self, now: float) -> None:
+        """The breaker's time for it is up."""
+        del self.backend.awaiting[self]
+        self.backend.late[self] = None
+        self.judge(False, now)
+
+    def _not_awaited(self) -> None:
+        self.backend.awaiting.pop(self, None)
+        self.backend.late.pop(self, None)
 
     def full(self, now: float, report: Report | None) -> None:
         """It had no place for this request after all."""
@@ -138,7 +152,7 @@ class Lease:
         self._open = False
         instance = self.backend.instance
         self.backend.tally.active -= 1
-        self.backend.awaiting.pop(self, None)
+        self._not_awaited()
         self.pool.loads.done(instance)
         self.judge(ok, now)
         if code is not None and code != CLIENT_GONE:

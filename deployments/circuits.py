@@ -82,14 +82,20 @@ class Circuits:
             self._note(backend, now)
 
     def overdue(self, backends: Iterable[Backend], now: float) -> None:
-        """Calls that have not begun to answer in time are failures, even while they go on."""
+        """Calls that have not begun to answer in time are failures, even while they go on.
+
+        Once the breaker is open, those that may go to another instance do: nobody waits for one that has been given up.
+        """
         for backend in backends:
             while backend.awaiting:
                 oldest = next(iter(backend.awaiting))
                 if oldest.started_at + self._timeout_s > now:
                     break
-                del backend.awaiting[oldest]
-                oldest.judge(False, now)
+                oldest.overdue(now)
+            if backend.late and backend.breaker is not None and backend.breaker.state != "closed":
+                for lease in list(backend.late):
+                    if lease.goes_elsewhere is not None and lease.goes_elsewhere():
+                        del backend.late[lease]
 
     def refresh(self, now: float) -> None:
         """Those whose time has come may be probed."""

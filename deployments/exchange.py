@@ -38,6 +38,10 @@ class TimedOut(Exception):
     """The deadline passed."""
 
 
+class _Moved(Exception):
+    """The instance that was asked has been given up: another one is."""
+
+
 class Exchange:
     """`headers` are the client's, names in lower case."""
 
@@ -198,9 +202,24 @@ class Exchange:
             self._interrupt(ClientGone)
 
     def _interrupt(self, why: type[Exception]) -> None:
-        if self._task is not None and self._interrupted is None:
-            self._interrupted = why
+        if self._task is None or self._interrupted not in (None, _Moved):
+            return
+        cancelled, self._interrupted = self._interrupted is not None, why
+        if not cancelled:
             self._task.cancel()
+
+    def move(self) -> None:
+        """End what is awaited now, not the request: see `moved`."""
+        if self._interrupted is None:
+            self._interrupt(_Moved)
+
+    def moved(self) -> bool:
+        """In `except CancelledError`: True when it was `move`, and the task goes on."""
+        if self._interrupted is not _Moved:
+            return False
+        self.interruption()
+        self._interrupted = None
+        return True
 
     @property
     def timed_out(self) -> bool:

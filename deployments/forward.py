@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+from cluster.protocol import IDLE
 from deployments import headers
 from deployments.attempts import GATEWAY_ERRORS, Attempts
 from deployments.backend import CLIENT_GONE, Lease
@@ -58,6 +59,7 @@ class Forwarder:
         """Answer the exchange from an instance. Raises SwiftClawError (or its answer broke off) or ClientGone."""
         exchange, pool = call.exchange, call.pool
         exchange.guard(pool.settings.request_timeout_s)
+        exchange.scope[IDLE] = pool.settings.timeouts.idle_s
         sent = self.headers(call)
         try:
             with Attempts(exchange, pool, call.request, body_is_kept=call.body_is_kept) as attempts:
@@ -85,6 +87,7 @@ class Forwarder:
         ok: bool | None = None  # what this says of the instance
         answer: Answer | None = None
         again = False
+        lease.goes_elsewhere = lambda: attempts.moves(lease)
         span = exchange.span.ask(pool.name, lease) if exchange.span is not None else None
         try:
             limited = [*sent, headers.limit(pool.settings.limits.max_connections_per_instance)]
@@ -128,7 +131,9 @@ class Forwarder:
             code, ok = CLIENT_GONE, None
             if exchange.timed_out:  # once it has begun to answer, it may be the client that does not read
                 code, ok = 504, None if exchange.started else False
-            raise
+            if not exchange.moved():
+                raise
+            code, again = None, True
         finally:
             if answer is not None:
                 answer.close()

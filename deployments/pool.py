@@ -172,8 +172,14 @@ class Pool:
 
     def is_last(self, backend: Backend, tried: Collection[str]) -> bool:
         """Whether nobody is left to ask after this one."""
+        now = time.monotonic()
         return not any(
-            other.well and not other.instance.draining and other is not backend and other.member.id not in tried
+            other.well
+            and not other.instance.draining
+            and other is not backend
+            and other.member.id not in tried
+            and other.passes(now)
+            and other.suspect_until <= now
             for other in self._by_id.values()
         )
 

@@ -66,11 +66,15 @@ class Turns:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """How one version did over a time. `latency_ms`: the same figure for both (median, mean …); None: unknown."""
+    """How one version did over a time. `latency_ms`: the same figure for both (median, mean …); None: unknown.
+
+    `is_tripped`: the circuit breakers of all its instances have opened, so that it gets hardly any more requests.
+    """
 
     requests: int
     errors: int
     latency_ms: float | None = None
+    is_tripped: bool = False
 
     @property
     def error_percent(self) -> float:
@@ -84,11 +88,16 @@ class Judgement:
 
 
 def judge(canary: Seen, stable: Seen, *, max_error_rate: float, max_latency_ratio: float, min_requests: int) -> Judgement:
-    """The canary against stable over the same time. `max_error_rate` in percent, `max_latency_ratio` times stable's."""
-    if canary.requests < min_requests:
+    """The canary against stable over the same time. `max_error_rate` in percent, `max_latency_ratio` times stable's.
+
+    One whose breakers have all opened is judged by the requests that opened them: it would never get `min_requests`.
+    """
+    if canary.requests < min_requests and not (canary.is_tripped and canary.errors):
         return Judgement("inconclusive", f"the canary has answered {canary.requests} of the {min_requests} requests needed")
     if canary.error_percent > max_error_rate:
         return _over_error_rate(canary, stable, max_error_rate)
+    if canary.requests < min_requests:
+        return Judgement("inconclusive", "the circuit breakers of all the canary's instances are open")
     if stable.requests < min_requests:
         return Judgement("inconclusive", f"stable has answered {stable.requests} of the {min_requests} requests needed")
     if canary.latency_ms is None or stable.latency_ms is None:
@@ -108,6 +117,8 @@ def next_step(steps: Sequence[float], percent: float) -> float | None:
 def _over_error_rate(canary: Seen, stable: Seen, max_error_rate: float) -> Judgement:
     """Where stable fails as much, something that both depend on is at fault: no reason to go back, and none to go on."""
     fails = f"{canary.error_percent:.4g} % of the canary's {canary.requests} requests failed, allowed are {max_error_rate:g} %"
+    if canary.is_tripped:
+        fails += ", and all its circuit breakers are open"
     if stable.requests and stable.error_percent >= canary.error_percent:
         return Judgement("inconclusive", f"{fails}; stable fails as much ({stable.error_percent:.4g} %)")
     return Judgement("worse", fails)

@@ -5,6 +5,8 @@ Ray's own commands would do it too, but `ray stop` stops every Ray of this user;
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import re
 import shutil
@@ -12,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from swiftclaw.cli import driver, ports, processes, record
@@ -29,30 +31,42 @@ Say = Callable[[str], None]
 
 def start(regions: Sequence[str], folder: Path, taken: set[int], say: Say) -> Record:
     """Returns when every node is there. What was started until an error is in the record: `stop` it."""
-    gcs, dashboard = ports.free(6379, taken), ports.free(8265, taken)
-    client = ports.free(10001, taken)
     # In /tmp by choice: the paths of Ray's sockets, made below it, may have 107 characters in all.
     temp_dir = tempfile.mkdtemp(prefix="swiftclaw-", dir=os.environ.get("RAY_TMPDIR", "/tmp"))
-    made = Record(
-        f"{HOST}:{gcs}", started_ray=True, temp_dir=temp_dir, auth_mode=driver.auth_mode(), dashboard=f"{HOST}:{dashboard}"
-    )
-    record.save(folder, made)
-    head = [
-        "--head", f"--port={gcs}", f"--dashboard-host={HOST}", f"--dashboard-port={dashboard}",
-        f"--ray-client-server-port={client}", "--disable-usage-stats",
-    ]  # fmt: skip
+    made = Record("", started_ray=True, temp_dir=temp_dir, auth_mode=driver.auth_mode())
     say(f"starting Ray on this machine: region {regions[0]} (head)")
-    _launch_or_again(made, folder, regions[0], head, say)
+    with _ports_to_ourselves():
+        _launch_or_again(made, folder, regions[0], lambda: _head(made, taken), say)
     _link_logs(made, folder)
     add(made, folder, regions[1:], say)
     return made
+
+
+def _head(made: Record, taken: set[int]) -> list[str]:
+    """The head's own arguments, with ports that are free now."""
+    gcs, dashboard, client = (ports.free(preferred, taken) for preferred in (6379, 8265, 10001))
+    made.address, made.dashboard = f"{HOST}:{gcs}", f"{HOST}:{dashboard}"
+    return [
+        "--head", f"--port={gcs}", f"--dashboard-host={HOST}", f"--dashboard-port={dashboard}",
+        f"--ray-client-server-port={client}", "--disable-usage-stats",
+    ]  # fmt: skip
+
+
+@contextlib.contextmanager
+def _ports_to_ourselves() -> Iterator[None]:
+    """Two `up` at once would both see the same ports free, and both choose them: one of them waits for the other."""
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):  # without the lock it nearly always works too
+            lock = (Path(tempfile.gettempdir()) / f"swiftclaw-ports-{os.getuid()}.lock").open("w")
+            fcntl.flock(held.enter_context(lock), fcntl.LOCK_EX)
+        yield
 
 
 def add(made: Record, folder: Path, regions: Sequence[str], say: Say) -> None:
     """One more node for each region."""
     for region in regions:  # one after the other: nodes that start at once take the same names for their sockets
         say(f"starting Ray on this machine: region {region}")
-        _launch_or_again(made, folder, region, [f"--address={made.address}"], say)
+        _launch_or_again(made, folder, region, lambda: [f"--address={made.address}"], say)
 
 
 def running(made: Record) -> bool:
@@ -75,21 +89,21 @@ def stop(made: Record, folder: Path) -> None:
 
 
 def stop_nodes(made: Record, folder: Path, nodes: Sequence[Node]) -> None:
-    processes.stop([node.process for node in nodes], NODE_STOP_S)
+    processes.stop([node.process for node in nodes], NODE_STOP_S, mark=made.temp_dir)
     made.nodes = [node for node in made.nodes if node not in nodes]
     record.save(folder, made)
 
 
-def _launch_or_again(made: Record, folder: Path, region: str, arguments: Sequence[str], say: Say) -> None:
+def _launch_or_again(made: Record, folder: Path, region: str, arguments: Callable[[], Sequence[str]], say: Say) -> None:
     """A node's processes choose many ports each; on a busy machine one may be taken between the choice and its use."""
     try:
-        _launch(made, folder, region, arguments)
+        _launch(made, folder, region, arguments())
     except Refused as error:
         say(f"{error}; trying again")
         stop_nodes(made, folder, made.nodes[-1:])
         log = _log(folder, region)
         log.replace(log.with_suffix(".first.log"))
-        _launch(made, folder, region, arguments)
+        _launch(made, folder, region, arguments())
 
 
 def _log(folder: Path, region: str) -> Path:

@@ -6,8 +6,9 @@ never be touched.
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -38,13 +39,18 @@ def find(started: Started) -> psutil.Process | None:
         return None
 
 
-def stop(started: Iterable[Started], grace_s: float) -> int:
+def stop(started: Iterable[Started], grace_s: float, mark: str = "") -> int:
     """Ask them all to stop, then kill what is left of them and of their children. Returns how many were killed.
 
-    The children are looked up first: afterwards nothing would say whose they were.
+    The children are looked up first: afterwards nothing would say whose they were. `mark`: what the command lines of
+    theirs say and no others' do; where a process is gone, those of its session that bear it are stopped in its place.
     """
-    roots = [process for process in map(find, started) if process]
-    trees = [*roots, *(child for root in roots for child in _children(root))]
+    known = list(started)
+    roots = [process for process in map(find, known) if process]
+    gone = {one.pid for one in known} - {process.pid for process in roots}
+    if mark and gone:
+        roots.extend(_orphans(gone, mark))
+    trees = dict.fromkeys([*roots, *(child for root in roots for child in _children(root))])
     for root in roots:
         _signal(root, signal.SIGTERM)
     _, left = psutil.wait_procs(trees, timeout=grace_s)
@@ -52,6 +58,15 @@ def stop(started: Iterable[Started], grace_s: float) -> int:
         _signal(process, signal.SIGKILL)
     psutil.wait_procs(left, timeout=KILLED_S)
     return len(left)
+
+
+def _orphans(sessions: Collection[int], mark: str) -> Iterator[psutil.Process]:
+    for process in psutil.process_iter(["cmdline"]):
+        try:
+            if os.getsid(process.pid) in sessions and any(mark in word for word in process.info["cmdline"] or ()):
+                yield process
+        except OSError:
+            continue  # gone, or not ours to see
 
 
 def _children(process: psutil.Process) -> Sequence[psutil.Process]:

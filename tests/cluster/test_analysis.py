@@ -21,7 +21,8 @@ class Side:
         agent: dict[str, Any] = {"agent": "m:a", **({"canary": terms or TERMS} if terms != {} else {})}
         self.settings = parse({"agents": {"a": agent}}, Path("/"))
         self.ledger, self.now = Ledger(), 0.0
-        self.analysis = Analysis(self.ledger)
+        self.tripped: set[str] = set()
+        self.analysis = Analysis(self.ledger, lambda _, version: version in self.tripped)
         self.rollout = advance(bring_in(Rollout(Version("v1"), "v1"), Version("v2"), percent, {}, 0.0), True, "", 0.0)
         assert self.look() == []
 
@@ -69,6 +70,35 @@ def test_too_few_requests_never_promote_and_the_comparison_goes_on() -> None:
     assert side.analysis.notes["a"] == "inconclusive: the canary has answered 49 of the 50 requests needed"
     side.answered("v2", 1)
     assert [step.percent for step in side.look(after=1)] == [25]
+
+
+def test_one_whose_breakers_have_all_opened_goes_back_though_it_had_few_requests() -> None:
+    side = Side()
+    side.answered("v1", 900)
+    side.answered("v2", 0, 6)
+    assert side.look(after=1) == []
+    side.tripped = {"v2"}
+    (step,) = side.look(after=1)
+    assert step.percent is None
+    assert step.reason == "100 % of the canary's 6 requests failed, allowed are 5 %, and all its circuit breakers are open"
+
+
+def test_one_whose_breakers_opened_though_it_failed_nobody_waits_and_never_grows() -> None:
+    side = Side()
+    side.answered("v1", 900)
+    side.answered("v2", 40)
+    side.tripped = {"v2"}
+    for _ in range(20):
+        assert side.look(after=60) == []
+
+
+def test_when_both_versions_fail_the_same_open_breakers_are_no_reason_to_go_back() -> None:
+    side = Side()
+    side.answered("v1", 0, 900)
+    side.answered("v2", 0, 6)
+    side.tripped = {"v1", "v2"}
+    assert side.look(after=1) == []
+    assert "stable fails as much" in side.analysis.notes["a"]
 
 
 def test_what_was_before_the_share_does_not_count() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from swiftclaw import Agent
 from tests.deployments.conftest import DataPlane
+from tests.deployments.test_edge import until
 
 ANSWER = b"HTTP/1.1 %d X\r\ncontent-length: 2\r\n\r\nok"
 KEYED = {"idempotency-key": "k1"}
@@ -64,6 +65,62 @@ async def test_one_that_may_have_begun_is_repeated_only_where_that_does_no_harm(
 async def test_an_apps_gateway_error_is_repeated_and_no_other_answer(plane: DataPlane, status: int, times: int) -> None:
     async with scripted(plane, status, 200) as asked, plane.client.get("/agents/a/x") as response:
         assert (response.status, len(asked)) == ((200, 2) if times == 2 else (status, 1))
+
+
+@asynccontextmanager
+async def frozen_first(plane: DataPlane, timeout: str, threshold: int = 2) -> AsyncIterator[list[int]]:
+    """Two instances, of which the first is asked first, takes requests and never answers. Yields which were left again."""
+    left: list[int] = []
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        left.append(1)
+        writer.close()
+
+    plane.blocks["a"] = {"circuitBreaker": {"failureThreshold": threshold, "timeout": timeout, "resetTimeout": "60s"}}
+    async with scripted(plane, 0, 200):
+        server = await asyncio.start_server(silent, "127.0.0.1", 0)
+        first, second = plane.members["a"]
+        plane.members["a"] = [replace(first, port=server.sockets[0].getsockname()[1]), second]
+        plane.announce()
+        yield left
+        server.close()
+
+
+async def test_who_waits_for_an_instance_that_is_given_up_is_answered_by_another_if_repeating_does_no_harm(
+    plane: DataPlane,
+) -> None:
+    async def ask(method: str) -> tuple[int, str | None, str | None]:
+        async with plane.client.request(method, "/agents/a/x") as response:
+            return response.status, response.headers.get("x-swiftclaw-attempts"), response.headers.get("x-swiftclaw-instance")
+
+    async with frozen_first(plane, "200ms") as left:
+        post = asyncio.create_task(ask("POST"))
+        gets = await asyncio.gather(ask("GET"), ask("GET"))
+        assert gets == [(200, "2", "instance-2")] * 2
+        assert not post.done(), "it may have been begun, and is waited for"
+        await until(lambda: len(left) == 2)
+        post.cancel()
+    await until(lambda: plane.active() == 0)
+    assert plane.routing.observation("g").retries == {"a": 2}
+
+
+async def test_one_that_is_only_late_is_waited_for(plane: DataPlane) -> None:
+    async with frozen_first(plane, "50ms", threshold=3) as left:
+        asked = [asyncio.create_task(plane.client.get("/agents/a/x")) for _ in range(2)]
+        await until(lambda: sum(len(backend.late) for backend in plane.routing.pool("a").backends()) == 2)
+        await asyncio.sleep(0.1)  # some ticks more
+        assert left == []
+        for one in asked:
+            one.cancel()
+
+
+async def test_when_a_client_leaves_one_that_is_given_up_nothing_is_sent_again(plane: DataPlane) -> None:
+    async with frozen_first(plane, "100ms", threshold=1):
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(plane.client.post("/agents/a/x"), 0.5)
+        await until(lambda: plane.active() == 0)
+    assert plane.routing.observation("g").retries == {}
 
 
 async def test_there_are_no_more_attempts_than_set_and_none_on_the_same_instance(plane: DataPlane) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -18,6 +19,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
+from cluster.listener import Listener, bind
 from cluster.protocol import ConnectionLimits
 from cluster.tls import Certificate
 from deployments import edge
@@ -149,6 +151,18 @@ class TestHeads:
                 assert (await client.response()).status == 200
             assert await client.rest() == b""
         await nothing_left(plane)
+
+    async def test_an_agents_idle_timeout_is_that_of_the_connection_after_its_answer(self, plane: DataPlane, port: int) -> None:
+        """For ever in the listener's own words: only what the agent says can end it."""
+        plane.blocks["slow"] = {"timeouts": {"idle": KEEP_ALIVE_S}}
+        plane.announce()
+        patient = Listener(plane.edge, bind("127.0.0.1", 0), limits=ConnectionLimits(keep_alive_s=math.inf), grace_s=0)
+        await patient.start()
+        async with connected(patient.port) as client:
+            await client.say(message("x"))
+            assert (await client.response()).status == 200
+            assert await client.rest() == b""
+        await patient.close()
 
     async def test_blank_lines_do_not_keep_a_connection(self, plane: DataPlane, port: int) -> None:
         async with connected(port) as client:

@@ -120,6 +120,23 @@ def test_children_are_stopped_with_their_parent(start: Start) -> None:
     assert gone(grandchild.pid)
 
 
+def test_orphans_of_a_dead_parent_are_stopped_if_they_bear_the_mark(start: Start) -> None:
+    child = start(sys.executable, "-c", PARENT, "ours-1")
+    marked = (
+        "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)', 'ours-1']); " + PARENT
+    )
+    parent = start(sys.executable, "-c", marked)
+    assert said(child) == said(parent) == b"up\n"
+    bears, other = sorted(psutil.Process(parent.pid).children(), key=lambda one: "ours-1" not in one.cmdline())
+    remembered = processes.remember(parent.pid)
+    end(parent)
+    processes.stop([remembered], grace_s=1, mark="ours-1")
+    assert gone(bears.pid)
+    assert not gone(other.pid), "in its session, without its mark"
+    assert child.poll() is None, "its mark, in another session"
+    other.kill()
+
+
 def test_who_does_not_stop_when_asked_is_killed(start: Start) -> None:
     child = start(sys.executable, "-c", STUBBORN)
     assert said(child) == b"up\n"
