@@ -24,7 +24,7 @@ from swiftclaw.cli.record import Node, Record
 HOST = "127.0.0.1"
 OBJECT_STORE_BYTES = 256 * 2**20  # agents' traffic does not go through Ray's object store
 NODE_START_S = 60.0
-NODE_STOP_S = 20.0
+NODE_STOP_S = 2.0  # by then Serve has been shut down, and whatever is left of Ray has nothing to lose
 STARTED = "Ray runtime started"  # what `ray start` prints when the node is there
 Say = Callable[[str], None]
 
@@ -81,9 +81,8 @@ def missing(made: Record, regions: Sequence[str]) -> list[str]:
 
 
 def stop(made: Record, folder: Path) -> None:
-    """The whole cluster, the head last; its logs stay in the state folder."""
-    stop_nodes(made, folder, made.nodes[1:])
-    stop_nodes(made, folder, made.nodes[:1])
+    """The whole cluster; its logs stay in the state folder."""
+    stop_nodes(made, folder, made.nodes)
     _keep_logs(made, folder)
     record.remove(folder)
 
@@ -117,6 +116,7 @@ def _launch(made: Record, folder: Path, region: str, arguments: Sequence[str]) -
         sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *arguments,
         f"--node-ip-address={HOST}", f"--labels=region={region}", f"--temp-dir={made.temp_dir}",
         f"--object-store-memory={OBJECT_STORE_BYTES}", "--dashboard-agent-listen-port=0",
+        "--include-log-monitor=false",  # it prints workers' logs at drivers, and none stays
         "--min-worker-port=0", "--max-worker-port=0",  # any: Ray's fixed range would be shared by all nodes here
     ]  # fmt: skip
     environment = {

@@ -40,7 +40,7 @@ def find(started: Started) -> psutil.Process | None:
 
 
 def stop(started: Iterable[Started], grace_s: float, mark: str = "") -> int:
-    """Ask them all to stop, then kill what is left of them and of their children. Returns how many were killed.
+    """Ask them and their children to stop, then kill what is left. Returns how many were killed.
 
     The children are looked up first: afterwards nothing would say whose they were. `mark`: what the command lines of
     theirs say and no others' do; where a process is gone, those of its session that bear it are stopped in its place.
@@ -51,8 +51,8 @@ def stop(started: Iterable[Started], grace_s: float, mark: str = "") -> int:
     if mark and gone:
         roots.extend(_orphans(gone, mark))
     trees = dict.fromkeys([*roots, *(child for root in roots for child in _children(root))])
-    for root in roots:
-        _signal(root, signal.SIGTERM)
+    for process in trees:
+        _signal(process, signal.SIGTERM)
     _, left = psutil.wait_procs(trees, timeout=grace_s)
     for process in left:
         _signal(process, signal.SIGKILL)
