@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,7 +74,8 @@ class Cluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SWIFTCLAW_"))}
+        other = ("RAY_", "SWIFTCLAW_", "PYTHONDONTWRITEBYTECODE")  # without bytecode every process would compile it all anew
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(other)}
         # "local": a cluster of its own, whatever else runs here. Ray's folder cannot be deep: paths of sockets are short.
         return {**kept, "RAY_TMPDIR": str(self.folder), "RAY_ADDRESS": "local", "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
 
@@ -102,6 +105,12 @@ class Cluster:
         done = self.run("up")
         assert done.returncode == 0, done.stdout + done.stderr
         return done
+
+    def clear(self) -> None:
+        """No agent is left, and nothing that an agent of the same name could remember."""
+        self.write({})
+        self.up()
+        until(lambda: not get(f"{self.admin}/api/agents"), "no agent is left", 60)
 
     def instances(self, agent: str = "my-agent") -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = get(f"{self.admin}/api/agents/{agent}/instances")
@@ -150,16 +159,27 @@ def my_agent(**blocks: Any) -> dict[str, Any]:
     return {"agent": "examples.support:agent", "regions": regions, **blocks}
 
 
-@pytest.fixture(scope="module")
-def folder() -> Iterator[Path]:
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c() -> None:
+    """A shell starts what runs in the background deaf to it, and programs that we start would inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def a_folder() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="sc-", dir="/tmp"))
-    shutil.copytree(ROOT / "examples", path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
+    copy_examples(path)
     yield path
     shutil.rmtree(path, ignore_errors=True)
 
 
-@pytest.fixture(scope="module")
-def stopped(folder: Path) -> Iterator[Cluster]:
+def copy_examples(folder: Path) -> None:
+    shutil.rmtree(folder / "examples", ignore_errors=True)
+    shutil.copytree(ROOT / "examples", folder / "examples", ignore=shutil.ignore_patterns("__pycache__"))
+
+
+@contextmanager
+def a_cluster(folder: Path) -> Iterator[Cluster]:
     """Nothing runs yet; what a test starts is stopped, and nothing may be left."""
     cluster = Cluster(folder)
     try:
@@ -171,8 +191,59 @@ def stopped(folder: Path) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def cluster(stopped: Cluster) -> Cluster:
+def folder() -> Iterator[Path]:
+    with a_folder() as path:
+        yield path
+
+
+@pytest.fixture(scope="module")
+def stopped(folder: Path) -> Iterator[Cluster]:
+    """For tests that start a cluster in their own way, or leave it unfit for others."""
+    with a_cluster(folder) as cluster:
+        yield cluster
+
+
+class Shared:
+    """One cluster for many modules, one after the other: to start one takes longer than most tests."""
+
+    def __init__(self) -> None:
+        self._held = ExitStack()
+        self._cluster: Cluster | None = None
+
+    def empty(self) -> Cluster:
+        """Without an agent, whatever the module before did to it; another one if it cannot be had."""
+        if self._cluster is not None:
+            try:
+                copy_examples(self._cluster.folder)
+                self._cluster.clear()
+            except AssertionError as error:
+                print(f"the cluster is not what it was, and is replaced: {error}")
+                self.close()
+        if self._cluster is None:
+            self._cluster = self._held.enter_context(a_cluster(self._held.enter_context(a_folder())))
+        return self._cluster
+
+    def close(self) -> None:
+        self._cluster = None
+        self._held.close()
+
+
+@pytest.fixture(scope="session")
+def shared_by_all() -> Iterator[Shared]:
+    kept = Shared()
+    yield kept
+    kept.close()
+
+
+@pytest.fixture(scope="module")
+def shared(shared_by_all: Shared) -> Cluster:
+    """Ray may run already, agents do not: a module writes what it needs, and calls `up`."""
+    return shared_by_all.empty()
+
+
+@pytest.fixture(scope="module")
+def cluster(shared: Cluster) -> Cluster:
     """The shipped example, running: 7 instances in 3 regions, 2 gateways."""
-    stopped.write({"my-agent": my_agent()})
-    stopped.up()
-    return stopped
+    shared.write({"my-agent": my_agent()})
+    shared.up()
+    return shared

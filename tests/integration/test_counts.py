@@ -26,10 +26,10 @@ SETTLED_S = 4.0  # counts that come twice would have come
 
 
 @pytest.fixture(scope="module")
-def counting(stopped: Cluster) -> Cluster:
-    stopped.write({"my-agent": AGENT})
-    stopped.up()
-    return stopped
+def counting(shared: Cluster) -> Cluster:
+    shared.write({"my-agent": AGENT})
+    shared.up()
+    return shared
 
 
 def scraped(cluster: Cluster) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:

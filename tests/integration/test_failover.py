@@ -28,14 +28,14 @@ async def handle(message):
 
 
 @pytest.fixture(scope="module")
-def example(stopped: Cluster) -> Cluster:
+def example(shared: Cluster) -> Cluster:
     """The shipped example, and an agent with a single instance."""
-    (stopped.folder / "alone.py").write_text(ALONE)
+    (shared.folder / "alone.py").write_text(ALONE)
     alone = {"agent": "alone:agent", "regions": {"us-east-1": {"instances": 1}}}
     soon = {"request": "10s"}  # sessions keep an instance that drains for half of it
-    stopped.write({"my-agent": my_agent(timeouts=soon), "alone": alone})
-    stopped.up()
-    return stopped
+    shared.write({"my-agent": my_agent(timeouts=soon), "alone": alone})
+    shared.up()
+    return shared
 
 
 def report_of(cluster: Cluster, *options: str) -> dict[str, Any]:

@@ -39,13 +39,13 @@ async def check():
 
 
 @pytest.fixture(scope="module")
-def faulty(stopped: Cluster) -> Cluster:
+def faulty(shared: Cluster) -> Cluster:
     """The example with an agent that takes a moment, so that requests are in flight when something dies."""
-    (stopped.folder / "moment.py").write_text(MOMENT.replace("FOLDER", str(stopped.folder)))
+    (shared.folder / "moment.py").write_text(MOMENT.replace("FOLDER", str(shared.folder)))
     checks = {"interval": "1s", "unhealthyThreshold": 2, "healthyThreshold": 1}
-    stopped.write({"my-agent": my_agent(agent="moment:agent", healthCheck=checks)})
-    stopped.up()
-    return stopped
+    shared.write({"my-agent": my_agent(agent="moment:agent", healthCheck=checks)})
+    shared.up()
+    return shared
 
 
 async def test_a_killed_instance_loses_only_what_was_in_flight_on_it_and_is_replaced(faulty: Cluster) -> None:

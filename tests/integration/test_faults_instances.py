@@ -101,8 +101,8 @@ class Moody:
 
 
 @pytest.fixture(scope="module")
-def running(stopped: Cluster) -> Moody:
-    moody = Moody(stopped)
+def running(shared: Cluster) -> Moody:
+    moody = Moody(shared)
     moody.start()
     return moody
 
@@ -196,7 +196,7 @@ async def _out(moody: Moody, stop: Callable[[], None], go_on: Callable[[], None]
     last = max(sent.began - at["stopped"] for sent in affected if sent not in probes)
     note(
         f"{said}; {len(affected)} affected, {len(probes)} of them probes; the last one began after {last:.2f} s; the API said "
-        f"open after {at['open'] - at['stopped']:.2f} s, closed {at['closed'] - at['mended']:.2f} s after it went on"
+        f"open after {at['open'] - at['shared']:.2f} s, closed {at['closed'] - at['mended']:.2f} s after it went on"
     )
     assert {sent.kind for sent in load.failed()} <= {"request_timeout", "instance_failed"}
     assert all(sent.seconds < REQUEST_TIMEOUT_S + 3 for sent in affected)

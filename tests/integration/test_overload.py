@@ -36,18 +36,18 @@ async def handle(message):
 
 
 @pytest.fixture(scope="module")
-def busy(stopped: Cluster) -> Cluster:
+def busy(shared: Cluster) -> Cluster:
     """40 requests a second are what it can do; a line of at most 60 at each of two gateways: more than is served in time."""
-    (stopped.folder / "busy.py").write_text(BUSY)
+    (shared.folder / "busy.py").write_text(BUSY)
     limits = {
         "maxConnections": 60,
         "maxConnectionsPerInstance": PLACES,
         "connectionTimeout": f"{CONNECTION_TIMEOUT_S}s",
         "requestTimeout": "20s",
     }
-    stopped.write({"my-agent": {"agent": "busy:agent", "regions": {"us-east-1": {"instances": INSTANCES}}, "limits": limits}})
-    stopped.up()
-    return stopped
+    shared.write({"my-agent": {"agent": "busy:agent", "regions": {"us-east-1": {"instances": INSTANCES}}, "limits": limits}})
+    shared.up()
+    return shared
 
 
 async def most_per_second(cluster: Cluster, seconds: float) -> float:

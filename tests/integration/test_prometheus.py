@@ -80,11 +80,11 @@ def write(cluster: Cluster, *, bad: bool = False) -> None:
 
 
 @pytest.fixture(scope="module")
-def watched(stopped: Cluster) -> Cluster:
-    write(stopped)
+def watched(shared: Cluster) -> Cluster:
+    write(shared)
     one = {"us-east-1": {"instances": 1}}
     never = {"failureThreshold": 100_000}
-    stopped.write(
+    shared.write(
         {
             "shop": {
                 "agent": "watched:shop", "healthCheck": CHECKS, "circuitBreaker": never,
@@ -98,8 +98,8 @@ def watched(stopped: Cluster) -> Cluster:
         },
         distances={"us-east-1": {"eu-west-1": "80ms"}},
     )  # fmt: skip
-    stopped.up()
-    return stopped
+    shared.up()
+    return shared
 
 
 async def ask(client: aiohttp.ClientSession, agent: str) -> int:

@@ -31,11 +31,11 @@ PAUSE_S = 0.15  # an exchange between gateways comes at least that often
 
 
 @pytest.fixture(scope="module")
-def cluster(stopped: Cluster) -> Cluster:
-    (stopped.folder / "limited.py").write_text(LIMITED)
-    write(stopped, {"enabled": True, "requests": 30, "window": "1h"})
-    stopped.up()
-    return stopped
+def cluster(shared: Cluster) -> Cluster:
+    (shared.folder / "limited.py").write_text(LIMITED)
+    write(shared, {"enabled": True, "requests": 30, "window": "1h"})
+    shared.up()
+    return shared
 
 
 def write(cluster: Cluster, block: dict[str, Any]) -> None:

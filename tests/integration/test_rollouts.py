@@ -160,11 +160,11 @@ def stable(cluster: Cluster) -> str:
 
 
 @pytest.fixture(scope="module")
-def shop(stopped: Cluster) -> Cluster:
-    write(stopped, "one")
-    configure(stopped)
-    stopped.up()
-    return stopped
+def shop(shared: Cluster) -> Cluster:
+    write(shared, "one")
+    configure(shared)
+    shared.up()
+    return shared
 
 
 async def test_from_10_percent_to_all_of_it_and_no_request_fails(shop: Cluster) -> None:

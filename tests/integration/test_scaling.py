@@ -68,12 +68,12 @@ def agents(**fixed: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def scaled(stopped: Cluster) -> Iterator[Cluster]:
-    (stopped.folder / "half.py").write_text(HALF_A_SECOND)
-    (stopped.folder / "burner.py").write_text(BURNER)
-    stopped.write(agents())
-    stopped.up()
-    yield stopped
+def scaled(shared: Cluster) -> Iterator[Cluster]:
+    (shared.folder / "half.py").write_text(HALF_A_SECOND)
+    (shared.folder / "burner.py").write_text(BURNER)
+    shared.write(agents())
+    shared.up()
+    yield shared
 
 
 def region(cluster: Cluster, agent: str) -> dict[str, Any]:

@@ -83,11 +83,11 @@ class Regions:
 
 
 @pytest.fixture(scope="module")
-def regions(stopped: Cluster) -> Iterator[Regions]:
-    (stopped.folder / "uneven.py").write_text(SLOW)
-    made = Regions(stopped)
+def regions(shared: Cluster) -> Iterator[Regions]:
+    (shared.folder / "uneven.py").write_text(SLOW)
+    made = Regions(shared)
     made.write("round-robin")
-    stopped.up()
+    shared.up()
     yield made
 
 
