@@ -12,7 +12,7 @@ import contextlib
 import socket
 import ssl
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import uvicorn
@@ -60,9 +60,15 @@ async def bind_in_time(host: str, port: int, within_s: float = 5.0) -> socket.so
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, limits: ConnectionLimits, context: ssl.SSLContext | None) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        limits: ConnectionLimits,
+        context: ssl.SSLContext | None,
+        refused: Callable[[int], None],
+    ) -> None:
         super().__init__(config)
-        self._limits, self._context = limits, context
+        self._limits, self._context, self._refused = limits, context, refused
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's, with our connections, and a time-out for the handshake of TLS."""
@@ -80,7 +86,7 @@ class _Server(uvicorn.Server):
         self.started = True
 
     def _connection(self) -> Protocol:
-        return Protocol(self._limits, config=self.config, server_state=self.server_state, app_state={})
+        return Protocol(self._limits, self._refused, config=self.config, server_state=self.server_state, app_state={})
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -99,7 +105,9 @@ class Listener:
         tls: ssl.SSLContext | None = None,
         grace_s: float = 5,
         date: bool = False,
+        refused: Callable[[int], None] = lambda status: None,
     ) -> None:
+        """`refused` is told of the requests that are answered without the app, by status."""
         self.socket = listening
         self._limits = limits or ConnectionLimits()
         self._server = _Server(
@@ -122,6 +130,7 @@ class Listener:
             ),
             self._limits,
             tls,
+            refused,
         )
         self._sweeping: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None

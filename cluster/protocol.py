@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -64,9 +64,10 @@ class Refused(Exception):
 class Protocol(HttpToolsProtocol):
     """One client's connection."""
 
-    def __init__(self, limits: ConnectionLimits, **uvicorns: Any) -> None:
+    def __init__(self, limits: ConnectionLimits, refused: Callable[[int], None], **uvicorns: Any) -> None:
+        """`refused` is told the status of each refusal: the application hears nothing of those requests."""
         super().__init__(**uvicorns)
-        self._limits = limits
+        self._limits, self._tell_refused = limits, refused
         self.until = math.inf  # the loop's time at which `expire` is due
         self._in_head = False  # a head has begun and is not whole
         self._in_body = False  # a head was whole, and its message has not ended
@@ -135,6 +136,7 @@ class Protocol(HttpToolsProtocol):
     def _refuse(self, refused: Refused) -> None:
         """Nothing more is read. What was asked before is answered first; a refusal never cuts into another answer."""
         self._deaf = True
+        self._tell_refused(refused.status)
         if not self._busy:
             if not self._in_body:  # else it has its answer
                 self.transport.write(refused.answer())
@@ -259,6 +261,7 @@ class Protocol(HttpToolsProtocol):
         self.handle_websocket_upgrade()
         protocol: Any = self.transport.get_protocol()
         if not protocol.handshake_initiated:  # it found the handshake bad, and would wait for ever
+            self._tell_refused(400)
             self.transport.write(Refused(400, "the WebSocket's handshake is not one").answer())
             self.transport.close()
         return b""

@@ -1,4 +1,4 @@
-"""The instance's ASGI application: messages and chat to the handler, everything else to the mounted app.
+"""The instance's ASGI application: who may ask, what is refused, and who answers: the handler or the mounted app.
 
 Counts what is in flight (a stream counts until it ends) and tells its load with every answer.
 """
@@ -11,13 +11,11 @@ import hmac
 import json
 import logging
 import os
-import secrets
 import signal
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote
 
 from cluster.messages import (
     APP_PREFIX,
@@ -40,8 +38,9 @@ from cluster.messages import (
 )
 from deployments import openai
 from deployments.exchange import ClientGone, Exchange, Receive, Scope, Send
-from deployments.hosting import HostedAgent, RequestInfo, Turn
-from policies.errors import STATUS, AgentFailed, BadRequest, InstanceFailed, NotFound, RequestTimeout, SwiftClawError
+from deployments.hosting import HostedAgent
+from deployments.replies import Replies, event
+from policies.errors import STATUS, AgentFailed, InstanceFailed, NotFound, RequestTimeout, SwiftClawError
 
 log = logging.getLogger("swiftclaw.instance")
 
@@ -65,6 +64,7 @@ class Answering:
 
     def __init__(self, agent: HostedAgent, spec: InstanceSpec, admission: Admission, replica: str) -> None:
         self._agent, self._spec, self._replica = agent, spec, replica
+        self._replies = Replies(agent, spec)
         self.id = admission.id
         self._key = admission.key.encode()
         self.in_flight = 0
@@ -161,9 +161,9 @@ class Answering:
             if self._closing:
                 await self._refuse(exchange, CLOSING)
             elif path == MESSAGES_PATH:
-                await self._until_client_leaves(exchange, self._message(exchange))
+                await self._until_client_leaves(exchange, self._replies.message(exchange, self.id))
             elif path == CHAT_PATH:
-                await self._until_client_leaves(exchange, self._chat(exchange))
+                await self._until_client_leaves(exchange, self._replies.chat(exchange, self.id))
             elif self._agent.app is not None:
                 await self._mounted(exchange, self._agent.app)
             else:
@@ -203,59 +203,6 @@ class Answering:
         finally:
             exchange.done()
 
-    async def _message(self, exchange: Exchange) -> None:
-        body = _json_object(await exchange.whole_body())
-        if "message" not in body:
-            raise BadRequest("message: is missing")
-        for name in ("session_id", "user_id"):
-            if not isinstance(body.get(name), (str, type(None))):
-                raise BadRequest(f"{name}: must be a string")
-        if not isinstance(body.get("stream", False), bool):
-            raise BadRequest("stream: must be true or false")
-        session = self._session(exchange, _text(body.get("session_id"))) or secrets.token_hex(16)
-        turn = Turn(body["message"], session, _text(body.get("user_id")), self._info(exchange, body))
-        reply = await self._agent.answer(turn)
-        accepts = exchange.header(b"accept") or b""
-        if body.get("stream") or b"text/event-stream" in accepts:
-            await self._stream(exchange, _deltas(_pieces(reply)))
-            return
-        if isinstance(reply, AsyncIterator):
-            reply = await _joined(reply)
-        try:
-            await exchange.answer(200, {"reply": reply, "session_id": session})
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"the handler returned a {type(reply).__name__}, which is not JSON: {error}") from error
-
-    async def _chat(self, exchange: Exchange) -> None:
-        body = _json_object(await exchange.whole_body())
-        asked = openai.ChatRequest.parse(body)
-        session = self._session(exchange, asked.session_id)
-        message = openai.last_user_text(asked.messages)
-        turn = Turn(message, session, asked.user_id, self._info(exchange, body))
-        reply = await self._agent.answer(turn)
-        answer_id, created = f"chatcmpl-{exchange.request_id}", int(time.time())
-        if asked.stream:
-            shape = openai.Chunks(answer_id, created, asked.model, asked.messages, asked.include_usage)
-            await self._stream(exchange, _chat_chunks(shape, _pieces(reply)))
-            return
-        if isinstance(reply, AsyncIterator):
-            reply = await _joined(reply)
-        await exchange.answer(
-            200,
-            openai.completion(reply, id=answer_id, created=created, model=asked.model, messages=asked.messages),
-        )
-
-    async def _stream(self, exchange: Exchange, chunks: AsyncGenerator[object, None]) -> None:
-        """Server-sent events. An exception after the first one becomes `event: error`."""
-        async with contextlib.aclosing(chunks):
-            first = await anext(chunks, None)  # an exception before this is an ordinary 500
-            await exchange.start(200, [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")])
-            if first is not None:
-                await exchange.write(_event(first), more=True)
-            async for chunk in chunks:
-                await exchange.write(_event(chunk), more=True)
-            await exchange.write(b"data: [DONE]\n\n", more=False)
-
     async def _mounted(self, exchange: Exchange, app: Any) -> None:
         """The app sees its own paths; the prefix is told as reverse proxies do."""
         scope = exchange.scope
@@ -288,15 +235,7 @@ class Answering:
             body = openai.error_body(error, exchange.request_id) if chat else exchange.error(error)
             await exchange.answer(STATUS[error.type], body)
         elif exchange.event_stream:
-            await exchange.write(b"event: error\n" + _event(exchange.error(error)), more=False)
-
-    def _session(self, exchange: Exchange, from_body: str | None) -> str | None:
-        told = exchange.header(SESSION_HEADER)
-        return unquote(told.decode("latin-1"), errors="surrogatepass") if told else from_body
-
-    def _info(self, exchange: Exchange, body: dict[str, object]) -> RequestInfo:
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in exchange.headers}
-        return RequestInfo(headers, body, self.id, self._spec.region, self._spec.version)
+            await exchange.write(b"event: error\n" + event(exchange.error(error)), more=False)
 
     async def _check(self, exchange: Exchange) -> None:
         """What the agent says of itself. A check that hangs is not joined by a second one."""
@@ -374,58 +313,3 @@ async def _forbid(scope: Scope, send: Send) -> None:
 async def _empty(send: Send, status: int) -> None:
     await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
     await send({"type": "http.response.body", "body": b""})
-
-
-def _json_object(body: bytes) -> dict[str, object]:
-    try:
-        found = json.loads(body)
-    except ValueError as error:
-        raise BadRequest(f"the body is not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise BadRequest("the body must be a JSON object")
-    return found
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-async def _deltas(pieces: AsyncGenerator[str, None]) -> AsyncGenerator[object, None]:
-    async with contextlib.aclosing(pieces):
-        async for text in pieces:
-            yield {"delta": text}
-
-
-async def _chat_chunks(shape: openai.Chunks, pieces: AsyncGenerator[str, None]) -> AsyncGenerator[object, None]:
-    """The model's name is the agent's; the first chunk waits for the first text, so that an early failure is a 500."""
-    async with contextlib.aclosing(pieces):
-        first = await anext(pieces, None)
-        yield shape.first()
-        if first is not None:
-            yield shape.delta(first)
-        async for text in pieces:
-            yield shape.delta(text)
-    for chunk in shape.last():
-        yield chunk
-
-
-async def _pieces(reply: object) -> AsyncGenerator[str, None]:
-    """Any reply as pieces of text, its iterator closed when the reader leaves."""
-    if not isinstance(reply, AsyncIterator):
-        yield openai.text_of(reply)
-        return
-    try:
-        async for piece in reply:
-            yield openai.text_of(piece)
-    finally:
-        close = getattr(reply, "aclose", None)
-        if close is not None:
-            await close()
-
-
-async def _joined(reply: AsyncIterator[object]) -> str:
-    return "".join([piece async for piece in _pieces(reply)])
-
-
-def _event(chunk: object) -> bytes:
-    return b"data: " + json.dumps(chunk, ensure_ascii=False).encode() + b"\n\n"

@@ -63,7 +63,9 @@ class Gateway:
         self._upstream = Upstream()
         self._edge = Edge(self._routing, self._upstream, settings.region)
         tls = certificate.context if certificate else None
-        self._listener = Listener(self._edge, listening, tls=tls, date=True, grace_s=GATEWAY_DRAIN_S)
+        self._listener = Listener(
+            self._edge, listening, tls=tls, date=True, grace_s=GATEWAY_DRAIN_S, refused=self._routing.refused_unread
+        )
         self._peers = Peers(self._hello.gateway, self._routing, self._edge.rate_limits, self._upstream)
         host = host or ray.util.get_node_ip_address()
         self._hello = replace(self._hello, host=host, port=await self._peers.open(host))

@@ -17,7 +17,7 @@ from deployments.clients import Clients
 from deployments.pool import Pool
 from deployments.spool import Spool
 from policies.distance import Distances
-from policies.errors import STATUS, NoHealthyInstance, SwiftClawError, UnknownAgent
+from policies.errors import STATUS, BadRequest, NoHealthyInstance, SwiftClawError, UnknownAgent
 
 NOTHING = InstanceCounts()
 
@@ -96,6 +96,10 @@ class Routing:
             tally = self._refusals[agent] = Tally()
             self._keep((agent, "", "", ""), tally)
         tally.count(status or STATUS[error.type])
+
+    def refused_unread(self, status: int) -> None:
+        """What came was no request that the edge could look at."""
+        self.refused(BadRequest("this is not HTTP"), status)
 
     def observation(self, gateway: str) -> Observation:
         """What happened since the last one that was delivered; one that was not is told again, with the states of now."""

@@ -49,7 +49,8 @@ class DataPlane:
         self.routing = Routing(Random(1))
         self.upstream = Upstream()
         self.edge = Edge(self.routing, self.upstream, "local")
-        self.gateway = Listener(self.edge, bind("127.0.0.1", 0), limits=self.limits, tls=self.tls, grace_s=0)
+        refused = self.routing.refused_unread
+        self.gateway = Listener(self.edge, bind("127.0.0.1", 0), limits=self.limits, tls=self.tls, grace_s=0, refused=refused)
         await self.gateway.start()
         self.ticking = asyncio.create_task(self._tick())
         self.announce()
