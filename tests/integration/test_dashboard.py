@@ -17,7 +17,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.browser import CHROMIUM, browser
-from tests.integration.conftest import Cluster, get, until
+from tests.integration.conftest import Cluster, get, my_agent, until
 
 pytestmark = pytest.mark.cluster
 
@@ -40,6 +40,14 @@ def metrics(url: str) -> dict[tuple[str, str], float]:
 
 def total(samples: dict[tuple[str, str], float], name: str) -> float:
     return sum(value for (found, _), value in samples.items() if found == name)
+
+
+@pytest.fixture(scope="module")
+def cluster(stopped: Cluster) -> Cluster:
+    """The shipped example on a cluster of its own: nothing was counted before."""
+    stopped.write({"my-agent": my_agent()})
+    stopped.up()
+    return stopped
 
 
 def ask(cluster: Cluster, count: int) -> int:

@@ -240,8 +240,9 @@ async def test_regions_come_and_go_by_themselves(shop: Cluster) -> None:
 
 async def test_one_that_answers_errors_is_rolled_back_by_the_analysis_and_a_good_one_promoted(shop: Cluster) -> None:
     now = stable(shop)
-    few = 10  # fewer than open the circuits of all its instances: from then on it gets only probes, and the rest takes minutes
-    configure(shop, canary={"maxErrorRate": 5, "minRequests": few, "interval": "1s", "maxLatencyRatio": 50, "steps": [20, 100]})
+    many = 50  # more than it takes to open the circuits of all its instances: from then on it gets only probes
+    terms = {"maxErrorRate": 5, "minRequests": many, "interval": "1s", "maxLatencyRatio": 50, "steps": [20, 100]}
+    configure(shop, canary=terms)
     await asyncio.to_thread(shop.up)
     write(shop, "broken")
     async with load(shop) as made:
@@ -253,7 +254,8 @@ async def test_one_that_answers_errors_is_rolled_back_by_the_analysis_and_a_good
             alone += await answers(shop, 20)
             await asyncio.sleep(0.3)  # more would only keep instances from starting
         last = rollout(shop)["last"]
-    assert re.fullmatch(rf"{name[0]} was rolled back: .* % of the canary's \d+ requests failed, allowed are 5 %", last), last
+    why = r".* % of the canary's \d+ requests failed, allowed are 5 %, and all its circuit breakers are open"
+    assert re.fullmatch(rf"{name[0]} was rolled back: {why}", last), last
     hurt, errors = made.hurt(), sum(count for (_, said), count in alone.items() if said == "500")
     print(
         f"{last}\nusers who saw an error: {len(hurt)} of {CLIENTS} with a session ({len(made.failed)} of {made.sent} requests),"
