@@ -99,7 +99,6 @@ class Moody:
         await asyncio.to_thread(until, lambda: self.row(instance)["circuit"] == state, f"{instance} {state}", seconds)
         return time.monotonic()
 
-
     async def recover(self) -> None:
         """Until all six are well: half-open breakers need traffic to close."""
         if self.is_well():
