@@ -146,6 +146,7 @@ class Controller:
 
     async def observe(self, seen: Observation) -> None:
         """What a gateway saw since its last observation."""
+        self._gateways.told(seen.gateway)
         if not self.ledger.add(seen, time.monotonic()):
             return
         self.autoscaling.heard(seen, time.monotonic())

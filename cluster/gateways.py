@@ -1,7 +1,7 @@
 """Which gateways are there, what has each seen, and when does one that asks for news get an answer?
 
 A gateway always has one request for news open (a long poll): it is answered when the snapshot differs from the one that the
-gateway has, or after a while without news, which shows that both are alive. One that does not ask again is gone. What a
+gateway has, or after a while without news, which shows that both are alive. One that neither asks nor tells is gone. What a
 snapshot holds is for the Controller to say; here it is only a version, which rises with every change.
 """
 
@@ -18,7 +18,7 @@ from cluster.messages import Hello, Peer
 from cluster.witness import Witness
 
 POLL_S = 10.0  # a gateway's request for news is answered after this long even without any
-GATEWAY_GONE_S = 3 * POLL_S
+GATEWAY_GONE_S = 12.0  # it asks for news every 10 s, and tells what it has seen every second
 ASK_AGAIN_S = 0.5  # while the Controller itself finds out
 
 
@@ -58,6 +58,12 @@ class Gateways:
         if new:
             self._witness.gateway(hello)
             self._changed()
+
+    def told(self, gateway: str) -> None:
+        """One has told what it saw."""
+        known = self.present.get(gateway)
+        if known is not None:
+            self.present[gateway] = (known[0], time.monotonic(), known[2])
 
     async def wait_for_news(self, seen: str | None, knows: Callable[[], bool]) -> bool:
         """Whether there is another version than `seen`. `knows`: whether what would be told is right; until then it waits."""

@@ -94,6 +94,15 @@ def test_current_is_who_has_seen_the_newest_version(world: World) -> None:
     assert not world.gateways.is_current("g1")
 
 
+def test_one_that_tells_is_there_though_it_does_not_ask(world: World) -> None:
+    world.gateways.hear(ONE, None)
+    world.gateways.present["g1"] = (ONE, time.monotonic() - GATEWAY_GONE_S - 1, "7.1")
+    world.gateways.told("g1")
+    world.gateways.told("unknown")
+    world.gateways.forget_silent()
+    assert {name: seen for name, (_, _, seen) in world.gateways.present.items()} == {"g1": "7.1"}
+
+
 def test_one_that_falls_silent_is_forgotten_with_what_it_counted_now(world: World) -> None:
     world.gateways.hear(ONE, None)
     world.gateways.hear(TWO, None)
@@ -101,7 +110,7 @@ def test_one_that_falls_silent_is_forgotten_with_what_it_counted_now(world: Worl
     world.gateways.present["g1"] = (ONE, time.monotonic() - GATEWAY_GONE_S - 1, None)
     world.gateways.forget_silent()
     assert list(world.gateways.present) == ["g2"] and world.ledger.queued("a") == 0
-    assert world.said()[-1].endswith("is gone: nothing was heard of it for 30 s") and world.changes == 3
+    assert world.said()[-1].endswith("is gone: nothing was heard of it for 12 s") and world.changes == 3
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
