@@ -25,6 +25,7 @@ from cluster.registry import Registry
 log = logging.getLogger("swiftclaw.controller")
 
 RECONCILE_EVERY_S = 1.0
+CALM_S = 5.0  # how long Serve's word on its apps holds while nothing is under way: to ask is the dearest part of a round
 SETTLE_S = 30.0  # after a start without state: how long what runs already has to present itself, at most
 ROUND_S = 30.0  # how long somebody waits for one
 
@@ -53,6 +54,7 @@ class Reconciler:
         self.problems: dict[str, str] = {}  # Serve app -> why it cannot start
         self.warnings: list[str] = []
         self._settled_at = 0.0 if self._state.instances else time.monotonic() + SETTLE_S
+        self._look_at = 0.0  # when Serve is to be asked again
         self._hurry = asyncio.Event()
         self._waiting: list[asyncio.Future[None]] = []
 
@@ -60,7 +62,9 @@ class Reconciler:
 
     async def run_for_ever(self) -> None:
         while True:
-            self._hurry.clear()
+            if self._hurry.is_set():
+                self._look_at = 0.0
+                self._hurry.clear()
             waiting, self._waiting = self._waiting, []
             try:
                 await self.reconcile()
@@ -115,7 +119,9 @@ class Reconciler:
     # --- a round --------------------------------------------------------------------------------------------------
 
     async def reconcile(self) -> None:
-        self.observed = await self._placement.running()
+        (look_at, self._look_at), now = (self._look_at, 0.0), time.monotonic()
+        if now >= look_at:
+            self.observed, look_at = await self._placement.running(), now + CALM_S
         if not self._settled():
             return
         if self._desired.rebuild(self._gateways.told_last()):
@@ -134,11 +140,14 @@ class Reconciler:
         ]
         running = {name: app.status for name, app in self.observed.items()}
         self._adopt(desired.keys() & running.keys(), desired)
-        await self._do(plan(desired, self._state.apps, running, self._well()), running)
+        actions = plan(desired, self._state.apps, running, self._well())
+        await self._do(actions, running)
         for app in [app for app in self._state.apps if app not in desired and app not in running]:
             del self._state.apps[app]
         self._versions.tidy(self._state.apps)
         self._gateways.forget_silent()
+        if not actions and set(running.values()) <= {"RUNNING"}:
+            self._look_at = look_at
 
     def _apps(self, labelled: set[str]) -> dict[str, AppSpec]:
         settings = self._desired.settings

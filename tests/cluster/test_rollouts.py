@@ -154,6 +154,7 @@ class FakeServe:
     """What outlives a Controller: its apps, and the instances in them."""
 
     apps: dict[str, AppSpec] = field(default_factory=dict)
+    asked: int = 0
     deleted: list[str] = field(default_factory=list)
     starts: list[str] = field(default_factory=list)
     labels: frozenset[str] = frozenset()
@@ -162,6 +163,7 @@ class FakeServe:
         return set(self.labels)
 
     async def running(self) -> dict[str, AppStatus]:
+        self.asked += 1
         return {name: AppStatus("RUNNING", "") for name in self.apps}
 
     async def nodes(self) -> list[Any]:
@@ -402,6 +404,24 @@ def test_a_new_deploy_has_another_name_than_the_one_that_was_rolled_back(world: 
     world.rounds()
     assert world.serve.versions() == {"v1"}
     assert world.deploy(10, code="three") == ("canary", "v3")
+
+
+def test_serve_is_asked_only_while_something_is_under_way_or_somebody_waits(world: World) -> None:
+    world.rounds()
+    world.serve.asked = 0
+    world.rounds()
+    assert world.serve.asked == 0
+
+    async def one_more() -> None:
+        going_on = asyncio.create_task(world.controller._reconciler.run_for_ever())
+        await world.controller._reconciler.round()
+        going_on.cancel()
+
+    world.run(one_more())
+    assert world.serve.asked == 1
+    world.deploy()
+    world.rounds()
+    assert world.serve.asked > 2
 
 
 def test_two_operators_at_once_the_second_is_told(world: World) -> None:
