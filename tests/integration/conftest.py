@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -157,12 +156,6 @@ def my_agent(**blocks: Any) -> dict[str, Any]:
     """The example agent, as in the cluster.yaml that is shipped."""
     regions = {region: {"instances": count, "priority": 1} for region, count in REGIONS.items()}
     return {"agent": "examples.support:agent", "regions": regions, **blocks}
-
-
-@pytest.fixture(scope="session", autouse=True)
-def ctrl_c() -> None:
-    """A shell starts what runs in the background deaf to it, and programs that we start would inherit that."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager
