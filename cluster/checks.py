@@ -54,8 +54,9 @@ class Checks:
             if record is not known:  # it was given up and has presented itself again
                 known, verdict = record, Verdict(record.well)
             settings = self._settings(record.registration.agent)
-            if settings is None:
-                return
+            if settings is None:  # its agent is gone, or not known yet: a Controller without its state learns it from gateways
+                await asyncio.sleep(SLICE_S)
+                continue
             if settings.enabled:
                 passed, reason = await self._ask(record, settings.timeout_s)
                 verdict.record(passed, settings.unhealthy_threshold, settings.healthy_threshold)

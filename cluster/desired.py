@@ -32,7 +32,9 @@ class Desired:
     def __init__(self, state: State, store: Store, packages: Packages, events: Events, at: Callable[[str], None]) -> None:
         self.state, self._store, self._events = state, store, events
         self.versions = Versions(state, packages, self.save, self._tell_of_rollout, at)
-        self.lost = not state.started_with  # no state, or that of another cluster; until `rebuild`
+        self.lost = not state.started_with  # no state, or that of another cluster; until the last `rebuild`
+        self._told: Mapping[str, Any] | None = None
+        self._started_as: tuple[dict[str, Any], str] = ({}, "")  # args and folder, before `rebuild`
 
     def start_with(self, args: Mapping[str, Any], folder: str) -> None:
         """The args win over the remembered ones when they are not those of last time."""
@@ -43,6 +45,7 @@ class Desired:
             except Refused as error:
                 log.error("the settings stay as they were: %s", error)
             self.state.started_with = digest
+        self._started_as = self.state.args, self.state.folder
         self.save()
         self.read()
 
@@ -67,12 +70,18 @@ class Desired:
                 before=change.before, after=change.after, reason=change.reason,
             )  # fmt: skip
 
-    def rebuild(self, told: Mapping[str, Any] | None) -> bool:
-        """If the state was lost: what gateways were `told` last is what was desired. Whether it was taken back."""
-        lost, self.lost = self.lost, False
-        if not lost or told is None:
+    def rebuild(self, told: Mapping[str, Any] | None, *, last: bool) -> bool:
+        """If the state was lost: what gateways were `told` last is what was desired. Whether it was taken back.
+
+        Again whenever a gateway comes that knows something newer, until the `last` time.
+        """
+        if not self.lost:
             return False
-        self.versions.restore(told, self.state.started_with)
+        self.lost = not last
+        if told is None or told == self._told:
+            return False
+        self._told = told
+        self.versions.restore(told, self.state.started_with, *self._started_as)
         return True
 
     def forget_all(self) -> None:

@@ -122,10 +122,11 @@ class Reconciler:
         (look_at, self._look_at), now = (self._look_at, 0.0), time.monotonic()
         if now >= look_at:
             self.observed, look_at = await self._placement.running(), now + CALM_S
-        if not self._settled():
-            return
-        if self._desired.rebuild(self._gateways.told_last()):
+        settled = self._settled()
+        if self._desired.rebuild(self._gateways.told_last(), last=settled):
             self.act()
+        if not settled:
+            return
         self._desired.scaled(self._autoscaling.look(self._desired.file, time.monotonic(), time.time()))
         labelled = await self._placement.labelled()
         await self._versions.freeze()

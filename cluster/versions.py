@@ -231,17 +231,16 @@ class Versions:
         state = self._state
         return {"args": state.args, "folder": state.folder, "started_with": state.started_with, "rollouts": state.rollouts}
 
-    def restore(self, kept: Mapping[str, Any], started_with: str) -> None:
-        """The state folder was lost. Args that SwiftClaw was started with since then win over those that were kept."""
+    def restore(self, kept: Mapping[str, Any], started_with: str, args: Mapping[str, Any], folder: str) -> None:
+        """The state folder was lost. `args` that SwiftClaw was started with since then win over those that were kept."""
         self._keep({name: rollouts.restored(one) for name, one in kept["rollouts"].items()})
-        mine = self._state.args
         self._state.args = kept["args"]
         if kept["started_with"] == started_with:
             self._state.folder = kept["folder"]
             self._save()
             return
         try:
-            self.hear(mine, self._state.folder)
+            self.hear(args, folder)
         except Refused as error:
             self._tell("", "", f"the settings stay as they were: {error}")
 

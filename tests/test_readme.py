@@ -62,7 +62,7 @@ RUN_ELSEWHERE = {  # a command of the pages -> a test that runs it, or what it s
         "tests/swiftclaw/test_cli_metrics.py::test_an_instance_without_requests_has_no_times"
     ),
     ".venv/bin/swiftclaw events": "tests/swiftclaw/test_cli_metrics.py::test_events_are_a_line_each",
-    ".venv/bin/swiftclaw down": "tests/integration/conftest.py::stopped",
+    ".venv/bin/swiftclaw down": "tests/integration/conftest.py::a_cluster",
     ".venv/bin/serve run cluster.yaml": (
         "tests/integration/test_serve_run.py::test_serve_run_brings_up_gateways_and_agents_and_ends_with_ctrl_c"
     ),

@@ -161,3 +161,13 @@ async def test_intervals_vary_by_a_tenth_so_that_instances_are_not_asked_in_step
     gaps = [after - before for before, after in zip(checked.at[1:], checked.at[2:], strict=False)]
     assert min(gaps) >= 0.3 * (1 - JITTER) - 0.01
     assert max(gaps) - min(gaps) > 0.003, "the same every time"
+
+
+async def test_an_agent_that_is_unknown_for_a_time_is_checked_afterwards(checked: Checked) -> None:
+    await checked.until("healthy")
+    checked.settings = None
+    before = len(checked.at)
+    await asyncio.sleep(0.3)
+    assert len(checked.at) - before <= 1, "nobody says how"
+    checked.answer, checked.settings = {"healthy": False, "reason": "ill"}, QUICK
+    await checked.until("unhealthy", "ill")

@@ -449,6 +449,33 @@ def test_an_app_of_a_lost_state_folder_goes_on_with_what_the_gateways_know(world
     assert world.rollout == before and world.serve.starts == starts and not world.serve.deleted
 
 
+def test_an_agent_that_came_after_the_start_is_known_again_before_anything_is_done(world: World) -> None:
+    """Its instances can be checked then; and a gateway that comes later may know something newer."""
+    older = json.loads(json.dumps(world.controller.versions.to_keep()))
+    world.deploy(10)
+    world.rounds()
+    newer, before = json.loads(json.dumps(world.controller.versions.to_keep())), world.rollout
+    (world.folder / "state" / "state.json").unlink()
+    world.args = {**world.args, "agents": {}}
+    world.start()
+    reconciler, starts = world.controller._reconciler, list(world.serve.starts)
+    for kept in (older, newer):
+        kept["started_with"] = world.controller._state.started_with
+    world.controller._gateways.forget_silent = lambda: None  # type: ignore[method-assign]
+    reconciler._settled = lambda: False  # type: ignore[method-assign]
+    world.round()
+    assert not world.controller.settings.agents
+    world.controller.gateways["g1"] = (SimpleNamespace(desired=older), 0.0, "abc.6")  # type: ignore[assignment]
+    world.round()
+    assert set(world.controller.settings.agents) == {"a"} and world.rollout.canary is None
+    world.controller.gateways["g2"] = (SimpleNamespace(desired=newer), 0.0, "abc.7")  # type: ignore[assignment]
+    world.round()
+    assert world.rollout == before and not reconciler.knows()
+    del reconciler._settled
+    world.rounds()
+    assert reconciler.knows() and world.serve.starts == starts and not world.serve.deleted
+
+
 @pytest.mark.parametrize("point", POINTS)
 def test_killed_at_any_point_of_a_whole_rollout_it_ends_as_without(tmp_path: Path, point: str) -> None:
     world = World(tmp_path)

@@ -161,6 +161,7 @@ def stable(cluster: Cluster) -> str:
 
 @pytest.fixture(scope="module")
 def shop(shared: Cluster) -> Cluster:
+    shared.clear()  # the Controller is started without the agent: whoever loses its state does not find it in its arguments
     write(shared, "one")
     configure(shared)
     shared.up()
