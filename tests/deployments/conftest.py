@@ -65,10 +65,8 @@ class DataPlane:
     async def stop(self) -> None:
         self.ticking.cancel()
         await self.client.close()
-        await self.gateway.close()
+        await asyncio.gather(self.gateway.close(), *(self.end(name) for name in list(self.listeners)))  # each takes its time
         await self.upstream.close()
-        for name in list(self.listeners):
-            await self.end(name)
 
     async def add(
         self, agent: Agent, count: int = 1, region: str = "local", version: str = "v1", priority: int = 1
