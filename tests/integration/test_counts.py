@@ -91,8 +91,9 @@ def scraper(counting: Cluster) -> Iterator[Scraper]:
         thread.join(30)
 
 
-async def offered(cluster: Cluster, seconds: float, pid: int | None = None) -> list[Sent]:
-    """Answers that are kept, broken connections and refusals; in the middle of it a process is killed."""
+async def offered(cluster: Cluster, seconds: float, pid: int | None = None) -> tuple[list[Sent], float]:
+    """Answers that are kept, broken connections and refusals; in the middle of it a process is killed, and when."""
+    killed_at = 0.0
     loads = [
         Load(cluster.url, rate=KEPT),
         Load(cluster.url, rate=FRESH, headers={"connection": "close"}),
@@ -100,11 +101,13 @@ async def offered(cluster: Cluster, seconds: float, pid: int | None = None) -> l
     ]
 
     async def kill() -> None:
+        nonlocal killed_at
         if pid is not None:
             os.kill(pid, signal.SIGKILL)
+            killed_at = time.monotonic()
 
     await asyncio.gather(loads[0].run(seconds, then=kill, at=seconds / 2), *(load.run(seconds) for load in loads[1:]))
-    return [sent for load in loads for sent in load.sent]
+    return [sent for load in loads for sent in load.sent], killed_at
 
 
 def answered(sent: list[Sent]) -> Counter[str]:
@@ -117,7 +120,7 @@ def no_less(found: Counter[str], counted: Counter[str]) -> bool:
 
 async def test_over_two_gateways_and_two_regions_it_is_the_clients_count(counting: Cluster, scraper: Scraper) -> None:
     before = totals(counting)
-    counted = answered(await offered(counting, 6.0))
+    counted = answered((await offered(counting, 6.0))[0])
     assert counted["200"] > 500 and counted["404"] > 100 and len(counted) == 2
     until(lambda: no_less(totals(counting) - before, counted), "all to be told", 30)
     await asyncio.sleep(SETTLED_S)
@@ -133,7 +136,7 @@ async def test_a_gateway_that_is_killed_takes_no_count_along_and_none_goes_back(
     before = totals(counting)
     known = {gateway["pid"] for gateway in counting.gateways()}
     assert len(known) == 2
-    sent = await offered(counting, 8.0, pid=min(known))
+    sent, _ = await offered(counting, 8.0, pid=min(known))
     counted, lost = answered(sent), sum(one.kind == NO_ANSWER for one in sent)
     until(lambda: no_less(totals(counting) - before, counted), f"all of {counted} to be told", 30)
     until(lambda: len({gateway["pid"] for gateway in counting.gateways()} - {min(known)}) == 2, "another gateway")
@@ -148,11 +151,10 @@ async def test_a_gateway_that_is_killed_takes_no_count_along_and_none_goes_back(
 
 async def test_a_new_controller_starts_at_nothing_and_counts_what_was_not_told(counting: Cluster, scraper: Scraper) -> None:
     before = totals(counting).total()
-    began = time.monotonic()
-    sent = await offered(counting, 8.0, pid=counting.controller_pid())
+    sent, killed_at = await offered(counting, 8.0, pid=counting.controller_pid())
     counted = answered(sent)
     assert counted.total() == len(sent), "no request notices"
-    after = Counter(str(one.status) for one in sent if one.ended > began + 4.5)  # told to nobody before the kill
+    after = Counter(str(one.status) for one in sent if one.ended > killed_at + 0.2)  # told to nobody before
     until(lambda: scraper.lives == 2 and no_less(totals(counting), after), "the new Controller to know of what came since", 60)
     await asyncio.sleep(SETTLED_S)
     found = totals(counting)
