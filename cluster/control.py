@@ -81,7 +81,10 @@ class ControlPort:
 
 
 class ControlLink:
-    """The other side. `find` asks for the address, when it is not known or nobody answers there any more."""
+    """The other side. `find` asks for the address, when it is not known or nobody is there any more.
+
+    A call whose connection breaks is made once more, to who is found then: every method may be called twice.
+    """
 
     def __init__(self, find: Callable[[], Awaitable[ControlAddress]]) -> None:
         self._find = find
@@ -90,10 +93,17 @@ class ControlLink:
 
     async def call(self, method: str, *args: Any, timeout_s: float = 20.0) -> Any:
         """What the Controller's method returns. Raises Away."""
+        content = pickle.dumps(args)
         try:
-            if self._address is None:
-                self._address = await asyncio.wait_for(self._find(), FIND_S)
-            return await self._ask(self._address, method, pickle.dumps(args), timeout_s)
+            if self._address is not None:
+                try:
+                    return await self._ask(self._address, method, content, timeout_s)
+                except aiohttp.ClientConnectionError as error:
+                    if isinstance(error, asyncio.TimeoutError):
+                        raise
+                self._address = None  # nobody is there any more: a Controller that was restarted has another port
+            self._address = await asyncio.wait_for(self._find(), FIND_S)
+            return await self._ask(self._address, method, content, timeout_s)
         except Exception as error:
             self._address = None
             raise error if isinstance(error, Away) else Away(f"{type(error).__name__}: {error}") from error
