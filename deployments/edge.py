@@ -17,8 +17,9 @@ from uvicorn.protocols.utils import ClientDisconnected
 from cluster.messages import APP_PREFIX, CHAT_PATH, MESSAGES_PATH
 from deployments import openai, sessions, tracing
 from deployments.access_log import Access
+from deployments.connection import Body
 from deployments.exchange import CLIENT_LEFT, READ_AHEAD, ClientGone, Exchange, Receive, Scope, Send
-from deployments.forward import Body, Call, Forwarder, end_broken
+from deployments.forward import Call, Forwarder, end_broken
 from deployments.pool import Pool
 from deployments.rate_limits import RateLimits, in_chat, in_message
 from deployments.routing import Routing

@@ -10,25 +10,24 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from cluster.protocol import IDLE
 from deployments import headers
 from deployments.attempts import GATEWAY_ERRORS, Attempts
 from deployments.backend import CLIENT_GONE, Lease
+from deployments.connection import Answer, Body, BrokeOff, NotConnected
 from deployments.exchange import ClientGone, Exchange, TimedOut
 from deployments.headers import Head
 from deployments.pool import Pool
 from deployments.routing import Routing
 from deployments.sessions import NONE, Session, set_cookie
-from deployments.upstream import Answer, BrokeOff, NotConnected, Upstream
+from deployments.upstream import Upstream
 from policies.base import Request
 from policies.errors import InstanceFailed, Overloaded, RequestTimeout, SwiftClawError
 
 log = logging.getLogger("swiftclaw.gateway")
 
-Body = bytes | AsyncIterator[bytes] | None
 TOO_MANY = 429  # the agent limits somebody: that is no failure of its, and no success
 
 
@@ -75,12 +74,12 @@ class Forwarder:
         finally:
             exchange.done()
 
-    def headers(self, call: Call) -> list[tuple[str, str]]:
+    def headers(self, call: Call) -> list[tuple[bytes, bytes]]:
         snapshot = self._routing.snapshot
         key = snapshot.key if snapshot else ""
         return headers.for_instance(call.exchange, self._routing.clients, key, call.session.name)
 
-    async def _attempt(self, call: Call, lease: Lease, sent: list[tuple[str, str]], attempts: Attempts) -> bool:
+    async def _attempt(self, call: Call, lease: Lease, sent: list[tuple[bytes, bytes]], attempts: Attempts) -> bool:
         """True when the request was answered, False when another instance may be asked. Raises what became of it."""
         exchange, pool, member = call.exchange, call.pool, lease.backend.member
         code: int | None = CLIENT_GONE

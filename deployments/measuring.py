@@ -12,8 +12,9 @@ from collections import deque
 
 from cluster.messages import KEY_HEADER, PING_PATH
 from deployments.backend import Backend
+from deployments.connection import BrokeOff, NotConnected
 from deployments.routing import Routing
-from deployments.upstream import BrokeOff, NotConnected, Upstream
+from deployments.upstream import Upstream
 
 log = logging.getLogger("swiftclaw.gateway")
 
@@ -56,7 +57,7 @@ async def _round_trip_ms(routing: Routing, upstream: Upstream, backend: Backend)
         began = time.monotonic()
         try:
             answer = await asyncio.wait_for(
-                upstream.request("GET", member.host, member.port, PING_PATH, [(KEY_HEADER.decode(), key)], None), PATIENCE_S
+                upstream.request("GET", member.host, member.port, PING_PATH, [(KEY_HEADER, key.encode())], None), PATIENCE_S
             )
         except (NotConnected, BrokeOff, asyncio.TimeoutError) as error:
             log.info("the way to %s was not measured: %r", member.region, error)

@@ -180,7 +180,7 @@ class Peers:
             separators=(",", ":"),
         )
         answer = await self._upstream.request(
-            "POST", peer.host, peer.port, PEERS_PATH, [(KEY_HEADER.decode(), snapshot.key)], message.encode(), PATIENCE_S
+            "POST", peer.host, peer.port, PEERS_PATH, [(KEY_HEADER, snapshot.key.encode())], message.encode(), PATIENCE_S
         )
         try:
             answer.whole()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"))
 
-SentHeaders = list[tuple[str, str]]
+SentHeaders = list[tuple[bytes, bytes]]
 
 
 def of_process() -> Tracing | None:
@@ -128,8 +128,9 @@ class AttemptSpan:
         told: dict[str, str] = {}
         propagator = propagate.get_global_textmap()
         propagator.inject(told, self._context)
-        fields = propagator.fields
-        return [*(header for header in sent if header[0] not in fields), *told.items()]
+        fields = {field.encode() for field in propagator.fields}
+        ours = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in told.items()]
+        return [*(header for header in sent if header[0] not in fields), *ours]
 
     def end(self, status: int | None, ok: bool | None) -> None:
         """`status` None: it gave no answer. `ok` False: that is a failure of the instance."""

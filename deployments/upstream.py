@@ -1,13 +1,14 @@
-"""Connections to instances: one kept-alive pool, requests and WebSockets, and which failure means what.
+"""Connections to instances: those that are kept between requests, by address, and WebSockets.
 
 The narrow seam of the data plane: everything above it speaks of `Answer`, `NotConnected` and `BrokeOff` only, so that the
-HTTP client can be exchanged. aiohttp, because it streams both ways with back-pressure and does WebSockets.
+HTTP client can be exchanged. Requests go over `deployments.connection`, because a general client's time per request was
+the largest part of a gateway's; WebSockets by aiohttp, where a handshake per conversation does not matter.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
-from functools import lru_cache
+import asyncio
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import aiohttp
@@ -15,67 +16,28 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from cluster.listener import in_url
+from deployments.connection import Answer, Body, BrokeOff, Connection, NotConnected, Request
 
-Headers = Sequence[tuple[bytes, bytes]]
+_IDLE_CONNECTION_S = 30.0  # below the instances' own keep-alive time, or a request may meet a connection being closed
 
-_IDLE_CONNECTION_S = 30  # below the instances' own keep-alive time, or a request may meet a connection being closed
-_HEADER_LIMIT = 1024 * 1024
-
-
-class NotConnected(Exception):
-    """No connection was made: the instance has certainly not seen the request."""
-
-
-class BrokeOff(Exception):
-    """The connection ended after the request may have been seen."""
-
-
-class Answer:
-    """The head of an instance's response; the body follows in pieces. Close it, whatever happens."""
-
-    __slots__ = ("_response", "headers", "status")
-
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self._response = response
-        self.status: int = response.status
-        self.headers: Headers = response.raw_headers
-
-    async def pieces(self) -> AsyncIterator[bytes]:
-        """Body as it arrives. Raises BrokeOff when it ends early."""
-        try:
-            async for piece in self._response.content.iter_any():
-                yield piece
-        except (aiohttp.ClientError, ConnectionError) as error:
-            raise BrokeOff(str(error)) from error
-
-    def whole(self) -> bytes | None:
-        """The body if all of it has arrived already, else None: most answers are one packet."""
-        content = self._response.content
-        if not content.is_eof() or content.exception() is not None:
-            return None
-        return content.read_nowait()
-
-    def close(self) -> None:
-        """Back to the pool when it was read to its end, else the connection is closed: the instance sees a departure."""
-        self._response.close()
+Address = tuple[str, int]
 
 
 class Upstream:
     """The pool. Made inside a running event loop."""
 
-    def __init__(self) -> None:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_CONNECTION_S, use_dns_cache=False),
+    def __init__(self, idle_s: float = _IDLE_CONNECTION_S) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._idle_s = idle_s
+        self._idle: dict[Address, list[tuple[Connection, float]]] = {}  # with the time since when; the newest last
+        self._open: set[Connection] = set()
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._websockets = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, force_close=True, use_dns_cache=False),
             cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0),  # WebSockets; requests bring their own
-            auto_decompress=False,
-            raise_for_status=False,
-            max_line_size=_HEADER_LIMIT,
-            max_field_size=_HEADER_LIMIT,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0),
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
         )
-        # aiohttp sends GET, PUT and DELETE again by itself when the connection breaks; whether to is ours to say.
-        self._session._retry_connection = False
 
     async def request(
         self,
@@ -83,34 +45,23 @@ class Upstream:
         host: str,
         port: int,
         path: str,
-        headers: Iterable[tuple[str, str]],
-        body: bytes | AsyncIterator[bytes] | None,
+        headers: Iterable[tuple[bytes, bytes]],
+        body: Body,
         connect_s: float = 10.0,
     ) -> Answer:
         """The answer's head. `path` is sent as it is, query included. Raises NotConnected or BrokeOff."""
-        try:
-            response = await self._session.request(
-                method,
-                _url(host, port, path),
-                headers=CIMultiDict(headers),
-                data=body,
-                allow_redirects=False,
-                timeout=_timeout(connect_s),
-            )
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise NotConnected(str(error)) from error
-        except (aiohttp.ClientError, ConnectionError) as error:
-            raise BrokeOff(str(error) or type(error).__name__) from error
-        return Answer(response)
+        request = Request(method, path, headers, body, f"{in_url(host)}:{port}")
+        connection = self._kept((host, port)) or await self._connect((host, port), connect_s)
+        return await connection.ask(request)
 
     async def websocket(
-        self, host: str, port: int, path: str, headers: Iterable[tuple[str, str]], protocols: Sequence[str]
+        self, host: str, port: int, path: str, headers: Iterable[tuple[bytes, bytes]], protocols: Sequence[str]
     ) -> aiohttp.ClientWebSocketResponse[Any]:
         """An open WebSocket. Raises NotConnected, BrokeOff, or aiohttp.WSServerHandshakeError when it was declined."""
         try:
-            return await self._session.ws_connect(
-                _url(host, port, path),
-                headers=CIMultiDict(headers),
+            return await self._websockets.ws_connect(
+                URL(f"http://{in_url(host)}:{port}{path}", encoded=True),
+                headers=CIMultiDict((name.decode("latin-1"), _decoded(value)) for name, value in headers),
                 protocols=protocols,
                 autoping=True,
                 max_msg_size=0,
@@ -124,14 +75,59 @@ class Upstream:
             raise BrokeOff(str(error) or type(error).__name__) from error
 
     async def close(self) -> None:
-        await self._session.close()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        for connection in list(self._open):
+            connection.abort()
+        await self._websockets.close()
+
+    # --- the pool -------------------------------------------------------------------------------------------------
+
+    def _kept(self, address: Address) -> Connection | None:
+        """The one that was used last: the others may grow old."""
+        idle = self._idle.get(address)
+        while idle:
+            connection, _ = idle.pop()
+            if connection.usable:
+                return connection
+        return None
+
+    async def _connect(self, address: Address, connect_s: float) -> Connection:
+        connection = Connection(lambda idle: self._keep(address, idle), self._open.discard)
+        self._open.add(connection)
+        try:
+            await asyncio.wait_for(self._loop.create_connection(lambda: connection, *address), connect_s)
+        except BaseException as error:
+            connection.abort()
+            self._open.discard(connection)
+            if isinstance(error, OSError | asyncio.TimeoutError):
+                raise NotConnected(str(error) or f"no connection within {connect_s:g} s") from error
+            raise
+        return connection
+
+    def _keep(self, address: Address, connection: Connection) -> None:
+        self._idle.setdefault(address, []).append((connection, self._loop.time()))
+        if self._sweeping is None:
+            self._sweeping = self._loop.call_later(self._idle_s / 2, self._sweep)
+
+    def _sweep(self) -> None:
+        """Close those that nobody has needed for long, and forget addresses where none is left."""
+        self._sweeping = None
+        until = self._loop.time() - self._idle_s
+        for address, idle in list(self._idle.items()):
+            for connection, since in idle:
+                if since < until:
+                    connection.close()
+            idle[:] = [(connection, since) for connection, since in idle if connection.usable]
+            if not idle:
+                del self._idle[address]
+        if self._idle:
+            self._sweeping = self._loop.call_later(self._idle_s / 2, self._sweep)
 
 
-@lru_cache(64)
-def _timeout(connect_s: float) -> aiohttp.ClientTimeout:
-    """Only for the connection: how long an answer may take is the caller's to say."""
-    return aiohttp.ClientTimeout(total=None, sock_connect=connect_s)
-
-
-def _url(host: str, port: int, path: str) -> URL:
-    return URL(f"http://{in_url(host)}:{port}{path}", encoded=True)
+def _decoded(value: bytes) -> str:
+    """aiohttp writes UTF-8, so what is UTF-8 arrives as it was."""
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value.decode("latin-1")

@@ -10,12 +10,13 @@ import aiohttp
 
 from deployments.attempts import Attempts
 from deployments.backend import CLIENT_GONE, Lease
+from deployments.connection import BrokeOff, NotConnected
 from deployments.exchange import Exchange, Receive, Send
 from deployments.forward import Call, Forwarder
 from deployments.headers import from_instance, limit
 from deployments.routing import Routing
 from deployments.sessions import set_cookie
-from deployments.upstream import BrokeOff, NotConnected, Upstream
+from deployments.upstream import Upstream
 from policies.errors import InstanceFailed, RequestTimeout
 
 GOING_AWAY, INTERNAL_ERROR, NO_STATUS = 1001, 1011, 1005
@@ -31,14 +32,14 @@ class WebSocketForwarder:
         """Raises SwiftClawError before the handshake is answered."""
         exchange, pool = call.exchange, call.pool
         await exchange.receive()  # websocket.connect
-        headers = [(name, value) for name, value in self._forwarder.headers(call) if not name.startswith("sec-websocket-")]
+        headers = [(name, value) for name, value in self._forwarder.headers(call) if not name.startswith(b"sec-websocket-")]
         protocols: list[str] = exchange.scope.get("subprotocols") or []
         with Attempts(exchange, pool, call.request, body_is_kept=False) as attempts:
             while not await self._attempt(call, await attempts.place(), attempts, headers, protocols):
                 pass
 
     async def _attempt(
-        self, call: Call, lease: Lease, attempts: Attempts, headers: list[tuple[str, str]], protocols: list[str]
+        self, call: Call, lease: Lease, attempts: Attempts, headers: list[tuple[bytes, bytes]], protocols: list[str]
     ) -> bool:
         """True when it was served, or declined by the agent; False when this instance has not begun."""
         exchange, pool, member = call.exchange, call.pool, lease.backend.member

@@ -69,9 +69,13 @@ class Target:
         return heard
 
     def well(self) -> bool:
-        """A good request on a new connection is answered, and reaches the instance as it is."""
+        """A good request on a new connection is answered, and reaches the instance as it is.
+
+        The head of a bad one that came before may reach it only now; what hid behind that never does.
+        """
         heard = self.ask(request(b"GET", b"/agents/rec/good", b"Connection: close\r\n"))
-        return heard.statuses == [200] and [seen.path for seen in self.seen] == [b"/app/good"]
+        paths = [seen.path for seen in self.seen]
+        return heard.statuses == [200] and paths.count(b"/app/good") == 1 and {*paths} <= {b"/app/good", b"/app/x"}
 
 
 class Heard:
