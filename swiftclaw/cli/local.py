@@ -24,7 +24,7 @@ from swiftclaw.cli.record import Node, Record
 HOST = "127.0.0.1"
 OBJECT_STORE_BYTES = 256 * 2**20  # agents' traffic does not go through Ray's object store
 NODE_START_S = 60.0
-NODE_STOP_S = 2.0  # by then Serve has been shut down, and whatever is left of Ray has nothing to lose
+NODE_STOP_S = 1.0  # by then Serve has been shut down, and whatever is left of Ray has nothing to lose
 STARTED = "Ray runtime started"  # what `ray start` prints when the node is there
 Say = Callable[[str], None]
 

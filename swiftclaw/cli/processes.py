@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ import psutil
 
 SAME_S = 2.0  # the kernel's clock for creation times may be corrected by that much
 KILLED_S = 5.0  # how long a killed process may take to vanish
+LOOK_EVERY_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ def find(started: Started) -> psutil.Process | None:
     try:
         process = psutil.Process(started.pid)
         same = abs(process.create_time() - started.created) < SAME_S
-        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+        return process if same and _runs(process) else None
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return None
 
@@ -53,11 +55,26 @@ def stop(started: Iterable[Started], grace_s: float, mark: str = "") -> int:
     trees = dict.fromkeys([*roots, *(child for root in roots for child in _children(root))])
     for process in trees:
         _signal(process, signal.SIGTERM)
-    _, left = psutil.wait_procs(trees, timeout=grace_s)
+    left = _wait(trees, grace_s)
     for process in left:
         _signal(process, signal.SIGKILL)
-    psutil.wait_procs(left, timeout=KILLED_S)
+    _wait(left, KILLED_S)
     return len(left)
+
+
+def _wait(processes: Iterable[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Those that still run then. A zombie does not: all that is left of it is for its parent to take notice."""
+    deadline, left = time.monotonic() + seconds, list(processes)
+    while (left := [process for process in left if _runs(process)]) and time.monotonic() < deadline:
+        time.sleep(LOOK_EVERY_S)
+    return left
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _orphans(sessions: Collection[int], mark: str) -> Iterator[psutil.Process]:

@@ -45,7 +45,7 @@ def total(samples: dict[tuple[str, str], float], name: str) -> float:
 @pytest.fixture(scope="module")
 def cluster(stopped: Cluster) -> Cluster:
     """The shipped example on a cluster of its own: nothing was counted before."""
-    stopped.write({"my-agent": my_agent()})
+    stopped.write({"my-agent": my_agent(timeouts={"request": "4s"})})  # as long as sessions keep an instance that drains
     stopped.up()
     return stopped
 

@@ -54,7 +54,7 @@ def agents(**fixed: Any) -> dict[str, Any]:
             "regions": {REGION: {}},
             "resources": small,
             "loadBalancing": {"strategy": "least-connections"},
-            "scaling": {"minInstances": 2, "maxInstances": 8, "targetConnections": 5, "downscaleDelay": "5s"},
+            "scaling": {"minInstances": 3, "maxInstances": 8, "targetConnections": 5, "downscaleDelay": "5s"},
         },
         "burner": {
             "agent": "burner:agent",
@@ -117,18 +117,18 @@ async def load_until(load: Load, seen: Seen, healthy: int, seconds: float) -> fl
 
 
 async def test_a_step_of_more_than_four_times_the_load_is_met_and_taken_back_without_a_lost_request(scaled: Cluster) -> None:
-    """10 in flight need two instances, 65 more than the eight that there may be."""
+    """15 in flight need three instances, 65 more than the eight that there may be."""
     seen = Seen(scaled, "my-agent")
-    low, high, after = (Load(scaled.url, rate=rate) for rate in (20.0, 130.0, 20.0))
+    low, high, after = (Load(scaled.url, rate=rate) for rate in (30.0, 130.0, 30.0))
     await low.run(8)
-    assert region(scaled, "my-agent")["desired"] == 2
+    assert region(scaled, "my-agent")["desired"] == 3
     up_s = await load_until(high, seen, 8, 60)
-    down_s = await load_until(after, seen, 2, 120)
-    print(f"eight instances after {up_s:.1f} s, two again after {down_s:.1f} s; (s, desired, healthy): {seen.rows}")
+    down_s = await load_until(after, seen, 3, 120)
+    print(f"eight instances after {up_s:.1f} s, three again after {down_s:.1f} s; (s, desired, healthy): {seen.rows}")
     for load in (low, high, after):
         assert load.accounted().ok == len(load.sent), load.accounted()
     said = scale_events(scaled, "my-agent")
-    assert "requests in flight" in said[0] and "2 -> " in said[0]
+    assert "requests in flight" in said[0] and "3 -> " in said[0]
     assert region(scaled, "my-agent")["reason"] in said[-1]
 
 
@@ -166,11 +166,11 @@ def test_an_operators_count_survives_the_controller_and_the_next_up(scaled: Clus
 
 
 def test_a_count_beyond_the_bounds_is_refused(scaled: Cluster) -> None:
-    until(lambda: region(scaled, "my-agent")["desired"] == 2, "what was before is over", 90)
+    until(lambda: region(scaled, "my-agent")["desired"] == 3, "what was before is over", 90)
     done = scaled.run("scale", "my-agent", "--instances", "9")
     assert done.returncode == 1
-    assert f"my-agent may have 2 to 8 instances in {REGION}, not 9" in done.stderr
-    assert region(scaled, "my-agent")["desired"] == 2
+    assert f"my-agent may have 3 to 8 instances in {REGION}, not 9" in done.stderr
+    assert region(scaled, "my-agent")["desired"] == 3
 
 
 def test_instances_that_have_no_place_stay_wanted_and_what_is_missing_where_is_said(scaled: Cluster) -> None:
