@@ -25,6 +25,7 @@ def test_the_configuration_of_the_rayservice_starts_as_it_is(stopped: Cluster) -
     args["gateways"][0].update(host="127.0.0.1", port=stopped.port)
     args["agents"]["my-agent"]["resources"] = {"cpus": 0.01}
     args["agents"]["my-agent"]["scaling"]["downscaleDelay"] = "1h"
+    args["agents"]["my-agent"]["timeouts"] = {"request": "4s"}  # as long as sessions keep an instance that drains
     stopped.file.write_text(yaml.safe_dump(config))
     with (stopped.folder / "serve.log").open("wb") as log:
         serve = subprocess.Popen(

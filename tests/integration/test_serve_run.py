@@ -15,7 +15,7 @@ pytestmark = pytest.mark.cluster
 
 
 def test_serve_run_brings_up_gateways_and_agents_and_ends_with_ctrl_c(stopped: Cluster) -> None:
-    stopped.write({"my-agent": my_agent()})
+    stopped.write({"my-agent": my_agent(timeouts={"request": "4s"})})  # as long as sessions keep an instance that drains
     with (stopped.folder / "serve.log").open("wb") as log:
         serve = subprocess.Popen(
             [str(Path(sys.executable).parent / "serve"), "run", "cluster.yaml"],
