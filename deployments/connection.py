@@ -153,7 +153,9 @@ class Connection(asyncio.Protocol):
         return self._transport is not None and not self._transport.is_closing()
 
     async def ask(self, request: Request) -> Answer:
-        """The answer's head. Raises BrokeOff."""
+        """The answer's head. Raises NotConnected when the connection ended before anything was sent, else BrokeOff."""
+        if not self.usable:
+            raise NotConnected("the connection was closed before the request")
         answer = self._answer = Answer(self)
         heard = self._heard = self._loop.create_future()
         self._without_body, self._until_close = request.method == "HEAD", False
@@ -169,7 +171,8 @@ class Connection(asyncio.Protocol):
         try:
             await heard
         except BaseException:
-            self.abort()
+            if self._answer is answer:  # else all of it has arrived, and the connection may be another request's by now
+                self.abort()
             raise
         answer.check()
         return answer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
@@ -13,7 +14,7 @@ import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.connection import Answer, BrokeOff, NotConnected, Request
+from deployments.connection import Answer, BrokeOff, Connection, NotConnected, Request
 from deployments.upstream import Upstream
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
@@ -270,6 +271,40 @@ async def test_one_who_waits_for_an_answer_no_longer_is_seen_to_leave() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         await asyncio.wait_for(asking.instance.departed.wait(), PATIENCE_S)
+
+
+async def test_a_connection_that_ends_as_it_is_made_is_no_connection() -> None:
+    resets = 5
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        upstream = Upstream()
+        for _ in range(resets):
+            asked = asyncio.create_task(upstream.request("GET", "127.0.0.1", listening.getsockname()[1], "/", [], None))
+            for _ in range(3):
+                await asyncio.sleep(0)  # it is about to connect
+            accepted, _ = listening.accept()  # the loop does nothing meanwhile, and finds both at once: made, and reset
+            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            accepted.close()
+            with pytest.raises((NotConnected, BrokeOff)):
+                await asyncio.wait_for(asked, PATIENCE_S)
+        await upstream.close()
+
+
+async def test_who_gives_up_as_the_answer_arrives_leaves_the_connection_to_the_next() -> None:
+    free: list[Connection] = []
+    async with instance(says(OK)) as asking:
+        connection = Connection(free.append, lambda _: None)
+        await asyncio.get_running_loop().create_connection(lambda: connection, "127.0.0.1", asking.port)
+        request = Request("GET", "/", [], None, "host")
+        gives_up = asyncio.create_task(connection.ask(request))
+        while not free:
+            await asyncio.sleep(0)
+        gives_up.cancel()
+        answer = await asyncio.wait_for(connection.ask(request), PATIENCE_S)
+        assert b"".join([piece async for piece in answer.pieces()]) == b"ok"
+        assert asking.instance.connections == 1
+        connection.close()
 
 
 async def test_an_answer_that_is_closed_before_its_end_is_a_departure() -> None:
