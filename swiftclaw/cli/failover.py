@@ -80,6 +80,7 @@ def failover(
         click.echo(json.dumps(found, indent=2))
     else:
         show.out().print(failover_view.report(found))
+        show.out().print(failover_view.verdict(found), soft_wrap=True)
     if not found["passed"]:
         raise Refused(found["verdict"] if as_json else f"the failover test of {instance} failed")
 

@@ -17,8 +17,12 @@ def report(found: Report) -> RenderableType:
     parts: list[RenderableType] = [_timeline(found), Text(), _shares(found), Text(), _figures(found)]
     if found["errors"]:
         parts += [Text(), _errors(found)]
-    style = "green" if found["passed"] else "bold red"
-    return Group(*parts, Text(), Text(found["verdict"], style=style))
+    return Group(*parts, Text())
+
+
+def verdict(found: Report) -> Text:
+    """A sentence, to be printed without breaking it: programs look for its first word, too."""
+    return Text(found["verdict"], style="green" if found["passed"] else "bold red")
 
 
 def _timeline(found: Report) -> RenderableType:

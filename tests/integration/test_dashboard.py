@@ -17,7 +17,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.browser import CHROMIUM, browser
-from tests.integration.conftest import Cluster, get, my_agent, until
+from tests.integration.conftest import REGIONS, Cluster, get, my_agent, until
 
 pytestmark = pytest.mark.cluster
 
@@ -44,8 +44,9 @@ def total(samples: dict[tuple[str, str], float], name: str) -> float:
 
 @pytest.fixture(scope="module")
 def cluster(stopped: Cluster) -> Cluster:
-    """The shipped example on a cluster of its own: nothing was counted before."""
-    stopped.write({"my-agent": my_agent(timeouts={"request": "4s"})})  # as long as sessions keep an instance that drains
+    """The shipped example with an instance per region, on a cluster of its own: nothing was counted before."""
+    soon = {"request": "4s"}  # as long as sessions keep an instance that drains
+    stopped.write({"my-agent": my_agent(regions={region: {"instances": 1} for region in REGIONS}, timeouts=soon)})
     stopped.up()
     return stopped
 
@@ -79,7 +80,7 @@ def test_requests_are_counted_to_the_request_everywhere(cluster: Cluster) -> Non
     counted = sum(row["requests"] for row in get(f"{cluster.admin}/api/agents/my-agent/instances"))
     assert counted == before + 60
     shown = json.loads(cluster.run("metrics", "my-agent", "--json").stdout)
-    assert shown["agent"] == "my-agent" and len(shown["instances"]) == 7
+    assert shown["agent"] == "my-agent" and len(shown["instances"]) == len(REGIONS)
 
 
 def test_the_main_series_are_at_rays_own_metrics_endpoint(cluster: Cluster) -> None:
@@ -160,7 +161,7 @@ async def test_the_page_follows_a_killed_instance_and_a_killed_controller(cluste
     assert address.startswith(f"{cluster.admin}/dashboard?agent=my-agent")
     async with traffic(cluster), browser() as tab:
         await tab.open(address)
-        await tab.until(f"{LIVE} && Object.values({STATES}).filter(state => state === 'healthy').length === 7")
+        await tab.until(f"{LIVE} && Object.values({STATES}).filter(state => state === 'healthy').length === 3")
         known = await asyncio.to_thread(cluster.healthy)
         os.kill(known["instance-2"], signal.SIGKILL)
         await tab.until(f"({STATES})['instance-2'] !== 'healthy'")
@@ -171,5 +172,5 @@ async def test_the_page_follows_a_killed_instance_and_a_killed_controller(cluste
         assert tab.errors == []
         os.kill(await asyncio.to_thread(cluster.controller_pid), signal.SIGKILL)
         await tab.until("document.querySelector('#connection').dataset.state === 'lost'")
-        await tab.until(f"{LIVE} && Object.values({STATES}).filter(state => state === 'healthy').length === 7", 90)
+        await tab.until(f"{LIVE} && Object.values({STATES}).filter(state => state === 'healthy').length === 3", 90)
         assert [url for url in tab.urls if not url.startswith((cluster.admin, "data:", "about:"))] == []

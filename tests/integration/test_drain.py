@@ -18,7 +18,7 @@ from tests.integration.conftest import Cluster, until
 
 pytestmark = pytest.mark.cluster
 
-REQUEST_TIMEOUT_S = 8.0
+REQUEST_TIMEOUT_S = 6.0
 PIECES, PIECE_S = 15, 0.2
 SESSIONS = 8
 SLOW = """
@@ -290,7 +290,7 @@ async def test_down_waits_for_streams_says_so_and_cuts_what_is_left_with_a_named
         endless = asyncio.create_task(visitors.ask(client, "stream 3000"))
         until_there = lambda: sum(row["active_connections"] for row in running.instances()) >= 13  # noqa: E731
         await asyncio.to_thread(until, until_there, "all are in flight", 20)
-        down = await asyncio.to_thread(running.run, "down", "--timeout", "15")
+        down = await asyncio.to_thread(running.run, "down", "--timeout", "8")
         assert down.returncode == 0, down.stderr
         assert [sent.error for sent in await asyncio.gather(*short, *single)] == [""] * 12
         cut = await asyncio.wait_for(endless, 10)

@@ -46,13 +46,13 @@ def test_a_port_in_use_is_named_and_nothing_is_left(fresh: Cluster, which: str) 
     assert not fresh.leftovers()
 
 
-def test_a_broken_change_is_undone_and_what_ran_goes_on(fresh: Cluster) -> None:
+def test_a_broken_change_is_undone_and_what_ran_goes_on(shared: Cluster) -> None:
     agents = {"my-agent": {"agent": "examples.support:agent", "regions": {"us-east-1": {"instances": 1}}}}
-    fresh.write(agents, replicas=1)
-    fresh.up()
-    before = fresh.healthy()
-    fresh.write({**agents, "second": {"agent": "examples.suport:agent"}}, replicas=1)
-    done = fresh.run("up")
+    shared.write(agents)
+    shared.up()
+    before = shared.healthy()
+    shared.write({**agents, "second": {"agent": "examples.suport:agent"}})
+    done = shared.run("up")
     assert done.returncode == 1 and "No module named" in done.stderr
-    until(lambda: [agent["name"] for agent in get(f"{fresh.admin}/api/agents")] == ["my-agent"], "the old state again", 60)
-    assert fresh.healthy() == before
+    until(lambda: [agent["name"] for agent in get(f"{shared.admin}/api/agents")] == ["my-agent"], "the old state again", 60)
+    assert shared.healthy() == before

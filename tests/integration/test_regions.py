@@ -103,6 +103,7 @@ class Hosts:
     def stop(self) -> None:
         for node in reversed(self.nodes):
             node.terminate()
+        for node in self.nodes:
             try:
                 node.wait(30)
             except subprocess.TimeoutExpired:

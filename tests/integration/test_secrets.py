@@ -159,8 +159,7 @@ def test_a_new_certificate_is_shown_without_a_restart(secure: Secure) -> None:
 
 
 def test_a_certificate_that_cannot_be_read_is_a_sentence(secure: Secure) -> None:
-    """At the start: `check` warns, and `up` says it and leaves what ran before."""
-    secure.cluster.run("down")
+    """`check` warns, and `up` says it and undoes the change."""
     text = secure.cluster.file.read_text()
     secure.cluster.file.write_text(text.replace("cert.pem", "absent.pem"))
     try:
@@ -173,3 +172,4 @@ def test_a_certificate_that_cannot_be_read_is_a_sentence(secure: Secure) -> None
         assert "Traceback" not in done.stdout + done.stderr
     finally:
         secure.cluster.file.write_text(text)
+    until(lambda: secure.ask("/-/healthz")[:2] == (200, "success"), "a gateway with the certificate of before", 60)
