@@ -21,6 +21,7 @@ from tests.integration.conftest import REGIONS, Cluster, get, my_agent, until
 
 pytestmark = pytest.mark.cluster
 
+AGENT = "watched"
 LIVE = "document.querySelector('#connection').dataset.state === 'live'"
 STATES = """Object.fromEntries([...document.querySelectorAll('tbody tr')]
             .filter(row => row.dataset.key?.startsWith('instance-'))
@@ -39,16 +40,17 @@ def metrics(url: str) -> dict[tuple[str, str], float]:
 
 
 def total(samples: dict[tuple[str, str], float], name: str) -> float:
-    return sum(value for (found, _), value in samples.items() if found == name)
+    """Of the agent that is watched: others were here before."""
+    return sum(value for (found, labels), value in samples.items() if found == name and json.loads(labels)["agent"] == AGENT)
 
 
 @pytest.fixture(scope="module")
-def cluster(stopped: Cluster) -> Cluster:
-    """The shipped example with an instance per region, on a cluster of its own: nothing was counted before."""
+def cluster(shared: Cluster) -> Cluster:
+    """The shipped example with an instance per region, under a name that nothing was counted for before."""
     soon = {"request": "4s"}  # as long as sessions keep an instance that drains
-    stopped.write({"my-agent": my_agent(regions={region: {"instances": 1} for region in REGIONS}, timeouts=soon)})
-    stopped.up()
-    return stopped
+    shared.write({AGENT: my_agent(regions={region: {"instances": 1} for region in REGIONS}, timeouts=soon)})
+    shared.up()
+    return shared
 
 
 def ask(cluster: Cluster, count: int) -> int:
@@ -58,7 +60,7 @@ def ask(cluster: Cluster, count: int) -> int:
         ok = 0
         async with aiohttp.ClientSession(cluster.url) as client:
             for number in range(count):
-                async with client.post("/agents/my-agent/messages", json={"message": str(number)}) as answer:
+                async with client.post(f"/agents/{AGENT}/messages", json={"message": str(number)}) as answer:
                     ok += answer.status == 200
                     await answer.read()
         return ok
@@ -75,12 +77,12 @@ def test_requests_are_counted_to_the_request_everywhere(cluster: Cluster) -> Non
     )
     samples = metrics(f"{cluster.admin}/metrics")
     assert total(samples, "swiftclaw_routing_seconds_count") == total(samples, "swiftclaw_request_duration_seconds_count")
-    load = get(f"{cluster.admin}/api/agents/my-agent/load")
+    load = get(f"{cluster.admin}/api/agents/{AGENT}/load")
     assert load["total"] == sum(row["requests"] for row in load["instances"]) >= 60
-    counted = sum(row["requests"] for row in get(f"{cluster.admin}/api/agents/my-agent/instances"))
+    counted = sum(row["requests"] for row in get(f"{cluster.admin}/api/agents/{AGENT}/instances"))
     assert counted == before + 60
-    shown = json.loads(cluster.run("metrics", "my-agent", "--json").stdout)
-    assert shown["agent"] == "my-agent" and len(shown["instances"]) == len(REGIONS)
+    shown = json.loads(cluster.run("metrics", AGENT, "--json").stdout)
+    assert shown["agent"] == AGENT and len(shown["instances"]) == len(REGIONS)
 
 
 def test_the_main_series_are_at_rays_own_metrics_endpoint(cluster: Cluster) -> None:
@@ -110,7 +112,7 @@ async def traffic(cluster: Cluster) -> AsyncIterator[None]:
     async def ask_for_ever() -> None:
         async with aiohttp.ClientSession(cluster.url) as client:
             while True:
-                async with client.post("/agents/my-agent/messages", json={"message": "hello"}) as answer:
+                async with client.post(f"/agents/{AGENT}/messages", json={"message": "hello"}) as answer:
                     await answer.read()
                 await asyncio.sleep(0.05)
 
@@ -130,13 +132,13 @@ async def test_the_rollout_view_shows_a_canarys_share_moving(cluster: Cluster) -
     with (cluster.folder / "examples/support.py").open("a") as code:
         code.write("\n# another version\n")
     async with traffic(cluster), browser() as tab:
-        await tab.open(f"{cluster.admin}/dashboard?agent=my-agent&view=rollout")
+        await tab.open(f"{cluster.admin}/dashboard?agent={AGENT}&view=rollout")
         await tab.until(f"{LIVE} && Object.keys({FACTS}).join() === 'v1'")
         for command, percent in (("deploy", 20), ("promote", 50)):
-            done = await asyncio.to_thread(cluster.run, command, "my-agent", "--canary", str(percent))
+            done = await asyncio.to_thread(cluster.run, command, AGENT, "--canary", str(percent))
             assert done.returncode == 0, done.stderr
             await tab.until(f"({FACTS}).v2?.Weight === '{percent} %'")
-            answer = await asyncio.to_thread(get, f"{cluster.admin}/api/agents/my-agent")
+            answer = await asyncio.to_thread(get, f"{cluster.admin}/api/agents/{AGENT}")
             wanted = {
                 one["version"]: (f"{one['weight']:g} %", f"{one['healthy']} of {one['instances']} healthy")
                 for one in answer["versions"]
@@ -149,7 +151,7 @@ async def test_the_rollout_view_shows_a_canarys_share_moving(cluster: Cluster) -
             await tab.until(f"Math.abs({share} - {percent}) < 10")
         events = "[...document.querySelectorAll('.events li')].map(one => one.innerText)"
         await tab.until(f"{events}.some(one => one.includes('v2') && one.includes('50 %'))")
-        done = await asyncio.to_thread(cluster.run, "rollback", "my-agent")
+        done = await asyncio.to_thread(cluster.run, "rollback", AGENT)
         assert done.returncode == 0, done.stderr
         await tab.until(f"Object.keys({FACTS}).join() === 'v1' && ({FACTS}).v1.Weight === '100 %'", 60)
         assert tab.errors == []
@@ -157,12 +159,12 @@ async def test_the_rollout_view_shows_a_canarys_share_moving(cluster: Cluster) -
 
 @pytest.mark.skipif(not CHROMIUM, reason="there is no chromium")
 async def test_the_page_follows_a_killed_instance_and_a_killed_controller(cluster: Cluster) -> None:
-    address = (await asyncio.to_thread(cluster.run, "dashboard", "my-agent", "--view", "health")).stdout.strip()
-    assert address.startswith(f"{cluster.admin}/dashboard?agent=my-agent")
+    address = (await asyncio.to_thread(cluster.run, "dashboard", AGENT, "--view", "health")).stdout.strip()
+    assert address.startswith(f"{cluster.admin}/dashboard?agent={AGENT}")
     async with traffic(cluster), browser() as tab:
         await tab.open(address)
         await tab.until(f"{LIVE} && Object.values({STATES}).filter(state => state === 'healthy').length === 3")
-        known = await asyncio.to_thread(cluster.healthy)
+        known = await asyncio.to_thread(cluster.healthy, AGENT)
         os.kill(known["instance-2"], signal.SIGKILL)
         await tab.until(f"({STATES})['instance-2'] !== 'healthy'")
         await tab.until(

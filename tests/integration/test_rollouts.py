@@ -202,11 +202,11 @@ async def test_a_version_that_never_gets_well_never_gets_a_request_and_is_gone(s
     now = stable(shop)
     write(shop, "ill")
     async with load(shop) as made:
-        done = await run(shop, "deploy", "shop", "--canary", "50", "--deadline", "15")
-    assert done.returncode == 1 and "not healthy within 15 s" in done.stderr, done.stdout + done.stderr
+        done = await run(shop, "deploy", "shop", "--canary", "50", "--deadline", "8")
+    assert done.returncode == 1 and "not healthy within 8 s" in done.stderr, done.stdout + done.stderr
     assert made.versions() == {now} and made.failed == []
     until(lambda: running_versions(shop) == {now}, "it is gone", 60)
-    assert "not healthy within 15 s" in await ok(shop, "status", "shop")
+    assert "not healthy within 8 s" in await ok(shop, "status", "shop")
 
 
 async def test_a_rollback_in_the_middle_is_noticed_by_nobody(shop: Cluster) -> None:
