@@ -34,8 +34,6 @@ PIECE = b"x" * 100_000
 HALF_A_HEAD = b"GET /-/routes HTTP/1.1\r\nhost: a\r\nx-half"
 HOST = b"host: a\r\n"
 
-pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture:DeprecationWarning")
-
 
 def agent() -> Agent:
     made = Agent("slow")
