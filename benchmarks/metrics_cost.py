@@ -37,17 +37,17 @@ from comparison import machine
 from comparison.load import Load, NoWrk, find_wrk
 
 from cluster.config import parse
-from cluster.control import ControlAddress, ControlLink, ControlPort
-from cluster.ledger import Ledger
-from cluster.listener import Listener, bind
-from cluster.messages import Admission, AgentView, InstanceSpec, Member, Observation, Snapshot
-from cluster.metrics import Tally
-from deployments.answering import Answering
-from deployments.backend import Lease
-from deployments.edge import Edge
-from deployments.routing import Routing
-from deployments.spool import Spool
-from deployments.upstream import Upstream
+from cluster.messages import AgentView, InstanceSpec, Member, Observation, RegistrationReply, Snapshot
+from cluster.telemetry.tally import Tally
+from cluster.telemetry.totals import MetricTotals
+from cluster.transport.listener import Listener, bind
+from cluster.transport.rpc import RpcAddress, RpcClient, RpcServer
+from deployments.balancing.agents import AgentTable
+from deployments.balancing.backend import Lease
+from deployments.gateway.counts_file import CountsFile
+from deployments.gateway.edge import Edge
+from deployments.instance.server import InstanceServer
+from deployments.upstream.connection_pool import ConnectionPool
 from swiftclaw import Agent
 
 RESULTS = Path(__file__).parent / "results"
@@ -62,7 +62,7 @@ class Adder:
     """The Controller's part."""
 
     def __init__(self) -> None:
-        self.ledger = Ledger()
+        self.ledger = MetricTotals()
 
     async def observe(self, seen: Observation) -> None:
         self.ledger.add(seen, time.monotonic())
@@ -79,11 +79,11 @@ async def instances() -> None:
     ports = []
     for number in (1, 2):
         spec = InstanceSpec("noop", "m:agent", "/", "v1", "local", "noop.v1.local")
-        host = Answering(agent, spec, Admission(f"instance-{number}", KEY), replica=f"r{number}")
+        host = InstanceServer(agent, spec, RegistrationReply(f"instance-{number}", KEY), replica=f"r{number}")
         listener = Listener(host, bind("127.0.0.1", 0), grace_s=0)
         await listener.start()
         ports.append(listener.port)
-    adder = ControlPort(Adder(), KEY)
+    adder = RpcServer(Adder(), KEY)
     await adder.open("127.0.0.1")
     print(json.dumps([*ports, adder.address.port]), flush=True)
     await asyncio.to_thread(sys.stdin.read)
@@ -92,13 +92,13 @@ async def instances() -> None:
 async def gateway(first: int, second: int, adder: int) -> None:
     """A process: one gateway. A line begins the measuring, another ends it and is answered with the runs."""
 
-    async def find() -> ControlAddress:
-        return ControlAddress("127.0.0.1", adder, KEY)
+    async def find() -> RpcAddress:
+        return RpcAddress("127.0.0.1", adder, KEY)
 
     with tempfile.TemporaryDirectory() as folder:
-        routing = Routing(Random(1), "g1", Spool(Path(folder), "g1"))
+        routing = AgentTable(Random(1), "g1", CountsFile(Path(folder), "g1"))
         routing.apply(_snapshot(first, second))
-        upstream, link = Upstream(), ControlLink(find)
+        upstream, link = ConnectionPool(), RpcClient(find)
         edge = Counted(Edge(routing, upstream, "local"))
         listener = Listener(edge, bind("127.0.0.1", 0), date=True, grace_s=0)
         await listener.start()
@@ -126,7 +126,7 @@ class Counted:
         self.requests += 1
 
 
-async def _slices(runs: list[dict[str, Any]], edge: Counted, routing: Routing, link: ControlLink) -> None:
+async def _slices(runs: list[dict[str, Any]], edge: Counted, routing: AgentTable, link: RpcClient) -> None:
     """A second with metrics and one without, in turns; which is first changes from round to round."""
     kept = {(owner, name): getattr(owner, name) for owner, names in COUNTING.items() for name in names}
     for number in itertools.count(1):
@@ -228,7 +228,7 @@ def _interval(ordered: list[float]) -> tuple[float, float]:
 def calls_us() -> float:
     """The calls of one request by themselves, in CPU time; the least of some repeats."""
     with tempfile.TemporaryDirectory() as folder:
-        spool, tally = Spool(Path(folder), "g1"), Tally()
+        spool, tally = CountsFile(Path(folder), "g1"), Tally()
         spool.attach(("noop", "v1", "local", "instance-1"), tally)
         return min(timeit.repeat(lambda: _count(tally), timer=time.process_time, repeat=9, number=20_000)) / 20_000 * 1e6
 

@@ -17,35 +17,35 @@ from typing import Any
 
 import ray
 
-from cluster.admin import Admin
-from cluster.agent_settings import HealthCheck
-from cluster.analysis import Analysis
-from cluster.autoscaling import Autoscaling
-from cluster.checks import Checks
-from cluster.circuits import SharedCircuits
+from cluster.admin.app import AdminApp
+from cluster.admin.prometheus import InstanceRow
+from cluster.admin.sampler import sample_forever
 from cluster.config import Settings, parse
-from cluster.control import ControlAddress, ControlPort
-from cluster.desired import Desired
-from cluster.events import Events
-from cluster.exposition import InstanceRow
-from cluster.gateways import Gateways
-from cluster.health import Watch
-from cluster.history import History
-from cluster.ledger import Ledger
-from cluster.listener import Listener, bind_in_time
-from cluster.messages import Admission, Hello, Observation, Registration, Snapshot
-from cluster.packages import Package, Packages
-from cluster.placement import AppStatus, Placement
-from cluster.points import StopAt
-from cluster.reconciler import Reconciler
-from cluster.recording import record_for_ever
-from cluster.registry import Record, Registry
-from cluster.rollouts import instances_for
-from cluster.state import State, Store
-from cluster.take_away import TakeAway
-from cluster.versions import Wish
-from cluster.witness import Witness
-from policies.draining import DrainTerms
+from cluster.config.agent_settings import HealthCheck
+from cluster.desired.autoscaling import Autoscaling
+from cluster.desired.canary_analysis import CanaryAnalysis
+from cluster.desired.desired import DesiredState
+from cluster.desired.failpoints import Failpoints
+from cluster.desired.packages import Package, Packages
+from cluster.desired.rollout import instances_for
+from cluster.desired.rollout_manager import DeployRequest
+from cluster.desired.state import State, Store
+from cluster.fleet.event_recorder import EventRecorder
+from cluster.fleet.fault_injection import FaultInjector
+from cluster.fleet.gateways import Gateways
+from cluster.fleet.health_checks import HealthChecker
+from cluster.fleet.liveness import LivenessWatch
+from cluster.fleet.registry import InstanceRecord, Registry
+from cluster.fleet.shared_breakers import SharedBreakers
+from cluster.messages import GatewayHello, Observation, Registration, RegistrationReply, Snapshot
+from cluster.placement.reconciler import Reconciler
+from cluster.placement.serve import AppStatus, Placement
+from cluster.telemetry.events import Events
+from cluster.telemetry.history import MetricHistory
+from cluster.telemetry.totals import MetricTotals
+from cluster.transport.listener import Listener, bind_in_time
+from cluster.transport.rpc import RpcAddress, RpcServer
+from policies.lifecycle.draining import DrainTerms
 
 log = logging.getLogger("swiftclaw.controller")
 
@@ -56,30 +56,30 @@ class Controller:
     def __init__(self, args: dict[str, Any], folder: str, placement: Placement, instance_host: str = "") -> None:
         self._instance_host = instance_host
         state_dir = Path(parse(args, Path(folder)).state_dir)
-        self._store, at = Store(state_dir), StopAt(state_dir)
+        self._store, at = Store(state_dir), Failpoints(state_dir)
         self._state = self._recover()
         self._key, self._session_keys = self._store.key(), self._store.session_keys()
         self.events = Events()
-        self._desired = Desired(self._state, self._store, Packages(state_dir / "packages"), self.events, at)
+        self._desired = DesiredState(self._state, self._store, Packages(state_dir / "packages"), self.events, at)
         self._desired.start_with(args, folder)
         self.versions = self._desired.versions
         self.registry = Registry(self._changed)
         self.registry.restore(self._state.instances)
-        self.witness = Witness(self.events, self.registry)
-        self.circuits = SharedCircuits()
-        self.ledger = Ledger()
-        self.history = History()
+        self.witness = EventRecorder(self.events, self.registry)
+        self.circuits = SharedBreakers()
+        self.ledger = MetricTotals()
+        self.history = MetricHistory()
         self.autoscaling = Autoscaling(self.registry, self._state.counts)
-        self.analysis = Analysis(self.ledger, self._is_tripped)
+        self.analysis = CanaryAnalysis(self.ledger, self._is_tripped)
         self._gateways = Gateways(self.witness, self.ledger, self._changed)
         self._reconciler = Reconciler(
             self._desired, placement, self.registry, self._gateways, self.autoscaling, self.analysis, self._changed, at,
             instance_host,
         )  # fmt: skip
-        self._watch = Watch(self.registry, self._key)
-        self._checks = Checks(self.registry, self._key, self._health_check_of, Random())
-        self._take_away = TakeAway(self.registry, self._key)
-        self._control = ControlPort(self, self._key)
+        self._watch = LivenessWatch(self.registry, self._key)
+        self._checks = HealthChecker(self.registry, self._key, self._health_check_of, Random())
+        self._take_away = FaultInjector(self.registry, self._key)
+        self._control = RpcServer(self, self._key)
         self._admin: Listener | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._down_within_s: float | None = None  # set by `down`: how long requests in flight may take
@@ -87,13 +87,13 @@ class Controller:
     async def start(self) -> None:
         """Open the admin port and begin to reconcile. Raises PortInUse."""
         admin = self.settings.admin
-        self._admin = Listener(Admin(self).app(), await bind_in_time(admin.host, admin.port), grace_s=1)
+        self._admin = Listener(AdminApp(self).app(), await bind_in_time(admin.host, admin.port), grace_s=1)
         await self._admin.start()
         await self._control.open(self._instance_host or ray.util.get_node_ip_address())
         for record in self.registry:
             self._attend(record)
         self._spawn(self._reconciler.run_for_ever())
-        self._spawn(record_for_ever(self))
+        self._spawn(sample_forever(self))
 
     async def stop(self) -> None:
         for task in self._tasks:
@@ -104,15 +104,15 @@ class Controller:
         if self._admin is not None:
             await self._admin.close()
 
-    # --- what instances and gateways call (by cluster/control.py) -------------------------------------------------
+    # --- what instances and gateways call (by cluster/transport/rpc.py) -------------------------------------------------
 
-    async def control(self) -> ControlAddress:
+    async def control(self) -> RpcAddress:
         """Where they call: the only thing that they ask for by a handle."""
         while not self._control.address.port:
             await asyncio.sleep(0.05)
         return self._control.address
 
-    async def register(self, new: Registration) -> Admission:
+    async def register(self, new: Registration) -> RegistrationReply:
         """An instance presents itself; its peers are asked first, so that a dead one's name is free again."""
         known = self.registry.get(new.replica)
         if known is None:
@@ -121,7 +121,7 @@ class Controller:
         self._reconciler.problems.pop(new.app, None)
         self._attend(record)
         wants_code = bool(new.package) and not self.versions.packages.has(new.package)
-        return Admission(record.id, self._key, self._drain_terms(new.agent) or DrainTerms(), wants_code)
+        return RegistrationReply(record.id, self._key, self._drain_terms(new.agent) or DrainTerms(), wants_code)
 
     async def leaving(self, replica: str, agent: str) -> DrainTerms | None:
         """An instance is about to stop: it gets nothing new. None: its agent is gone, and nobody waits for sessions."""
@@ -133,7 +133,7 @@ class Controller:
         self._reconciler.problems[app] = reason
         log.error("%s cannot start: %s", app, reason)
 
-    async def news(self, hello: Hello, seen: str | None) -> Snapshot | None:
+    async def news(self, hello: GatewayHello, seen: str | None) -> Snapshot | None:
         """The newest snapshot as soon as it differs from the one the gateway has; None when nothing is new."""
         self._gateways.hear(hello, seen)
         self._reconciler.problems.pop(hello.app, None)
@@ -179,7 +179,7 @@ class Controller:
         """(args, folder) as they are desired now."""
         return self._state.args, self._state.folder
 
-    async def deploy(self, agent: str, wish: Wish) -> tuple[str, str]:
+    async def deploy(self, agent: str, wish: DeployRequest) -> tuple[str, str]:
         """For `swiftclaw deploy`: (what is done about it, the version). Raises ValueError with a sentence."""
         taken = {known["version"] for known in self._state.apps.values() if known["agent"] == agent}
         taken |= {record.registration.version for record in self.registry.of(agent)}
@@ -227,7 +227,7 @@ class Controller:
         return str(change)
 
     async def take_away(self, agent: str, instance: str, mode: str, seconds: float) -> None:
-        """For `swiftclaw test failover`: see cluster/take_away.py. Raises ValueError when it cannot be done."""
+        """For `swiftclaw test failover`: see cluster/fleet/fault_injection.py. Raises ValueError when it cannot be done."""
         await self._take_away.take(agent, instance, mode, seconds)
         said = f"`swiftclaw test failover` takes {instance} away: {mode}" if seconds else f"{instance} is no longer taken out"
         self.events.add("instance", said, agent=agent, instance=instance, mode=mode, seconds=seconds)
@@ -260,7 +260,7 @@ class Controller:
         return self._desired.settings
 
     @property
-    def gateways(self) -> dict[str, tuple[Hello, float, str | None]]:
+    def gateways(self) -> dict[str, tuple[GatewayHello, float, str | None]]:
         """By id: the gateway, when it was heard last, and which version of the snapshot it has."""
         return self._gateways.present
 
@@ -339,7 +339,7 @@ class Controller:
         if any(news.state != "half-open" for news in told.values()):  # probing is one gateway's own affair
             self._changed()
 
-    def _attend(self, record: Record) -> None:
+    def _attend(self, record: InstanceRecord) -> None:
         self._watch.attend(record)
         self._checks.attend(record)
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from cluster.config import AgentSettings, GatewaySettings, Http
-from policies.breaker import News
-from policies.draining import DrainTerms
+from cluster.config import AgentSettings, GatewaySettings, HttpSettings
+from policies.breaker import BreakerUpdate
+from policies.lifecycle.draining import DrainTerms
 
 # Headers that never leave the cluster: set by a gateway for an instance or by an instance for a gateway.
 KEY_HEADER = b"x-swiftclaw-key"  # the secret by which an instance knows a gateway
@@ -46,7 +46,7 @@ class InstanceSpec:
     region: str
     app: str  # the Serve app it belongs to
     host: str = ""  # where it listens; "": on its node's address
-    package: str = ""  # the digest of its version's code (cluster/packages.py); "": the folder as it is
+    package: str = ""  # the digest of its version's code (cluster/desired/packages.py); "": the folder as it is
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Registration:
 
 
 @dataclass(frozen=True)
-class Admission:
+class RegistrationReply:
     """The Controller's answer to a registration."""
 
     id: str  # instance-N
@@ -125,12 +125,12 @@ class AgentView:
     rate_rules: tuple[RateRule, ...] = ()  # of the newest version that runs
 
 
-class Circuit(NamedTuple):
+class BreakerReport(NamedTuple):
     """The newest word of any gateway on one instance's breaker. `number` grows with each."""
 
     number: int
     gateway: str
-    news: News
+    news: BreakerUpdate
 
 
 @dataclass(frozen=True)
@@ -148,19 +148,19 @@ class Snapshot:
 
     version: str
     key: str
-    http: Http
+    http: HttpSettings
     agents: dict[str, AgentView]
     session_keys: tuple[str, ...]  # hexadecimal; the first signs, all verify
     client_regions: dict[str, str] = field(default_factory=dict)
     trusted_proxies: tuple[str, ...] = ()
     distances_ms: dict[str, dict[str, float]] = field(default_factory=dict)
-    circuits: dict[str, Circuit] = field(default_factory=dict)  # by replica
+    circuits: dict[str, BreakerReport] = field(default_factory=dict)  # by replica
     peers: tuple[Peer, ...] = ()  # all gateways, the reader among them
     desired: dict[str, object] = field(default_factory=dict)  # the Controller's, kept for it should it lose its folder
 
 
 @dataclass(frozen=True)
-class Hello:
+class GatewayHello:
     """A gateway presents itself, with every request for news."""
 
     gateway: str  # Serve's unique replica id
@@ -195,7 +195,7 @@ class Observation:
     instances: dict[tuple[str, str, str, str], InstanceCounts]
     refusals: dict[tuple[str, int], int] = field(default_factory=dict)  # (agent, status): no instance was reached
     unreachable: frozenset[tuple[str, str]] = frozenset()  # (agent, replica) that refused a connection
-    circuits: dict[tuple[str, str], News] = field(default_factory=dict)  # (agent, replica) whose breaker has changed
+    circuits: dict[tuple[str, str], BreakerUpdate] = field(default_factory=dict)  # (agent, replica) whose breaker has changed
     retries: dict[str, int] = field(default_factory=dict)  # by agent, since the last one
     queued: dict[str, int] = field(default_factory=dict)  # by agent: requests that wait for a place now
     batch: int = 0  # grows by one with each; what was counted is counted once, however often it comes. 0: it has none

@@ -9,9 +9,9 @@ from ray import serve
 
 from cluster.config import parse
 from cluster.controller import Controller
-from cluster.placement import QUIET, Placement
-from deployments.gateway import Gateway
-from deployments.instance import Instance
+from cluster.placement.serve import QUIET, Placement
+from deployments.gateway.gateway import Gateway
+from deployments.instance.instance import InstanceReplica
 
 HEAD_NODE = "node:__internal_head__"
 
@@ -22,7 +22,7 @@ class ServedController(Controller):
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, args: dict[str, Any], folder: str, instance_host: str
     ) -> None:
-        super().__init__(args, folder, Placement(instance=Instance, gateway=Gateway), instance_host)
+        super().__init__(args, folder, Placement(instance=InstanceReplica, gateway=Gateway), instance_host)
         await self.start()
 
     async def __del__(self) -> None:

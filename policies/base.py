@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from policies.distance import Distances
+from policies.load.distance import Distances
 
 
 @dataclass(slots=True, eq=False)
@@ -27,7 +27,7 @@ class Instance:
     version: str = "v1"
     priority: int = 1  # of its region; the lowest number first
     weight: float = 1.0  # share relative to the others; 0 gets nothing
-    load: float = 0  # requests in flight, as best known here (policies/load_view.py)
+    load: float = 0  # requests in flight, as best known here (policies/load/load_view.py)
     slowness: float = 1.0  # its time over the fleet's at the same load; 1 = as fast as the median (see slowness)
     healthy: bool = True  # its checks pass and its breaker lets requests through
     checked: bool = True  # False until the first verdict on it: it counts neither for nor against its level

@@ -19,7 +19,7 @@ HEAD_START_S = 1.0  # within this the one that tripped first has told the others
 MOST_DOUBLINGS = 20
 
 
-class News(NamedTuple):
+class BreakerUpdate(NamedTuple):
     """What one gateway tells the others when its breaker has changed. `remaining_s`: as of its delivery."""
 
     state: State
@@ -114,10 +114,10 @@ class Breaker:
         self._open(now, self._doublings + 1 if self.state == "half-open" else 0)
         return True
 
-    def news(self, now: float) -> News:
-        return News(self.state, self.retry_after_s(now), self._doublings)
+    def news(self, now: float) -> BreakerUpdate:
+        return BreakerUpdate(self.state, self.retry_after_s(now), self._doublings)
 
-    def adopt(self, news: News, now: float) -> bool:
+    def adopt(self, news: BreakerUpdate, now: float) -> bool:
         """Another gateway's change; news may come late, twice or in any order. True if that changed the state.
 
         The other one probes first: here the breaker stays open a second longer. Our own probe in flight knows

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from random import Random
 
 from policies import STRATEGIES
-from policies.affinity import Place, Places, Rendezvous, point_of
 from policies.base import Instance, Options, Request, Strategy
 from policies.levels import ByDistance, ByPriority, LevelChooser
+from policies.sessions.affinity import Rendezvous, SessionHome, SessionHomes, point_of
 
 MOST_LEVELS = 256  # strategies kept, one per level
 
@@ -32,7 +32,7 @@ class Chooser:
     ) -> None:
         self._rng = rng
         self._hash = Rendezvous()
-        self._places: Places | None = None
+        self._places: SessionHomes | None = None
         self._strategy = ""
         self._options = Options()
         self._inside: dict[str, Strategy] = {}  # by level, so that each keeps its own turns
@@ -56,7 +56,7 @@ class Chooser:
         if affinity_ttl_s is None:
             self._places = None
         elif self._places is None:
-            self._places = Places(affinity_ttl_s)
+            self._places = SessionHomes(affinity_ttl_s)
         else:
             self._places.ttl_s = affinity_ttl_s
 
@@ -89,7 +89,7 @@ class Chooser:
 
     def _choose_for_session(
         self,
-        places: Places,
+        places: SessionHomes,
         eligible: Sequence[Instance],
         everyone: Sequence[Instance],
         request: Request,
@@ -151,5 +151,5 @@ def _well(name: str, instances: Sequence[Instance]) -> Instance | None:
     return None
 
 
-def _settle(places: Places, request: Request, session: str, instance: Instance) -> None:
-    places.put(request.agent, session, Place(instance.id, instance.version), request.now)
+def _settle(places: SessionHomes, request: Request, session: str, instance: Instance) -> None:
+    places.put(request.agent, session, SessionHome(instance.id, instance.version), request.now)

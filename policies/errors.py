@@ -1,6 +1,6 @@
 """Every way in which a request can be refused, named for what happened, and the one table of statuses.
 
-Raised by decisions and by the data plane; translated to HTTP in one place (deployments/edge.py), so that a client sees
+Raised by decisions and by the data plane; translated to HTTP in one place (deployments/gateway/edge.py), so that a client sees
 the same words from every path.
 """
 

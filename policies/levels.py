@@ -15,15 +15,15 @@ from random import Random
 from typing import Protocol
 
 from policies.base import Instance, Options, Request
-from policies.geographic import priorities
 from policies.priority import Level, level_loads
+from policies.strategies.geographic import priorities
 from policies.weighted import SmoothWeighted
 
 FULL_PERCENT, ROOM_PERCENT = 80, 70
 MOST_VIEWS = 64  # client regions that are told apart at a time
 
 
-class Order(Protocol):
+class LevelOrder(Protocol):
     """How instances are put into levels, first level first; the labels name levels for good."""
 
     by_client: bool  # does it depend on where the client is?
@@ -85,9 +85,9 @@ class _View:
 class LevelChooser:
     """Keeps the turns of each kind of client and which levels are spilling; everything else is read each time."""
 
-    def __init__(self, rng: Random, order: Order | None = None) -> None:
+    def __init__(self, rng: Random, order: LevelOrder | None = None) -> None:
         self._rng = rng
-        self._order: Order = order or ByPriority()
+        self._order: LevelOrder = order or ByPriority()
         self._views: dict[str, _View] = {}
         self._turns: dict[str, SmoothWeighted] = {}
         self._spilling: set[str] = set()

@@ -38,7 +38,7 @@ class Decision(NamedTuple):
     reset_s: float
 
 
-class Recent(Generic[T]):
+class ExpiringKeys(Generic[T]):
     """A dict whose keys leave some time after they were last put: a few at a time, so that nobody waits for it.
 
     What is put goes into the young half. Each `idle_s` the young half becomes the old one; what is still there another
@@ -94,7 +94,7 @@ class Limiter(ABC, Generic[T]):
     """At most `requests` per `window_s` seconds and key. `shared`: there are other gateways to be told."""
 
     def __init__(self, requests: int, window_s: float, shared: bool = False) -> None:
-        self._keys: Recent[T] = Recent(window_s)
+        self._keys: ExpiringKeys[T] = ExpiringKeys(window_s)
         self._untold: deque[tuple[str, float]] | None = deque(maxlen=MOST_UNTOLD) if shared else None
         self.update(requests, window_s)
 
@@ -246,14 +246,14 @@ LIMITERS: dict[str, type[SlidingWindow] | type[FixedWindow] | type[TokenBucket]]
 }
 
 
-class Verdict(NamedTuple):
+class TightestLimit(NamedTuple):
     """What several limits say together: the decision of the tightest, and which that is."""
 
     decision: Decision
     limiter: Limiter[Any]
 
 
-def admit_all(limits: Iterable[tuple[Limiter[Any], str]], now: float) -> Verdict | None:
+def admit_all(limits: Iterable[tuple[Limiter[Any], str]], now: float) -> TightestLimit | None:
     """Asks every limit, each with its key; the request counts with all of them or with none. No limits: None.
 
     The tightest is the refusal that lasts longest, or else the one that leaves the fewest requests.
@@ -268,7 +268,7 @@ def admit_all(limits: Iterable[tuple[Limiter[Any], str]], now: float) -> Verdict
         else:
             limiter.sweep(now)
     limiter, _, tightest = min(asked, key=lambda each: _room(each[2]))
-    return Verdict(tightest, limiter)
+    return TightestLimit(tightest, limiter)
 
 
 def headers(decision: Decision, requests: int, window_s: float, name: str = "default") -> dict[str, str]:

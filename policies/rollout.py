@@ -4,7 +4,7 @@ Sessions lie on a line of 0 to 100 by a hash of (agent, session); those below th
 raising it moves sessions only from stable to canary, each at most once, and lowering it only back. Requests without a
 session take turns: N of every 100 at each gateway, evenly spread, not by chance. The analysis compares the canary with
 stable over the same time; too few requests say nothing, and what says nothing never promotes. Not for keeping a session
-where it is: that is the token's or the remembered place's (policies/affinity.py).
+where it is: that is the token's or the remembered place's (policies/sessions/affinity.py).
 Source: Bresenham's line for the turns; Kayenta and Flagger for the analysis.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
-from policies.affinity import hash_of
+from policies.sessions.affinity import hash_of
 
 STEPS_PER_PERCENT = 100  # percentages are kept to 0.01
 WHOLE = 100 * STEPS_PER_PERCENT
@@ -65,7 +65,7 @@ class Turns:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class VersionStats:
     """How one version did over a time. `latency_ms`: the same figure for both (median, mean …); None: unknown.
 
     `is_tripped`: the circuit breakers of all its instances have opened, so that it gets hardly any more requests.
@@ -87,7 +87,9 @@ class Judgement:
     reason: str  # a sentence without a full stop
 
 
-def judge(canary: Seen, stable: Seen, *, max_error_rate: float, max_latency_ratio: float, min_requests: int) -> Judgement:
+def judge(
+    canary: VersionStats, stable: VersionStats, *, max_error_rate: float, max_latency_ratio: float, min_requests: int
+) -> Judgement:
     """The canary against stable over the same time. `max_error_rate` in percent, `max_latency_ratio` times stable's.
 
     One whose breakers have all opened is judged by the requests that opened them: it would never get `min_requests`.
@@ -114,7 +116,7 @@ def next_step(steps: Sequence[float], percent: float) -> float | None:
     return next((step for step in steps if step > percent), None)
 
 
-def _over_error_rate(canary: Seen, stable: Seen, max_error_rate: float) -> Judgement:
+def _over_error_rate(canary: VersionStats, stable: VersionStats, max_error_rate: float) -> Judgement:
     """Where stable fails as much, something that both depend on is at fault: no reason to go back, and none to go on."""
     fails = f"{canary.error_percent:.4g} % of the canary's {canary.requests} requests failed, allowed are {max_error_rate:g} %"
     if canary.is_tripped:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from deployments.hosting import RequestInfo, Turn
+from deployments.instance.hosted_agent import RequestInfo, Turn
 from swiftclaw.models import model_for
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import aiohttp
 
-from deployments.openai import content_text, text_of
+from deployments.request.openai import content_text, text_of
 
 OPENAI_URL = "https://api.openai.com/v1"
 _CONNECT_S = 10.0

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.events import KINDS
-from cluster.rollouts import Canary, Version
+from cluster.desired.rollout import CanaryState, Version
+from cluster.telemetry.events import KINDS
 from swiftclaw import cli
-from swiftclaw.cli.metrics import METRICS
+from swiftclaw.cli.commands.metrics import METRICS
 from tests.cluster.conftest import Port, port
 
 __all__ = ["port"]  # the fixture: an admin port without Ray
@@ -55,7 +55,7 @@ def canary(port: Port) -> None:
     rollouts, now = port.controller.versions.rollouts, time.time()
     version = Version("v2", {"agent": "m:agent"})
     rollouts["my-agent"] = replace(
-        rollouts["my-agent"], canary=Canary(version, target=20, percent=20, changed_at=now, deadline_at=now + 60)
+        rollouts["my-agent"], canary=CanaryState(version, target=20, percent=20, changed_at=now, deadline_at=now + 60)
     )
     port.controller.start_instance("my-agent", "canary", "us-east-1", "v2")
 

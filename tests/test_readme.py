@@ -39,7 +39,7 @@ RUN_ELSEWHERE = {  # a command of the pages -> a test that runs it, or what it s
         "tests/integration/test_main_job.py::test_status_and_instances_as_json_are_what_the_api_gives"
     ),
     ".venv/bin/swiftclaw instances my-agent --health": (
-        "tests/swiftclaw/test_cli_reading.py::test_health_shows_the_reason_and_the_breaker"
+        "tests/swiftclaw/cli/commands/test_reading.py::test_health_shows_the_reason_and_the_breaker"
     ),
     ".venv/bin/swiftclaw test failover my-agent --instance instance-1": (
         "tests/integration/test_failover.py::test_a_killed_instance_is_replaced_and_its_traffic_is_shared_evenly"
@@ -56,12 +56,12 @@ RUN_ELSEWHERE = {  # a command of the pages -> a test that runs it, or what it s
         "tests/integration/test_rollouts.py::test_a_rollback_in_the_middle_is_noticed_by_nobody"
     ),
     ".venv/bin/swiftclaw metrics my-agent": (
-        "tests/swiftclaw/test_cli_metrics.py::test_bars_are_as_long_as_the_numbers_and_the_longest_is_the_largest"
+        "tests/swiftclaw/cli/commands/test_metrics.py::test_bars_are_as_long_as_the_numbers_and_the_longest_is_the_largest"
     ),
     ".venv/bin/swiftclaw metrics my-agent --metric response-times": (
-        "tests/swiftclaw/test_cli_metrics.py::test_an_instance_without_requests_has_no_times"
+        "tests/swiftclaw/cli/commands/test_metrics.py::test_an_instance_without_requests_has_no_times"
     ),
-    ".venv/bin/swiftclaw events": "tests/swiftclaw/test_cli_metrics.py::test_events_are_a_line_each",
+    ".venv/bin/swiftclaw events": "tests/swiftclaw/cli/commands/test_metrics.py::test_events_are_a_line_each",
     ".venv/bin/swiftclaw down": "tests/integration/conftest.py::a_cluster",
     ".venv/bin/serve run cluster.yaml": (
         "tests/integration/test_serve_run.py::test_serve_run_brings_up_gateways_and_agents_and_ends_with_ctrl_c"
@@ -220,7 +220,7 @@ def test_the_table_of_commands_is_the_command_lines() -> None:
 def test_the_heads_of_tables_are_those_that_are_printed() -> None:
     from rich.console import Console
 
-    from swiftclaw.cli import tables
+    from swiftclaw.cli.output import tables
 
     row = {"id": "instance-1", "region": "ap-southeast-1", "version": "v1", "state": "healthy", "connections": 0}
     console = Console(width=80, no_color=True)
@@ -233,7 +233,7 @@ def test_the_heads_of_tables_are_those_that_are_printed() -> None:
 
 
 def test_the_admin_ports_paths_are_all_there() -> None:
-    served = set(re.findall(r'Route\("(/[^"]*)"', text_of("cluster/admin.py")))
+    served = set(re.findall(r'Route\("(/[^"]*)"', text_of("cluster/admin/app.py")))
     (table,) = re.findall(r"\| admin port \|.*?\n\n", text_of("README.md"), re.DOTALL)
     assert set(re.findall(r"(/(?:metrics|api|dashboard)[^` ]*)`", table)) == served
 
@@ -247,9 +247,9 @@ def test_links_lead_somewhere(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_files_that_are_named_exist(page: str) -> None:
-    made_up = {"shop.py", "policies/power_of_two.py", "tests/policies/test_power_of_two.py"}
+    made_up = {"shop.py", "policies/strategies/power_of_two.py", "tests/policies/strategies/test_power_of_two.py"}
     named = re.findall(r"`((?:\.?[\w-]+/)*[\w.-]+\.(?:py|md|yaml|toml|lock)|(?:[\w-]+/)+)`", text_of(page))
-    alone = {path.name for path in (*ROOT.glob("policies/*.py"), *ROOT.glob("tests/policies/*.py"))}
+    alone = {path.name for path in (*ROOT.glob("policies/**/*.py"), *ROOT.glob("tests/policies/**/*.py"))}
     assert [name for name in named if name not in made_up | alone and not (ROOT / name).exists()] == []
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.agent_settings import LoadBalancing
 from cluster.config import ConfigError, agent_from_block
+from cluster.config.agent_settings import LoadBalancing
 from policies import STRATEGIES
 
 ROOT = Path(__file__).parents[1]
@@ -22,11 +22,14 @@ FILES = [file for package in PACKAGES for file in sorted((ROOT / package).rglob(
 EXAMPLES = sorted((ROOT / "examples").rglob("*.py"))
 EVERY_FILE = [file for folder in (*PACKAGES, *OUTSIDE) for file in sorted((ROOT / folder).rglob("*.py"))]
 
-SERVE_INTERNALS = {"cluster/serve_internals.py", "tests/integration/test_serve_internals.py"}  # the one place, and its test
+SERVE_INTERNALS = {
+    "cluster/placement/serve_internals.py",
+    "tests/integration/test_serve_internals.py",
+}  # the one place, and its test
 ENVIRONMENT_READERS = {
     "swiftclaw/cli/__init__.py": "SWIFTCLAW_DEBUG, for who develops it",
-    "swiftclaw/cli/driver.py": "how Ray's clusters are protected, and which one to join",
-    "swiftclaw/cli/local.py": "the environment that Ray's processes inherit",
+    "swiftclaw/cli/ray_driver.py": "how Ray's clusters are protected, and which one to join",
+    "swiftclaw/cli/local/local_cluster.py": "the environment that Ray's processes inherit",
     "swiftclaw/models.py": "the key and the address of a model belong into no file",
 }
 MACHINE_PATH = re.compile(rb"(?<![\w.])/(?:home|root|work|workspace|Users)/\w")
@@ -91,11 +94,11 @@ def test_the_environment_is_read_in_few_places_with_a_reason(file: Path) -> None
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_strategy_has_one_name_everywhere(name: str) -> None:
     module = name.replace("-", "_")
-    strategy = getattr(importlib.import_module(f"policies.{module}"), name.title().replace("-", ""))
+    strategy = getattr(importlib.import_module(f"policies.strategies.{module}"), name.title().replace("-", ""))
     assert STRATEGIES[name] is strategy
-    assert (ROOT / f"tests/policies/test_{module}.py").is_file()
+    assert (ROOT / f"tests/policies/strategies/test_{module}.py").is_file()
     assert f"| `{name}` |" in (ROOT / "docs/strategies.md").read_text("utf-8")
-    assert f"{name}: " in (ROOT / f"policies/{module}.py").read_text("utf-8").splitlines()[0]
+    assert f"{name}: " in (ROOT / f"policies/strategies/{module}.py").read_text("utf-8").splitlines()[0]
 
 
 def test_every_strategy_can_be_configured_and_nothing_else() -> None:

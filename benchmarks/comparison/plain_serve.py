@@ -17,9 +17,10 @@ from ray.serve.config import HTTPOptions
 from starlette.requests import Request
 
 from comparison import HOST, READY
-from deployments.hosting import Turn
+from deployments.instance.hosted_agent import Turn
 from examples.noop import agent
-from swiftclaw.cli import driver, local
+from swiftclaw.cli import ray_driver
+from swiftclaw.cli.local import local_cluster
 
 UNLIMITED = 1000  # the default of 5 requests per replica would make 64 connections wait in Serve's queues
 
@@ -54,9 +55,9 @@ def main() -> None:
     port, folder = int(sys.argv[1]), Path.cwd()
     cluster = None
     try:
-        cluster = local.start(["here"], folder, {port}, lambda _: None)
+        cluster = local_cluster.start(["here"], folder, {port}, lambda _: None)
         said = sys.stdout
-        with driver.connected(cluster.address, cluster.auth_mode):
+        with ray_driver.connected(cluster.address, cluster.auth_mode):
             serve.start(http_options=HTTPOptions(host=HOST, port=port))
             serve.run(application(), route_prefix="/")
             print(READY, file=said, flush=True)
@@ -65,4 +66,4 @@ def main() -> None:
                 serve.shutdown()
     finally:
         if cluster is not None:
-            local.stop(cluster, folder)
+            local_cluster.stop(cluster, folder)

@@ -21,7 +21,7 @@ from typing import NamedTuple, Protocol
 
 from policies.base import Instance, Request, Strategy
 from policies.breaker import Breaker
-from policies.load_view import FADE, LoadView
+from policies.load.load_view import FADE, LoadView
 from simulation.servers import Server
 
 

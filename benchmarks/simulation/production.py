@@ -1,5 +1,5 @@
 """The strategies of `policies/`, exactly as a gateway runs them: `slowness` of the instances is kept up to date from its
-own answers (policies/slowness.py) with the gateway's defaults."""
+own answers (policies/load/slowness.py) with the gateway's defaults."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from policies import STRATEGIES
 from policies.base import Instance, Request, Strategy
-from policies.slowness import Slowness
+from policies.load.slowness import Slowness
 from simulation.gateway import Chooser, Site
 
 MEASURED = frozenset({"response-time"})  # the others do not look at slowness

@@ -14,20 +14,20 @@ from importlib.metadata import PackageNotFoundError, version
 
 import click
 
-from swiftclaw.cli.check import check
-from swiftclaw.cli.dashboard import dashboard
-from swiftclaw.cli.deploy import deploy
-from swiftclaw.cli.down import down
-from swiftclaw.cli.events import events
-from swiftclaw.cli.instances import instances
-from swiftclaw.cli.metrics import metrics
-from swiftclaw.cli.promote import promote
-from swiftclaw.cli.rollback import rollback
-from swiftclaw.cli.rotate import rotate_key
-from swiftclaw.cli.scale import scale
-from swiftclaw.cli.status import status
-from swiftclaw.cli.test import test
-from swiftclaw.cli.up import up
+from swiftclaw.cli.commands.check import check
+from swiftclaw.cli.commands.dashboard import dashboard
+from swiftclaw.cli.commands.deploy import deploy
+from swiftclaw.cli.commands.down import down
+from swiftclaw.cli.commands.events import events
+from swiftclaw.cli.commands.instances import instances
+from swiftclaw.cli.commands.metrics import metrics
+from swiftclaw.cli.commands.promote import promote
+from swiftclaw.cli.commands.rollback import rollback
+from swiftclaw.cli.commands.rotate_key import rotate_key
+from swiftclaw.cli.commands.scale import scale
+from swiftclaw.cli.commands.status import status
+from swiftclaw.cli.commands.test import test
+from swiftclaw.cli.commands.up import up
 
 COMMANDS: dict[str, click.Command] = {
     "up": up,

@@ -8,7 +8,7 @@ from typing import IO, Any
 import click
 
 
-class Refused(click.ClickException):
+class CommandFailed(click.ClickException):
     """It did not work; `message` says why in a sentence. Exit status 1."""
 
     exit_code = 1
@@ -17,11 +17,11 @@ class Refused(click.ClickException):
         click.echo(self.format_message(), file=file, err=file is None)
 
 
-class Unreachable(Refused):
+class AdminUnreachable(CommandFailed):
     """Nobody answers on the admin port."""
 
 
-class Misconfigured(Refused):
+class Misconfigured(CommandFailed):
     """The mistakes in cluster.yaml, one per line. Exit status 2."""
 
     exit_code = 2

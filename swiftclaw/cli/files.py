@@ -20,6 +20,7 @@ DEFAULT_STATE_DIR = ".swiftclaw"
 
 def load(file: Path) -> Settings:
     """Raises Misconfigured with every mistake."""
+
     from cluster import config
 
     try:

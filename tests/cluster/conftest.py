@@ -13,14 +13,14 @@ from typing import Any, cast
 import aiohttp
 import pytest
 
-from cluster.admin import Admin
+from cluster.admin.app import AdminApp
+from cluster.admin.sampler import samples
 from cluster.controller import Controller
-from cluster.listener import Listener, bind
-from cluster.messages import Hello, Observation, Registration
-from cluster.metrics import Tally
-from cluster.recording import samples
-from cluster.registry import Record
-from cluster.state import State
+from cluster.desired.state import State
+from cluster.fleet.registry import InstanceRecord
+from cluster.messages import GatewayHello, Observation, Registration
+from cluster.telemetry.tally import Tally
+from cluster.transport.listener import Listener, bind
 
 REGIONS = ("us-east-1", "eu-west-1", "ap-southeast-1")
 
@@ -33,14 +33,14 @@ class StandIn(Controller):
         named = {name: {"agent": "m:agent", **block} for name, block in agents.items()}
         super().__init__({"agents": named, "gateways": gateways, "stateDir": str(folder)}, str(folder), cast(Any, None))
         self.rng = Random(1)
-        hello = Hello("g1", "gateway.us-east-1", self.settings.gateways[0], "node", 4000)
+        hello = GatewayHello("g1", "gateway.us-east-1", self.settings.gateways[0], "node", 4000)
         self.witness.gateway(hello)
         self.gateways["g1"] = (hello, 0.0, None)
 
     def _recover(self) -> State:
         return State()
 
-    def start_instance(self, agent: str, replica: str, region: str, version: str = "v1") -> Record:
+    def start_instance(self, agent: str, replica: str, region: str, version: str = "v1") -> InstanceRecord:
         started = time.time() - 100
         self.registry.admit(
             Registration(agent, version, region, f"{agent}.{version}.{region}", replica, "127.0.0.1", 1, 4242, "node", started)
@@ -61,7 +61,7 @@ class StandIn(Controller):
         return count
 
     def serve_second(self, now: float, per_second: float, errors: float = 0.0) -> int:
-        healthy: Iterable[Record] = [record for record in self.registry if record.state == "healthy"]
+        healthy: Iterable[InstanceRecord] = [record for record in self.registry if record.state == "healthy"]
         seen, count = {}, 0
         for number, record in enumerate(healthy):
             tally = Tally()
@@ -105,7 +105,7 @@ def seven(folder: Path) -> StandIn:
 async def port(tmp_path: Path) -> AsyncIterator[Port]:
     async with AsyncExitStack() as stack:
         controller = seven(tmp_path)
-        listener = Listener(Admin(controller).app(), bind("127.0.0.1", 0), grace_s=0)
+        listener = Listener(AdminApp(controller).app(), bind("127.0.0.1", 0), grace_s=0)
         await listener.start()
         stack.push_async_callback(listener.close)
         url = f"http://127.0.0.1:{listener.port}"

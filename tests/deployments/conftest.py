@@ -16,13 +16,13 @@ import aiohttp
 import pytest
 
 from cluster.config import parse
-from cluster.listener import Listener, bind
-from cluster.messages import Admission, AgentView, InstanceSpec, Member, RateRule, Snapshot, VersionShare
-from cluster.protocol import ConnectionLimits
-from deployments.answering import Answering
-from deployments.edge import Edge
-from deployments.routing import Routing
-from deployments.upstream import Upstream
+from cluster.messages import AgentView, InstanceSpec, Member, RateRule, RegistrationReply, Snapshot, VersionShare
+from cluster.transport.http_protocol import ConnectionLimits
+from cluster.transport.listener import Listener, bind
+from deployments.balancing.agents import AgentTable
+from deployments.gateway.edge import Edge
+from deployments.instance.server import InstanceServer
+from deployments.upstream.connection_pool import ConnectionPool
 from swiftclaw import Agent
 
 KEY = "the-secret"
@@ -35,7 +35,7 @@ class DataPlane:
     blocks: dict[str, Any] = field(default_factory=dict)
     http: dict[str, Any] = field(default_factory=dict)
     members: dict[str, list[Member]] = field(default_factory=dict)
-    hosts: dict[str, Answering] = field(default_factory=dict)
+    hosts: dict[str, InstanceServer] = field(default_factory=dict)
     listeners: dict[str, Listener] = field(default_factory=dict)
     revision: int = 0
     args: dict[str, Any] = field(default_factory=dict)
@@ -46,8 +46,8 @@ class DataPlane:
     shares: dict[str, VersionShare] = field(default_factory=dict)  # which version gets what
 
     async def start(self) -> None:
-        self.routing = Routing(Random(1))
-        self.upstream = Upstream()
+        self.routing = AgentTable(Random(1))
+        self.upstream = ConnectionPool()
         self.edge = Edge(self.routing, self.upstream, "local")
         refused = self.routing.refused_unread
         self.gateway = Listener(self.edge, bind("127.0.0.1", 0), limits=self.limits, tls=self.tls, grace_s=0, refused=refused)
@@ -77,7 +77,7 @@ class DataPlane:
         for _ in range(count):
             name = f"instance-{len(self.members.get(agent.name, [])) + 1}"
             spec = InstanceSpec(agent.name, "tests:agent", "/", version, region, f"{agent.name}.{version}.{region}")
-            host = Answering(agent, spec, Admission(name, KEY), replica=f"{agent.name}-{name}")
+            host = InstanceServer(agent, spec, RegistrationReply(name, KEY), replica=f"{agent.name}-{name}")
             listener = Listener(host, bind("127.0.0.1", 0), grace_s=0)
             await listener.start()
             member = Member(name, f"{agent.name}-{name}", "127.0.0.1", listener.port, version, region, priority, "healthy")

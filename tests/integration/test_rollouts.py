@@ -17,7 +17,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from cluster.points import POINTS
+from cluster.desired.failpoints import POINTS
 from tests.integration.conftest import Cluster, get, until
 
 pytestmark = pytest.mark.cluster
@@ -358,4 +358,4 @@ async def test_a_controller_killed_at_any_point_finishes_or_undoes_it(shop: Clus
         assert stable(shop) == "k2"
         assert await answers(shop, 20) == {("k2", "kill 2 !"): 20}
     assert made.failed == []
-    assert set(killed) == set(POINTS) - {"deploy.packed", "regions.saved"}, "those are in tests/cluster/test_rollouts.py"
+    assert set(killed) == set(POINTS) - {"deploy.packed", "regions.saved"}, "tests/cluster/desired/test_rollouts.py has those"

@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.tls import LOOK_EVERY_S
-from tests.deployments.test_tls import Files
+from cluster.transport.tls import LOOK_EVERY_S
+from tests.deployments.gateway.test_tls import Files
 from tests.integration.conftest import Cluster, get, until
 
 pytestmark = pytest.mark.cluster
@@ -94,7 +94,7 @@ def test_it_answers_over_https_with_a_secure_cookie(secure: Secure) -> None:
 
 
 def test_no_answer_of_the_admin_port_and_no_command_tells_a_secret(secure: Secure) -> None:
-    source = (Path(__file__).parents[2] / "cluster/admin.py").read_text()
+    source = (Path(__file__).parents[2] / "cluster/admin/app.py").read_text()
     paths = [path.replace("{agent}", "broken") for path in re.findall(r'Route\("(/[^"]*)"', source)]
     assert "/metrics" in paths and "/api/status" in paths
     told = [json.dumps(get(secure.cluster.admin + path)) for path in paths if path != "/api/agents/broken/live"]

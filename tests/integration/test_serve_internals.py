@@ -1,4 +1,4 @@
-"""Holds cluster/serve_internals.py to the Ray it was written for."""
+"""Holds cluster/placement/serve_internals.py to the Ray it was written for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.cluster
 
 
 def test_ray_is_the_minor_version_this_was_written_for() -> None:
-    assert ray.__version__.startswith("2.60."), "try cluster/serve_internals.py before moving the pin"
+    assert ray.__version__.startswith("2.60."), "try cluster/placement/serve_internals.py before moving the pin"
 
 
 def test_serves_controller_still_takes_a_deployment_and_a_count() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.breaker import HEAD_START_S, LONGEST_S, Breaker, News
+from policies.breaker import HEAD_START_S, LONGEST_S, Breaker, BreakerUpdate
 
 CASES = json.loads((Path(__file__).parents[1] / "cases" / "breaker.json").read_text())["cases"]
 
@@ -171,22 +171,22 @@ def test_news_that_come_twice_or_late_change_nothing() -> None:
     other.abandon(other.generation)
     assert not other.adopt(news, 62)
     assert other.state == "half-open"
-    assert not other.adopt(News("half-open"), 62)
+    assert not other.adopt(BreakerUpdate("half-open"), 62)
 
 
 def test_a_probe_under_way_is_not_disturbed_by_a_trip_elsewhere() -> None:
     breaker = opened()
     assert breaker.allow(60)
-    assert not breaker.adopt(News("open", 120, 1), 60.1)
+    assert not breaker.adopt(BreakerUpdate("open", 120, 1), 60.1)
     assert breaker.record(True, 60.2, breaker.generation)
     assert breaker.state == "closed"
 
 
 def test_a_recovery_elsewhere_closes_but_not_what_has_only_just_tripped() -> None:
     breaker = opened(now=10.0)
-    assert not breaker.adopt(News("closed"), 10.5)
-    assert breaker.adopt(News("closed"), 11.5)
-    assert not breaker.adopt(News("closed"), 12)
+    assert not breaker.adopt(BreakerUpdate("closed"), 10.5)
+    assert breaker.adopt(BreakerUpdate("closed"), 11.5)
+    assert not breaker.adopt(BreakerUpdate("closed"), 12)
 
 
 def test_new_settings_are_in_force_at_once() -> None:
@@ -254,10 +254,10 @@ def test_never_two_probes_never_allowed_before_its_time_and_stale_results_change
         elif step == "trip":
             breaker.trip(now)
             probing = None
-        elif step == "closed news" and breaker.adopt(News("closed"), now):
+        elif step == "closed news" and breaker.adopt(BreakerUpdate("closed"), now):
             probing = None
         elif step == "open news":
-            breaker.adopt(News("open", float(choice), choice % 3), now)
+            breaker.adopt(BreakerUpdate("open", float(choice), choice % 3), now)
         assert breaker.retry_after_s(now) <= LONGEST_S
 
 

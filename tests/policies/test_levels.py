@@ -9,8 +9,8 @@ from random import Random
 import pytest
 
 from policies.base import Instance, Options, Request
-from policies.distance import Distances
 from policies.levels import MOST_VIEWS, ByDistance, LevelChooser
+from policies.load.distance import Distances
 
 FIRST, SECOND, THIRD = "priority 1", "priority 2", "priority 3"
 

@@ -10,7 +10,7 @@ import pytest
 
 import policies
 
-FILES = sorted(Path(policies.__file__).parent.glob("*.py"))
+FILES = sorted(Path(policies.__file__).parent.rglob("*.py"))
 FORBIDDEN = {"time", "asyncio", "threading", "socket", "os", "subprocess", "datetime"}
 
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from policies.rate_limit import (
     LIMITERS,
     Decision,
+    ExpiringKeys,
     FixedWindow,
     Limiter,
-    Recent,
     SlidingWindow,
     TokenBucket,
     admit_all,
@@ -208,7 +208,7 @@ def test_a_sliding_window_remembers_no_more_times_than_its_limit(requests: int) 
 
 @given(st.lists(st.tuples(gaps, st.sampled_from("abcdefgh")), max_size=150))
 def test_a_key_put_within_its_time_is_always_found(steps: list[tuple[float, str]]) -> None:
-    recent, now, put = Recent[float](5.0), 0.0, dict[str, float]()
+    recent, now, put = ExpiringKeys[float](5.0), 0.0, dict[str, float]()
     for gap, key in steps:
         now += gap
         for name, when in put.items():
@@ -220,7 +220,7 @@ def test_a_key_put_within_its_time_is_always_found(steps: list[tuple[float, str]
 
 
 def test_more_keys_than_there_may_be_push_out_old_ones_not_each_new_one() -> None:
-    recent = Recent[int](60.0, most=100)
+    recent = ExpiringKeys[int](60.0, most=100)
     for number in range(1000):
         recent.put(str(number), number, 0.0)
         assert recent.get(str(number)) == number

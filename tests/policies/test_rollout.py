@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.rollout import Judgement, Seen, Turns, in_canary, judge, next_step
+from policies.rollout import Judgement, Turns, VersionStats, in_canary, judge, next_step
 
 SESSIONS = [("my-agent", f"session-{n}") for n in range(10_000)]
 PERCENT = st.integers(0, 10_000).map(lambda hundredths: hundredths / 100)
@@ -90,29 +90,39 @@ def test_a_percentage_that_is_none_is_refused(percent: float) -> None:
         Turns(percent)
 
 
-GOOD = Seen(1000, 0, 100)
+GOOD = VersionStats(1000, 0, 100)
 
 
-def judged(canary: Seen, stable: Seen = GOOD) -> Judgement:
+def judged(canary: VersionStats, stable: VersionStats = GOOD) -> Judgement:
     return judge(canary, stable, max_error_rate=5, max_latency_ratio=1.5, min_requests=50)
 
 
 @pytest.mark.parametrize(
     ("canary", "stable", "verdict", "reason"),
     [
-        (Seen(50, 0, 100), GOOD, "better-or-equal", "0 % errors in 50 requests; the canary takes 100 ms, stable 100 ms"),
-        (Seen(100, 5, 150), GOOD, "better-or-equal", "5 % errors"),
-        (Seen(100, 6, 100), GOOD, "worse", "6 % of the canary's 100 requests failed, allowed are 5 %"),
-        (Seen(100, 0, 151), GOOD, "worse", "the canary takes 151 ms, stable 100 ms: more than 1.5 times as long"),
-        (Seen(49, 49, 999), GOOD, "inconclusive", "the canary has answered 49 of the 50 requests needed"),
-        (Seen(100, 0, 100), Seen(49, 0, 100), "inconclusive", "stable has answered 49 of the 50 requests needed"),
-        (Seen(100, 10, 100), Seen(100, 10, 100), "inconclusive", "stable fails as much (10 %)"),
-        (Seen(100, 50, 100), Seen(0, 0), "worse", "50 % of the canary's 100 requests failed"),
-        (Seen(100, 0), GOOD, "inconclusive", "how long the canary takes is not known"),
-        (Seen(100, 0, 100), Seen(100, 0), "inconclusive", "how long stable takes is not known"),
+        (
+            VersionStats(50, 0, 100),
+            GOOD,
+            "better-or-equal",
+            "0 % errors in 50 requests; the canary takes 100 ms, stable 100 ms",
+        ),
+        (VersionStats(100, 5, 150), GOOD, "better-or-equal", "5 % errors"),
+        (VersionStats(100, 6, 100), GOOD, "worse", "6 % of the canary's 100 requests failed, allowed are 5 %"),
+        (VersionStats(100, 0, 151), GOOD, "worse", "the canary takes 151 ms, stable 100 ms: more than 1.5 times as long"),
+        (VersionStats(49, 49, 999), GOOD, "inconclusive", "the canary has answered 49 of the 50 requests needed"),
+        (
+            VersionStats(100, 0, 100),
+            VersionStats(49, 0, 100),
+            "inconclusive",
+            "stable has answered 49 of the 50 requests needed",
+        ),
+        (VersionStats(100, 10, 100), VersionStats(100, 10, 100), "inconclusive", "stable fails as much (10 %)"),
+        (VersionStats(100, 50, 100), VersionStats(0, 0), "worse", "50 % of the canary's 100 requests failed"),
+        (VersionStats(100, 0), GOOD, "inconclusive", "how long the canary takes is not known"),
+        (VersionStats(100, 0, 100), VersionStats(100, 0), "inconclusive", "how long stable takes is not known"),
     ],
 )
-def test_the_analysis_says_what_it_found_and_why(canary: Seen, stable: Seen, verdict: str, reason: str) -> None:
+def test_the_analysis_says_what_it_found_and_why(canary: VersionStats, stable: VersionStats, verdict: str, reason: str) -> None:
     found = judged(canary, stable)
     assert found.verdict == verdict
     assert reason in found.reason
@@ -120,12 +130,12 @@ def test_the_analysis_says_what_it_found_and_why(canary: Seen, stable: Seen, ver
 
 @given(st.integers(0, 49), st.integers(0, 49), st.one_of(st.none(), st.floats(0, 1e6)))
 def test_too_few_requests_never_promote_and_never_roll_back(requests: int, errors: int, latency_ms: float | None) -> None:
-    assert judged(Seen(requests, min(errors, requests), latency_ms)).verdict == "inconclusive"
+    assert judged(VersionStats(requests, min(errors, requests), latency_ms)).verdict == "inconclusive"
 
 
 @given(st.integers(50, 500), st.integers(0, 500), st.floats(0, 1e4))
 def test_a_canary_that_did_exactly_as_stable_is_never_worse(requests: int, errors: int, latency_ms: float) -> None:
-    seen = Seen(requests, min(errors, requests), latency_ms)
+    seen = VersionStats(requests, min(errors, requests), latency_ms)
     assert judged(seen, seen).verdict != "worse"
 
 

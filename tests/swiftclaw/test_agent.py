@@ -7,7 +7,7 @@ from functools import partial, wraps
 
 import pytest
 
-from deployments.hosting import HostedAgent
+from deployments.instance.hosted_agent import HostedAgent
 from swiftclaw import Agent
 from swiftclaw.agent import RateLimitRule, RequestInfo, Turn
 

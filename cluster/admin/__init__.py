@@ -1,0 +1,1 @@
+"""The admin port: API, dashboard, Prometheus, and the series that go through Ray."""

@@ -1,0 +1,192 @@
+"""The admin port: what the Controller knows, as JSON, as Prometheus text, as a stream, and as a page. Read-only."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import Message, Receive, Scope, Send
+
+from cluster.admin.live import Live
+from cluster.admin.prometheus import exposition
+from cluster.admin.views import Views
+from cluster.config.fields import ConfigError
+from cluster.config.values import duration
+from cluster.telemetry.events import KINDS
+from cluster.telemetry.history import COLUMNS
+
+if TYPE_CHECKING:
+    from cluster.controller import Controller
+
+DASHBOARD = Path(__file__).parent / "dashboard"
+POINTS = 120  # of a history, unless asked for otherwise
+MOST_POINTS = 1440
+EVERY_S = 1.0
+SILENCE_S = 10.0  # a stream of events says this often that it is still there
+POLICY = b"default-src 'self'; style-src 'self' 'unsafe-inline'; frame-ancestors 'self'"
+STREAM = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+
+
+class BadQuery(ValueError):
+    """A parameter that cannot be; the text names it and what is allowed."""
+
+
+class AdminApp:
+    """Routes to the views of one Controller."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+        self._views = Views(controller)
+        self._live = Live(controller, self._views)
+
+    def app(self) -> Starlette:
+        of_agent = self._of_agent
+        return Starlette(
+            routes=[
+                Route("/metrics", self.metrics),
+                Route("/api/status", self.status),
+                Route("/api/events", self.events),
+                Route("/api/agents", self.agents),
+                Route("/api/agents/{agent}", of_agent(self._views.agent)),
+                Route("/api/agents/{agent}/instances", of_agent(self._views.instances)),
+                Route("/api/agents/{agent}/load", of_agent(self._views.load)),
+                Route("/api/agents/{agent}/history", self.history),
+                Route("/api/agents/{agent}/live", self.live),
+                Route("/dashboard", self.dashboard),
+                Mount("/dashboard", _Page(directory=DASHBOARD, html=True)),
+            ],
+            exception_handlers={BadQuery: _bad_query},
+        )
+
+    async def metrics(self, _: Request) -> Response:
+        controller = self._controller
+        return Response(exposition(controller.ledger, controller), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def status(self, _: Request) -> Response:
+        return JSONResponse(self._views.status())
+
+    async def agents(self, _: Request) -> Response:
+        return JSONResponse(self._views.agents())
+
+    async def history(self, request: Request) -> Response:
+        agent = request.path_params["agent"]
+        if not self._views.known(agent):
+            return _unknown(agent)
+        window_s, points = _duration(request, "window", "15m"), _whole(request, "points", POINTS, MOST_POINTS)
+        columns = request.query_params.get("columns", ",".join(COLUMNS)).split(",")
+        if wrong := [name for name in columns if name not in COLUMNS]:
+            raise BadQuery(f"columns: {wrong[0]!r} is not one of {', '.join(COLUMNS)}")
+        return JSONResponse(self._live.history(agent, window_s, points, columns))
+
+    async def live(self, request: Request) -> Response:
+        """The dashboard's data, once a second, as server-sent events; `?once=1`: one of them as JSON."""
+        agent = request.path_params["agent"]
+        if not self._views.known(agent):
+            return _unknown(agent)
+        if _flag(request, "once"):
+            return JSONResponse(self._live.now(agent))
+        return StreamingResponse(self._frames(agent), media_type="text/event-stream", headers=STREAM)
+
+    async def _frames(self, agent: str) -> AsyncIterator[str]:
+        while self._views.known(agent):
+            yield _sse(self._live.now(agent))
+            await asyncio.sleep(EVERY_S)
+        yield "event: gone\ndata: {}\n\n"
+
+    async def events(self, request: Request) -> Response:
+        """The newest `limit`, oldest first; `?follow=1`: and every later one, as server-sent events."""
+        query = request.query_params
+        agent, kind = query.get("agent"), query.get("kind")
+        if kind is not None and kind not in KINDS:
+            raise BadQuery(f"kind: {kind!r} is no kind of event ({', '.join(KINDS)})")
+        limit = _whole(request, "limit", 100, 10_000)
+        resumed = request.headers.get("last-event-id", "")
+        after = int(resumed) if resumed.isdecimal() else _whole(request, "after", -1, 2**53)
+        if _flag(request, "follow"):
+            stream = self._later(agent, kind, after, limit)
+            return StreamingResponse(stream, media_type="text/event-stream", headers=STREAM)
+        found = self._controller.events.find(agent=agent, kind=kind, after=after, limit=limit)
+        return JSONResponse([event.as_json() for event in found])
+
+    async def _later(self, agent: str | None, kind: str | None, after: int, limit: int | None) -> AsyncIterator[str]:
+        events = self._controller.events
+        while True:
+            upto = events.last
+            for event in events.find(agent=agent, kind=kind, after=after, limit=limit):
+                yield _sse(event.as_json(), event.id)
+            after, limit = max(after, upto), None
+            if not await events.wait(after, SILENCE_S):
+                yield ": still here\n\n"
+
+    async def dashboard(self, request: Request) -> Response:
+        query = f"?{request.url.query}" if request.url.query else ""
+        return RedirectResponse(f"/dashboard/{query}")
+
+    def _of_agent(self, view: Callable[[str], object]) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(request: Request) -> Response:
+            agent = request.path_params["agent"]
+            return JSONResponse(view(agent)) if self._views.known(agent) else _unknown(agent)
+
+        return answer
+
+
+class _Page(StaticFiles):
+    """The dashboard's files; the browser is told to load nothing from elsewhere."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] += [
+                    (b"content-security-policy", POLICY),
+                    (b"x-content-type-options", b"nosniff"),
+                    (b"referrer-policy", b"no-referrer"),
+                    (b"cache-control", b"no-cache"),
+                ]
+            await send(message)
+
+        await super().__call__(scope, receive, guarded)
+
+
+def _sse(content: object, number: int | None = None) -> str:
+    head = "" if number is None else f"id: {number}\n"
+    return f"{head}data: {json.dumps(content, separators=(',', ':'))}\n\n"
+
+
+def _flag(request: Request, name: str) -> bool:
+    return request.query_params.get(name, "").lower() in ("1", "true", "yes")
+
+
+def _whole(request: Request, name: str, default: int, most: int) -> int:
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    if not text.isdecimal() or int(text) > most:
+        raise BadQuery(f"{name}: {text!r} is not a whole number from 0 to {most}")
+    return int(text)
+
+
+def _duration(request: Request, name: str, default: str) -> float:
+    text = request.query_params.get(name, default)
+    try:
+        seconds = duration(text)
+    except (ConfigError, ValueError):
+        seconds = 0.0
+    if seconds <= 0:
+        raise BadQuery(f"{name}: {text!r} is not a duration such as 15m or 24h")
+    return seconds
+
+
+async def _bad_query(_: Request, error: Exception) -> Response:
+    return JSONResponse({"error": {"type": "bad_request", "message": str(error)}}, 400)
+
+
+def _unknown(agent: str) -> Response:
+    return JSONResponse({"error": {"type": "unknown_agent", "message": f"there is no agent {agent!r}", "agent": agent}}, 404)

@@ -1,0 +1,226 @@
+"""What the Controller knows, in the shapes that the admin port answers with. All sync and without side effects.
+
+Made to be asked often: 200 instances cost milliseconds. What the dashboard shows besides: cluster/admin/live.py.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from cluster.desired.rollout import Rollout
+from cluster.fleet.registry import InstanceRecord
+from cluster.telemetry.tally import Key
+from cluster.telemetry.totals import WINDOW_S, RecentStats
+from policies.weighted import weights_of
+
+if TYPE_CHECKING:
+    from cluster.controller import Controller
+
+
+HEALTH_OF = {
+    "starting": "unknown",
+    "healthy": "healthy",
+    "unhealthy": "unhealthy",
+    "ejected": "unhealthy",
+    "draining": "healthy",
+    "stopped": "unknown",
+}
+
+
+class Views:
+    """Over one Controller."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+
+    def known(self, agent: str) -> bool:
+        return agent in self._controller.settings.agents
+
+    def status(self) -> dict[str, Any]:
+        """The cluster at a glance: what `swiftclaw up` waits for."""
+        controller = self._controller
+        return {
+            "agents": self.agents(),
+            "gateways": [
+                {
+                    "id": hello.gateway,
+                    "region": hello.settings.region,
+                    "host": hello.settings.host,
+                    "port": hello.settings.port,
+                    "tls": hello.settings.tls is not None,
+                    "node": hello.node,
+                    "pid": hello.pid,
+                    "current": controller.is_current(hello.gateway),
+                }
+                for hello, _, _ in controller.gateways.values()
+            ],
+            "desired_gateways": sum(gateway.replicas for gateway in controller.settings.gateways),
+            "apps": {name: vars(app) for name, app in sorted(controller.observed.items())},
+            "problems": controller.problems,
+            "warnings": controller.warnings,
+        }
+
+    def agents(self) -> list[dict[str, Any]]:
+        return [self.agent(name) for name in self._controller.settings.agents]
+
+    def agent(self, name: str) -> dict[str, Any]:
+        controller = self._controller
+        settings = controller.settings.agents[name]
+        records = controller.registry.of(name)
+        rollout = controller.versions.rollouts[name]
+        versions = sorted({*(one.name for one in rollout.versions), *(record.registration.version for record in records)})
+        weights = self._version_weights(name)
+        counts = [controller.ledger.requests(record.key) for record in records]
+        affinity = settings.load_balancing.session_affinity.enabled
+        return {
+            "name": name,
+            "strategy": settings.load_balancing.strategy,
+            "session_affinity": any(record.registration.session_affinity for record in records)
+            if affinity is None
+            else affinity,
+            "versions": [
+                {
+                    "version": version,
+                    "role": _role(version, rollout),
+                    "weight": weights.get(version, 0),
+                    "instances": sum(record.registration.version == version for record in records),
+                    **self._of_version(name, version),
+                }
+                for version in versions
+            ],
+            "regions": {
+                region: {
+                    "instances": wanted.instances,
+                    "healthy": sum(
+                        record.state == "healthy"
+                        and record.registration.region == region
+                        and record.registration.version == rollout.stable.name  # as `instances`; the others are in `versions`
+                        for record in records
+                    ),
+                    "priority": wanted.priority,
+                    **self._scaled(name, region, records),
+                }
+                for region, wanted in settings.regions.items()
+            },
+            "rollout": {**_rollout(rollout), "analysis": controller.analysis.notes.get(name, "")},
+            "requests": sum(requests for requests, _ in counts) + controller.ledger.refused(name),
+            "errors": sum(errors for _, errors in counts)
+            + controller.ledger.refused(name)
+            - controller.ledger.rate_limited(name),  # those are no errors of the agent's
+        }
+
+    def _of_version(self, agent: str, version: str) -> dict[str, Any]:
+        """Its instances that should be and that are healthy, and its requests of the last minute."""
+        records = self._controller.registry.of(agent, version)
+        wanted = (count for name, one, _, count in self._controller.desired() if (name, one) == (agent, version))
+        return {
+            "desired": sum(wanted),
+            "healthy": sum(record.state == "healthy" for record in records),
+            **self._together([record.key for record in records], time.monotonic()),
+        }
+
+    def _scaled(self, name: str, region: str, records: list[InstanceRecord]) -> dict[str, Any]:
+        """The count of the stable version: how many there should be, how many there are, why it was last changed."""
+        settings = self._controller.settings.agents[name]
+        reason, at = self._controller.autoscaling.last(name, region)
+        own = [r for r in records if r.registration.version == settings.version and r.registration.region == region]
+        return {
+            "desired": settings.regions[region].instances,
+            "least": self._controller.autoscaling.least(settings, region),
+            "actual": sum(not record.draining for record in own),
+            "reason": reason,
+            "at": at,
+        }
+
+    def instances(self, agent: str) -> list[dict[str, Any]]:
+        records = self._controller.registry.of(agent)
+        named = self._controller.settings.agents[agent].load_balancing.weighted
+        weights = weights_of(named, (record.id for record in records))
+        now = time.monotonic()
+        return [
+            self._instance(record, weights[record.id], self._controller.ledger.recent(record.key, now)) for record in records
+        ]
+
+    def _instance(self, record: InstanceRecord, weight: float, recent: RecentStats) -> dict[str, Any]:
+        controller = self._controller
+        known = record.registration
+        requests, errors = controller.ledger.requests(record.key)
+        return {
+            "id": record.id,
+            "version": known.version,
+            "region": known.region,
+            "node": known.node,
+            "state": record.state,
+            "health": {
+                "status": HEALTH_OF[record.state],
+                "reason": record.held or record.reason,
+                "checked_at": record.checked_at,
+            },
+            "circuit": controller.circuits.state(known.replica, time.monotonic()),
+            "weight": weight,
+            "connections": record.in_flight,
+            "active_connections": controller.ledger.active(record.key),
+            "requests": requests,
+            "errors": errors,
+            "error_rate": recent.error_rate,
+            "mean_ms": recent.mean_ms,
+            "p50_ms": recent.p50_ms,
+            "p95_ms": recent.p95_ms,
+            "p99_ms": recent.p99_ms,
+            "cpu": record.cpu_percent,
+            "uptime_s": round(time.time() - known.started_at, 1),
+            "pid": known.pid,
+        }
+
+    def load(self, agent: str) -> dict[str, Any]:
+        now = time.monotonic()
+        rows = [(record, self._controller.ledger.recent(record.key, now)) for record in self._controller.registry.of(agent)]
+        total = sum(recent.requests for _, recent in rows)
+        return {
+            "agent": agent,
+            "window_s": int(WINDOW_S),
+            "total": total,
+            "instances": [
+                {
+                    "id": record.id,
+                    "version": record.registration.version,
+                    "region": record.registration.region,
+                    "requests": recent.requests,
+                    "share": round(100 * recent.requests / total, 2) if total else 0.0,
+                    "connections": record.in_flight,
+                    "mean_ms": recent.mean_ms,
+                    "error_rate": recent.error_rate,
+                }
+                for record, recent in rows
+            ],
+        }
+
+    def _together(self, keys: list[Key], now: float) -> dict[str, Any]:
+        recent = self._controller.ledger.recently(keys, now)
+        return {**vars(recent), "error_rate": recent.error_rate}
+
+    def _version_weights(self, agent: str) -> dict[str, float]:
+        return {version: percent for name, version, percent in self._controller.weights() if name == agent}
+
+
+def _role(version: str, rollout: Rollout) -> str:
+    """stable, canary, or leaving: it gets nothing new."""
+    if version == rollout.stable.name:
+        return "stable"
+    return "canary" if rollout.canary is not None and version == rollout.canary.version.name else "leaving"
+
+
+def _rollout(rollout: Rollout) -> dict[str, Any]:
+    """`canary` null: there is none. `target`: the share that it gets when it has the instances for it."""
+    canary = rollout.canary
+    return {
+        "stable": rollout.stable.name,
+        "canary": canary.version.name if canary else None,
+        "percent": canary.percent if canary else 0.0,
+        "target": canary.target if canary else 0.0,
+        "changed_at": canary.changed_at if canary else None,
+        "paused": canary.paused if canary else False,
+        "note": canary.note if canary else "",
+        "last": rollout.last,
+    }

@@ -1,0 +1,57 @@
+"""cluster.yaml as frozen settings: `load` reads the file, `parse` the args that Ray Serve passes on from it."""
+
+from cluster.config.agent_settings import (
+    AccessLog,
+    AgentSettings,
+    CanarySettings,
+    CircuitBreaker,
+    HealthCheck,
+    Limits,
+    LoadBalancing,
+    RateLimit,
+    RegionSettings,
+    Resources,
+    Retry,
+    Scaling,
+    SessionAffinity,
+    Timeouts,
+)
+from cluster.config.fields import ConfigError
+from cluster.config.settings import (
+    AdminSettings,
+    GatewaySettings,
+    HttpSettings,
+    Settings,
+    TlsSettings,
+    agent_from_block,
+    load,
+    parse,
+)
+from cluster.config.values import duration
+
+__all__ = [
+    "AccessLog",
+    "AdminSettings",
+    "AgentSettings",
+    "CanarySettings",
+    "CircuitBreaker",
+    "ConfigError",
+    "GatewaySettings",
+    "HealthCheck",
+    "HttpSettings",
+    "Limits",
+    "LoadBalancing",
+    "RateLimit",
+    "RegionSettings",
+    "Resources",
+    "Retry",
+    "Scaling",
+    "SessionAffinity",
+    "Settings",
+    "Timeouts",
+    "TlsSettings",
+    "agent_from_block",
+    "duration",
+    "load",
+    "parse",
+]

@@ -1,0 +1,1 @@
+"""What should run: the stored state, versions and rollouts, instance counts, frozen code."""

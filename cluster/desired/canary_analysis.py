@@ -1,0 +1,104 @@
+"""Does the canary do as well as the stable version, and may it have more?
+
+For agents with a `canary:` block. Both versions are compared over the same time, from when the canary got its share on. A
+worse one is rolled back as soon as that is known; after `interval` one that is as good gets the next of the `steps`. What
+is inconclusive changes nothing, and the comparison goes on. What was counted is in memory only: a Controller that restarts
+begins to compare anew. The rule itself is `policies.rollout.judge`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from cluster.config import Settings
+from cluster.config.agent_settings import CanarySettings as Terms
+from cluster.desired.rollout import CanaryState, Rollout
+from cluster.telemetry.tally import Key
+from cluster.telemetry.totals import MetricTotals
+from policies.rollout import VersionStats, judge, next_step
+
+Counted = dict[Key, tuple[int, int, float]]  # requests, errors, seconds since the Controller started
+
+
+@dataclass(frozen=True)
+class AnalysisStep:
+    """What to do: another share for the canary; None: roll it back."""
+
+    agent: str
+    percent: float | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Begun:
+    canary: str
+    percent: float
+    at: float
+    counted: Counted
+
+
+class CanaryAnalysis:
+    """To be asked once a second. Times are monotonic seconds."""
+
+    def __init__(self, ledger: MetricTotals, is_tripped: Callable[[str, str], bool]) -> None:
+        """`is_tripped`: whether the breakers of all instances of that agent's version have opened."""
+        self._ledger, self._is_tripped = ledger, is_tripped
+        self._begun: dict[str, _Begun] = {}
+        self.notes: dict[str, str] = {}  # agent -> how the comparison stands
+
+    def look(self, settings: Settings, rollouts: Mapping[str, Rollout], now: float) -> list[AnalysisStep]:
+        found = []
+        for name, agent in settings.agents.items():
+            rollout = rollouts.get(name)
+            canary = rollout.canary if rollout else None
+            if agent.canary is None or rollout is None or canary is None or canary.moving or canary.paused:
+                self._begun.pop(name, None)
+                self.notes.pop(name, None)
+                continue
+            step = self._compare(name, agent.canary, rollout.stable.name, canary, now)
+            if step is not None:
+                self._begun.pop(name, None)
+                found.append(step)
+        return found
+
+    def _compare(self, agent: str, terms: Terms, stable: str, canary: CanaryState, now: float) -> AnalysisStep | None:
+        begun = self._begun.get(agent)
+        if begun is None or (begun.canary, begun.percent) != (canary.version.name, canary.percent):
+            self._begun[agent] = _Begun(canary.version.name, canary.percent, now, self._counted(agent))
+            return None
+        judgement = judge(
+            self._since(agent, canary.version.name, begun.counted),
+            self._since(agent, stable, begun.counted),
+            max_error_rate=terms.max_error_rate,
+            max_latency_ratio=terms.max_latency_ratio,
+            min_requests=terms.min_requests,
+        )
+        self.notes[agent] = f"{judgement.verdict}: {judgement.reason}"
+        if judgement.verdict == "worse":
+            return AnalysisStep(agent, None, judgement.reason)
+        if judgement.verdict == "inconclusive" or now - begun.at < terms.interval_s:
+            return None
+        percent = next_step(terms.steps, canary.percent)
+        if percent is None:  # it has all that it is to get by itself; it goes on being watched
+            self._begun[agent] = _Begun(canary.version.name, canary.percent, now, self._counted(agent))
+            return None
+        return AnalysisStep(agent, percent, judgement.reason)
+
+    def _counted(self, agent: str) -> Counted:
+        return {
+            key: (totals.requests, totals.errors, totals.duration_sum_s)
+            for key, totals in self._ledger.totals.items()
+            if key[0] == agent
+        }
+
+    def _since(self, agent: str, version: str, before: Counted) -> VersionStats:
+        requests, errors, seconds = 0, 0, 0.0
+        for key, counted in self._counted(agent).items():
+            if key[1] == version:
+                earlier = before.get(key, (0, 0, 0.0))
+                requests += counted[0] - earlier[0]
+                errors += counted[1] - earlier[1]
+                seconds += counted[2] - earlier[2]
+        latency_ms = 1000 * seconds / requests if requests else None
+        return VersionStats(requests, errors, latency_ms, self._is_tripped(agent, version))

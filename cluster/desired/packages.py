@@ -1,0 +1,234 @@
+"""A version's code, frozen: a folder as one zip file that is named by its content.
+
+The Controller keeps the files in `stateDir/packages` for as long as a version is known, and hands them to the nodes that
+need them: so a version can be started again when the files on disk have changed, when a node dies and when whoever
+deployed it has gone. Ray's own packages (`working_dir`) are dropped when no job or actor refers to them any more.
+Not for data: what is larger than 100 MiB is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import re
+import stat
+import time
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.desired.gitignore import ALWAYS, FILES, IgnoreRules
+from cluster.desired.state import write_private
+
+MOST_BYTES = 100 * 2**20
+MOST_FILES = 50_000
+WAITING_S = 600.0  # how long a package that came may wait for its version to be deployed
+NAMED = 3  # how many of the largest entries an error names
+DIGEST = re.compile(r"[0-9a-f]{32}")
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # no time of a file is part of the content
+
+
+class CannotPack(ValueError):
+    """The folder cannot be frozen; the text says why in a sentence."""
+
+
+class DamagedPackage(ValueError):
+    """The content is not that of the name."""
+
+
+@dataclass(frozen=True)
+class Package:
+    digest: str
+    content: bytes  # a zip file
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file: its path in the folder, and where it really is."""
+
+    path: str
+    file: Path
+    size: int
+    executable: bool
+
+
+def pack(folder: Path, *, skip: Collection[Path] = (), most_bytes: int = MOST_BYTES) -> Package:
+    """The folder without what is ignored, and without `skip`. Equal content gives an equal digest. Raises CannotPack."""
+    if not folder.is_dir():
+        raise CannotPack(f"{folder}: there is no such folder")
+    entries = sorted(_bounded(files_of(folder, skip), folder, most_bytes), key=lambda entry: entry.path)
+    digest, buffer = hashlib.sha256(), io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=3) as archive:
+        for entry in entries:
+            try:
+                entry.path.encode()
+                content = entry.file.read_bytes()
+            except UnicodeEncodeError:
+                raise CannotPack(f"{entry.path!r} in {folder}: the name is not UTF-8") from None
+            except OSError as error:
+                raise CannotPack(f"{entry.file}: cannot be read ({error.strerror})") from None
+            _feed(digest, entry.path, entry.executable, content)
+            info = zipfile.ZipInfo(entry.path, _EPOCH)
+            info.external_attr = (stat.S_IFREG | (0o755 if entry.executable else 0o644)) << 16
+            archive.writestr(info, content, zipfile.ZIP_DEFLATED)
+    return Package(digest.hexdigest()[:32], buffer.getvalue())
+
+
+def files_of(folder: Path, skip: Collection[Path] = ()) -> Iterator[Entry]:
+    """Every file that is part of the code. Links are followed, each folder once."""
+    skipped = {path.resolve() for path in skip}
+    yield from _walk(folder, "", IgnoreRules().below("", ALWAYS), skipped, set())
+
+
+def unpack(package: Package, folder: Path) -> None:
+    """Raises DamagedPackage before anything is written."""
+    check(package)
+    with zipfile.ZipFile(io.BytesIO(package.content)) as archive:
+        for info in archive.infolist():
+            target = folder / info.filename
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(archive.read(info))
+            target.chmod(0o755 if _is_executable(info) else 0o644)
+
+
+def check(package: Package) -> None:
+    """Raises DamagedPackage unless the content is what the digest says, with paths that stay inside."""
+    digest = hashlib.sha256()
+    try:
+        with zipfile.ZipFile(io.BytesIO(package.content)) as archive:
+            for info in archive.infolist():
+                if info.filename.startswith("/") or ".." in info.filename.split("/") or "\\" in info.filename:
+                    raise DamagedPackage(f"package {package.digest}: {info.filename!r} is no path in it")
+                _feed(digest, info.filename, _is_executable(info), archive.read(info))
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:
+        raise DamagedPackage(f"package {package.digest} is no zip file: {error}") from None
+    if digest.hexdigest()[:32] != package.digest:
+        raise DamagedPackage(f"package {package.digest} has other content than its name says")
+
+
+class Packages:
+    """Those that the Controller keeps, one file each."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def get(self, digest: str) -> bytes | None:
+        if not DIGEST.fullmatch(digest):
+            return None
+        try:
+            return self._file(digest).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def has(self, digest: str) -> bool:
+        return bool(DIGEST.fullmatch(digest)) and self._file(digest).is_file()
+
+    def put(self, package: Package) -> None:
+        """Raises DamagedPackage, or OSError when it cannot be kept."""
+        if not DIGEST.fullmatch(package.digest):
+            raise DamagedPackage(f"{package.digest!r} is not the name of a package")
+        if self.has(package.digest):
+            return
+        check(package)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write_private(self._file(package.digest), package.content)
+
+    def drop_all_but(self, wanted: Collection[str]) -> None:
+        """What no version needs is deleted, but for what came lately: it may be about to be deployed."""
+        for file in self._folder.glob("*.zip"):
+            with contextlib.suppress(FileNotFoundError):
+                if file.stem not in wanted and time.time() - file.stat().st_mtime > WAITING_S:
+                    file.unlink()
+
+    def _file(self, digest: str) -> Path:
+        return self._folder / f"{digest}.zip"
+
+
+def _walk(folder: Path, base: str, rules: IgnoreRules, skip: set[Path], seen: set[Path]) -> Iterator[Entry]:
+    real = folder.resolve()
+    if real in seen or (base and (real in skip or _is_foreign(folder))):
+        return
+    seen.add(real)
+    for name in FILES:
+        rules = rules.below(base, _lines(folder / name))
+    try:
+        found = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise CannotPack(f"{folder}: cannot be read ({error.strerror})") from None
+    for item in found:
+        path = f"{base}{item.name}"
+        try:
+            is_folder = item.is_dir()
+            if rules.ignore(path, is_folder):
+                continue
+            if is_folder:
+                yield from _walk(Path(item.path), f"{path}/", rules, skip, seen)
+            elif item.is_file() and not (not base and _is_configuration(Path(item.path))):
+                known = item.stat()
+                yield Entry(path, Path(item.path), known.st_size, bool(known.st_mode & stat.S_IXUSR))
+        except FileNotFoundError:  # gone meanwhile, or a link that leads nowhere
+            continue
+
+
+def _bounded(entries: Iterable[Entry], folder: Path, most_bytes: int) -> list[Entry]:
+    kept: list[Entry] = []
+    sizes: Counter[str] = Counter()
+    for entry in entries:
+        kept.append(entry)
+        sizes[_top(entry.path)] += entry.size
+        if len(kept) > MOST_FILES:
+            break
+    total = sum(sizes.values())
+    if total <= most_bytes and len(kept) <= MOST_FILES:
+        return kept
+    largest = ", ".join(f"{name} {_mib(size)}" for name, size in sizes.most_common(NAMED))
+    what = f"{_mib(total)}, more than the {_mib(most_bytes)} that are allowed"
+    if len(kept) > MOST_FILES:
+        what = f"more than {MOST_FILES} files"
+    raise CannotPack(f"the code in {folder} is {what} (largest: {largest}); name what it does not need in .swiftclawignore")
+
+
+def _top(path: str) -> str:
+    """The entry that an error names: a file, or a folder two levels deep at most."""
+    steps = path.split("/")
+    return path if len(steps) == 1 else "/".join(steps[: min(2, len(steps) - 1)]) + "/"
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 1024:.1f} KiB"
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return []
+
+
+def _is_foreign(folder: Path) -> bool:
+    """A virtual environment, or the folder that a Ray cluster works in."""
+    return (folder / "pyvenv.cfg").is_file() or (folder / "session_latest").is_symlink()
+
+
+def _is_configuration(file: Path) -> bool:
+    """cluster.yaml, under whatever name: settings are no part of the code."""
+    if file.suffix not in (".yaml", ".yml", ".json") or file.stat().st_size > 2**20:
+        return False
+    try:
+        return re.search(rb"import_path\W+deployments\.app[:.]build", file.read_bytes()) is not None
+    except OSError:
+        return False
+
+
+def _feed(digest: hashlib._Hash, path: str, executable: bool, content: bytes) -> None:
+    digest.update(f"{path}\0{int(executable)}\0{len(content)}\0".encode())
+    digest.update(content)
+
+
+def _is_executable(info: zipfile.ZipInfo) -> bool:
+    return bool((info.external_attr >> 16) & stat.S_IXUSR)

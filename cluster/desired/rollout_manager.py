@@ -1,0 +1,389 @@
+"""The Controller's side of rollouts: asked by operators, driven by what is healthy, remembered before it is acted on.
+
+The rules are in `cluster.rollouts`; here they meet the state file, the code packages and the settings. `State.args` stay
+what the file says; what holds is those args with each agent's versions put in (`settings`). Every change is one sync step
+that ends with the state saved, so two operators at once are served one after the other, and the second may be refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cluster.config import AgentSettings, ConfigError, Settings, agent_from_block, parse
+from cluster.desired import rollout as transitions
+from cluster.desired.packages import CannotPack, Packages, pack
+from cluster.desired.rollout import Rollout, RolloutRejected, Version
+from cluster.desired.state import State
+from cluster.fleet.registry import Registry
+from cluster.messages import VersionShare
+from cluster.placement.serve import AppSpec, AppStatus, Deployed, app_name
+
+Tell = Callable[[str, str, str], None]  # agent, version, what happened
+
+
+@dataclass(frozen=True)
+class DeployRequest:
+    """What `swiftclaw deploy` asks for. `block`: the agent's, as the file has it; `percent` 100: in place of the old."""
+
+    block: dict[str, Any]
+    package: str
+    percent: float = 100.0
+    version: str | None = None
+    regions: tuple[str, ...] = ()
+    deadline_s: float = transitions.DEADLINE_S
+
+
+class RolloutManager:
+    """All agents' versions. `save` writes the state file; `at` names the point that was reached."""
+
+    def __init__(
+        self, state: State, packages: Packages, save: Callable[[], None], tell: Tell, at: Callable[[str], None]
+    ) -> None:
+        self._state, self.packages = state, packages
+        self._save, self._tell, self._at = save, tell, at
+        self._clock = time.time
+        self.rollouts: dict[str, Rollout] = {name: transitions.restored(one) for name, one in state.rollouts.items()}
+        for name, block in (state.args.get("agents") or {}).items():
+            self.rollouts.setdefault(name, transitions.from_block(block))
+        self.unfrozen: dict[str, str] = {}  # agent -> why its code is not frozen
+        self._read: dict[str, tuple[object, Version, AgentSettings]] = {}  # a canary's settings, read once
+        self._nobody: dict[str, str] = {}  # agent -> the version with traffic of which nobody is healthy
+
+    # --- what the file says ---------------------------------------------------------------------------------------
+
+    def hear(self, args: Mapping[str, Any], folder: str) -> Settings:
+        """Apply the file: its args become the state's. Returns the settings in force. Raises ConfigError, RolloutRejected."""
+        asked = parse(args, Path(folder))
+        plain: dict[str, Any] = asked.to_args()
+        before: Mapping[str, Any] = self._state.args.get("agents") or {}
+        heard: dict[str, Rollout] = {}
+        for name, block in (plain.get("agents") or {}).items():
+            known = self.rollouts.get(name)
+            try:
+                old = before.get(name, block)
+                heard[name] = transitions.heard(known, old, block, self._clock()) if known else transitions.from_block(block)
+            except RolloutRejected as error:
+                raise RolloutRejected(f"agents.{name}.{error}") from None
+        settings = self._effective(plain, folder, heard)
+        self._state.args, self._state.folder = plain, folder
+        self._keep(heard)
+        return settings
+
+    def settings(self) -> Settings:
+        """What holds: the args with the stable versions put in."""
+        return self._effective(self._state.args, self._state.folder, self.rollouts)
+
+    def _effective(self, args: Mapping[str, Any], folder: str, known: Mapping[str, Rollout]) -> Settings:
+        blocks = args.get("agents") or {}
+        put_in = {name: transitions.with_own(block, known[name].stable) for name, block in blocks.items()}
+        return parse({**args, "agents": put_in}, Path(folder))
+
+    # --- what operators ask for -----------------------------------------------------------------------------------
+
+    def deploy(self, agent: str, wish: DeployRequest, taken: Sequence[str]) -> tuple[str, str]:
+        """(what is done about it, the version); `taken`: names of versions of which something still runs.
+
+        started | canary | replacing | settings | nothing. Raises RolloutRejected, ConfigError.
+        """
+        if wish.package and not self.packages.has(wish.package):
+            raise RolloutRejected(f"the code of {agent} did not arrive; deploy it again")
+        rollout = self.rollouts.get(agent)
+        if rollout is None:
+            return "started", self._add(agent, wish)
+        own = transitions.own_of(wish.block)
+        for known in rollout.versions:
+            if known.is_as(Version(known.name, own, wish.package)) and wish.version in (None, known.name):
+                return ("settings" if self._settle(agent, wish) else "nothing"), known.name
+        names = {version.name for version in rollout.versions} | set(taken)
+        if wish.version in names:
+            raise RolloutRejected(
+                f"{agent} runs a {wish.version} already, with other code or settings; give this one another name"
+            )
+        name = wish.version or transitions.next_name({*names, *rollout.used})
+        version = Version(name, own, wish.package)
+        self._check(agent, transitions.with_own(wish.block, version))
+        self._regions(agent, wish.regions)
+        self._put(agent, transitions.bring_in(rollout, version, wish.percent, wish.block, self._clock(), wish.deadline_s))
+        self._at("deploy.saved")
+        goal = "is to take over" if wish.percent >= 100 else f"is to get {wish.percent:g} %"
+        self._tell(agent, name, f"{name} of {agent} {goal} from {rollout.stable.name}")
+        return ("replacing" if wish.percent >= 100 else "canary"), name
+
+    def promote(self, agent: str, percent: float, why: str = "") -> str:
+        """Raises RolloutRejected. The version that it is about."""
+        rollout = transitions.promote(self._known(agent), percent, self._clock())
+        assert rollout.canary is not None
+        self._put(agent, rollout)
+        self._at("promote.saved")
+        name = rollout.canary.version.name
+        self._tell(agent, name, f"{name} of {agent} is to get {percent:g} %{f': {why}' if why else ''}")
+        return name
+
+    def pause(self, agent: str, paused: bool) -> str:
+        """Raises RolloutRejected. The version that it is about."""
+        rollout = transitions.pause(self._known(agent), paused)
+        assert rollout.canary is not None
+        self._put(agent, rollout)
+        name = rollout.canary.version.name
+        self._tell(agent, name, f"the analysis of {name} of {agent} {'pauses' if paused else 'goes on'}")
+        return name
+
+    def take_back(self, agent: str, why: str) -> str:
+        """All traffic back to the stable version at once. Raises RolloutRejected. The version that goes."""
+        before = self._known(agent)
+        self._put(agent, transitions.take_back(before, why))
+        assert before.canary is not None
+        self._at("rollback.saved")
+        self._tell(agent, before.canary.version.name, f"{agent}: {self.rollouts[agent].last}")
+        return before.canary.version.name
+
+    # --- what happens by itself -----------------------------------------------------------------------------------
+
+    async def freeze(self) -> None:
+        """Give a package to every version that has none yet: the folder as it is now."""
+        undecided = [name for name, one in self.rollouts.items() if any(v.package is None for v in one.versions)]
+        if not undecided:
+            return
+        folder = self._state.folder
+        skip = [Path(parse(self._state.args, Path(folder)).state_dir)]
+        try:
+            package = await asyncio.to_thread(pack, Path(folder), skip=skip)
+            await asyncio.to_thread(self.packages.put, package)
+            digest, why = package.digest, ""
+        except (CannotPack, OSError) as error:
+            digest, why = "", str(error)
+        for name in undecided:
+            if name in self.rollouts:
+                self.unfrozen[name] = why
+                self._put(name, transitions.frozen(self.rollouts[name], digest))
+        self._at("deploy.packed")
+
+    def advance(
+        self,
+        desired: Mapping[str, AppSpec],
+        registry: Registry,
+        observed: Mapping[str, AppStatus],
+        problems: Mapping[str, str],
+    ) -> bool:
+        """One step on for every agent; whether there was one. `desired`: the apps as they should be now."""
+        moved = False
+        self._watch_for_nobody(registry)
+        for agent, before in list(self.rollouts.items()):
+            after = replace(before, leaving=tuple(name for name in before.leaving if registry.of(agent, name)))
+            if before.canary is not None and before.canary.moving:
+                found = _readiness(agent, before, desired, registry, observed, problems)
+                after = transitions.advance(after, found.ready, found.missing, self._clock(), hopeless=found.hopeless)
+            if after == before:
+                continue
+            moved = True
+            takes_over = after.stable.name != before.stable.name
+            if takes_over and before.canary is not None:
+                self._take_over(agent, before.canary.block)
+            self._put(agent, after)
+            self._at("takeover.saved" if takes_over else "traffic.saved")
+            self._report(agent, before, after)
+        return moved
+
+    def shares(self) -> dict[str, VersionShare]:
+        """What gateways need to know."""
+        found = {}
+        for agent, rollout in self.rollouts.items():
+            canary = rollout.canary
+            has_traffic = canary is not None and canary.percent > 0
+            found[agent] = VersionShare(
+                stable=rollout.stable.name,
+                canary=canary.version.name if canary is not None and has_traffic else None,
+                percent=canary.percent if canary is not None else 0.0,
+                leaving=rollout.leaving,
+            )
+        return found
+
+    def deployed(self, settings: Settings) -> dict[str, list[Deployed]]:
+        """What should run, for `placement.desired_apps`."""
+        found: dict[str, list[Deployed]] = {}
+        for agent, stable in settings.agents.items():
+            rollout = self.rollouts[agent]
+            found[agent] = [Deployed(stable, rollout.stable.package or "", 100.0)]
+            if rollout.canary is not None:
+                canary = rollout.canary
+                share = max(canary.percent, canary.target)
+                found[agent].append(Deployed(self._settings_of(agent, canary.version), canary.version.package or "", share))
+        return found
+
+    def warnings(self) -> list[str]:
+        """What an operator should know."""
+        nobody = [
+            f"{agent}: no instance of {name} is healthy: the other version has its traffic"
+            for agent, name in self._nobody.items()
+        ]
+        unfrozen = [
+            f"{agent}: its code is not frozen, an instance that restarts runs what is there then: {why}"
+            for agent, why in self.unfrozen.items()
+            if agent in self.rollouts and self.rollouts[agent].stable.package == ""
+        ]
+        return [*nobody, *unfrozen]
+
+    def to_keep(self) -> dict[str, object]:
+        """What is desired, for gateways to keep; `restore` takes it back."""
+        state = self._state
+        return {"args": state.args, "folder": state.folder, "started_with": state.started_with, "rollouts": state.rollouts}
+
+    def restore(self, kept: Mapping[str, Any], started_with: str, args: Mapping[str, Any], folder: str) -> None:
+        """The state folder was lost. `args` that SwiftClaw was started with since then win over those that were kept."""
+        self._keep({name: transitions.restored(one) for name, one in kept["rollouts"].items()})
+        self._state.args = kept["args"]
+        if kept["started_with"] == started_with:
+            self._state.folder = kept["folder"]
+            self._save()
+            return
+        try:
+            self.hear(args, folder)
+        except RolloutRejected as error:
+            self._tell("", "", f"the settings stay as they were: {error}")
+
+    def tidy(self, apps: Mapping[str, Mapping[str, Any]]) -> None:
+        """Packages that neither a version nor an app needs are deleted."""
+        wanted = {version.package for one in self.rollouts.values() for version in one.versions}
+        self.packages.drop_all_but({str(digest) for digest in wanted | {app.get("package") for app in apps.values()}})
+
+    def forget_all(self) -> None:
+        """All agents are to stop."""
+        self._state.args = {**self._state.args, "agents": {}}
+        self._keep({})
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _known(self, agent: str) -> Rollout:
+        if agent not in self.rollouts:
+            raise RolloutRejected(f"there is no agent {agent!r} (known: {', '.join(self.rollouts) or 'none'})")
+        return self.rollouts[agent]
+
+    def _add(self, agent: str, wish: DeployRequest) -> str:
+        block = transitions.with_regions({**wish.block, **({"version": wish.version} if wish.version else {})}, wish.regions)
+        made = transitions.from_block(block)
+        rollout = replace(made, stable=replace(made.stable, package=wish.package))
+        agents = {**(self._state.args.get("agents") or {}), agent: self._check(agent, block)}
+        self._state.args = {**self._state.args, "agents": agents}
+        self._put(agent, rollout)
+        self._at("deploy.saved")
+        self._tell(agent, rollout.stable.name, f"{agent} is started as {rollout.stable.name}")
+        return rollout.stable.name
+
+    def _settle(self, agent: str, wish: DeployRequest) -> bool:
+        """The same code and version settings: only what belongs to the agent is taken over. Whether that changes anything."""
+        before = self._state.args["agents"][agent]
+        after = self._check(agent, transitions.with_regions(transitions.settled_block(before, wish.block), wish.regions))
+        if after == before:
+            return False
+        self._replace_block(agent, after)
+        self._save()
+        self._at("regions.saved")
+        return True
+
+    def _regions(self, agent: str, regions: Sequence[str]) -> None:
+        if regions:
+            before = self._state.args["agents"][agent]
+            self._replace_block(agent, self._check(agent, transitions.with_regions(before, regions)))
+
+    def _watch_for_nobody(self, registry: Registry) -> None:
+        """A version with traffic of which nobody is healthy: gateways use the other one, and that is told."""
+        before, self._nobody = self._nobody, {}
+        for agent, rollout in self.rollouts.items():
+            if rollout.canary is None or not rollout.canary.percent:
+                continue
+            healthy = {v.name: any(r.state == "healthy" for r in registry.of(agent, v.name)) for v in rollout.versions}
+            for name in [name for name, any_is in healthy.items() if not any_is and any(healthy.values())]:
+                self._nobody[agent] = name
+                if before.get(agent) != name:
+                    self._tell(agent, name, f"no instance of {name} of {agent} is healthy: the other version has its traffic")
+
+    def _take_over(self, agent: str, block: Mapping[str, Any]) -> None:
+        before = self._state.args["agents"][agent]
+        try:
+            self._replace_block(agent, self._check(agent, transitions.settled_block(before, block)))
+        except ConfigError as error:  # regions have changed since: the settings stay as they are
+            self._tell(agent, "", f"{agent} keeps its settings: {error}")
+
+    def _replace_block(self, agent: str, block: dict[str, Any]) -> None:
+        self._state.args = {**self._state.args, "agents": {**self._state.args["agents"], agent: block}}
+
+    def _check(self, agent: str, block: Mapping[str, Any]) -> dict[str, Any]:
+        """The block as plain JSON. Raises ConfigError."""
+        return dict(agent_from_block(agent, block, Path(self._state.folder)).to_block())
+
+    def _settings_of(self, agent: str, version: Version) -> AgentSettings:
+        block = self._state.args["agents"][agent]
+        known = self._read.get(agent)
+        if known is None or known[0] is not block or known[1] != version:
+            made = agent_from_block(agent, transitions.with_own(block, version), Path(self._state.folder))
+            known = self._read[agent] = (block, version, made)
+        return known[2]
+
+    def _put(self, agent: str, rollout: Rollout) -> None:
+        self._keep({**self.rollouts, agent: rollout})
+
+    def _keep(self, known: dict[str, Rollout]) -> None:
+        self.rollouts = known
+        self._state.rollouts = {name: transitions.dump(one) for name, one in known.items()}
+        self._save()
+
+    def _report(self, agent: str, before: Rollout, after: Rollout) -> None:
+        if before.canary is None:
+            return
+        name = before.canary.version.name
+        if after.canary is None:
+            self._tell(agent, name, f"{agent}: {after.last}")
+        elif after.canary.percent != before.canary.percent:
+            self._tell(agent, name, f"{name} of {agent} has {after.canary.percent:g} % of the traffic")
+        elif after.canary.note != before.canary.note:
+            self._tell(agent, name, f"{name} of {agent} {after.canary.note}")
+
+
+@dataclass(frozen=True)
+class Readiness:
+    ready: bool
+    missing: str = ""
+    hopeless: bool = False
+
+
+def _readiness(
+    agent: str,
+    rollout: Rollout,
+    desired: Mapping[str, AppSpec],
+    registry: Registry,
+    observed: Mapping[str, AppStatus],
+    problems: Mapping[str, str],
+) -> Readiness:
+    """Whether the canary has the instances for its target. A region in which the stable version has nobody either is
+    no reason to wait: nothing is lost there."""
+    assert rollout.canary is not None
+    name, found, missing = rollout.canary.version.name, 0, []
+    for app, spec in desired.items():
+        if app != app_name(agent, name, spec.region):
+            continue
+        healthy = _healthy(registry, agent, name, spec.region)
+        found += healthy
+        status = observed.get(app)
+        why = problems.get(app) or (status.message if status else "")
+        if status is not None and status.status == "DEPLOY_FAILED":
+            return Readiness(False, f"{app} cannot start: {_brief(why)}", hopeless=True)
+        if healthy < spec.replicas and _healthy(registry, agent, rollout.stable.name, spec.region):
+            said = f": {_brief(why)}" if why else ""
+            missing.append(f"{healthy} of {spec.replicas} healthy in {spec.region}{said}")
+    if not found and not missing:
+        missing.append("no instance is healthy")
+    return Readiness(not missing, "; ".join(missing))
+
+
+def _healthy(registry: Registry, agent: str, version: str, region: str) -> int:
+    return sum(record.state == "healthy" for record in registry.of(agent, version, region))
+
+
+def _brief(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0] if lines else "no reason given"

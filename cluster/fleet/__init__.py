@@ -1,0 +1,1 @@
+"""What runs: instances, gateways, their health and their breakers, and how changes are recorded."""

@@ -1,0 +1,240 @@
+"""What is to be done so that what runs becomes what should run? A round: compare desired with observed, act on the difference.
+
+Once a second, and at once when somebody hurries or waits for it. A crash between two steps is repaired by the next round,
+because each step is remembered before, or found again among what runs, after. What to do is decided by pure functions
+(`placement.plan`, `cluster.rollouts`, `policies.scaling`); here are the order and the effects.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+from cluster.config import Settings
+from cluster.desired.autoscaling import Autoscaling
+from cluster.desired.canary_analysis import CanaryAnalysis
+from cluster.desired.desired import DesiredState
+from cluster.fleet.gateways import Gateways
+from cluster.fleet.registry import Registry
+from cluster.placement.capacity import Capacity, explained
+from cluster.placement.serve import Action, AppSpec, AppStatus, Placement, desired_apps, plan
+
+log = logging.getLogger("swiftclaw.controller")
+
+RECONCILE_EVERY_S = 1.0
+CALM_S = 5.0  # how long Serve's word on its apps holds while nothing is under way: to ask is the dearest part of a round
+SETTLE_S = 30.0  # after a start without state: how long what runs already has to present itself, at most
+ROUND_S = 30.0  # how long somebody waits for one
+
+
+class Reconciler:
+    """`changed` is called when gateways are to be told otherwise; `at` names the point that was reached."""
+
+    def __init__(
+        self,
+        desired: DesiredState,
+        placement: Placement,
+        registry: Registry,
+        gateways: Gateways,
+        autoscaling: Autoscaling,
+        analysis: CanaryAnalysis,
+        changed: Callable[[], None],
+        at: Callable[[str], None],
+        instance_host: str = "",
+    ) -> None:
+        self._desired, self._state, self._versions = desired, desired.state, desired.versions
+        self._placement, self._registry, self._gateways = placement, registry, gateways
+        self._autoscaling, self._analysis = autoscaling, analysis
+        self._changed, self._at, self._instance_host = changed, at, instance_host
+        self._capacity = Capacity()
+        self.observed: dict[str, AppStatus] = {}
+        self.problems: dict[str, str] = {}  # Serve app -> why it cannot start
+        self.warnings: list[str] = []
+        self._settled_at = 0.0 if self._state.instances else time.monotonic() + SETTLE_S
+        self._look_at = 0.0  # when Serve is to be asked again
+        self._hurry = asyncio.Event()
+        self._waiting: list[asyncio.Future[None]] = []
+
+    # --- when there is a round ------------------------------------------------------------------------------------
+
+    async def run_for_ever(self) -> None:
+        while True:
+            if self._hurry.is_set():
+                self._look_at = 0.0
+                self._hurry.clear()
+            waiting, self._waiting = self._waiting, []
+            try:
+                await self.reconcile()
+            except Exception:  # the next round tries again
+                log.exception("a round of reconciling failed")
+            for waited in waiting:
+                if not waited.done():
+                    waited.set_result(None)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._hurry.wait(), RECONCILE_EVERY_S)
+
+    async def round(self) -> None:
+        """Wait for a round that begins after now. Raises TimeoutError."""
+        waited = asyncio.get_running_loop().create_future()
+        self._waiting.append(waited)
+        self._hurry.set()
+        await asyncio.wait_for(waited, ROUND_S)
+
+    def act(self) -> None:
+        """Versions have changed: gateways are told, and the next round begins at once."""
+        self._desired.read()
+        self._changed()
+        self._hurry.set()
+
+    def try_again(self) -> None:
+        """Apps that could not start are started again by the next round if they are still wanted, else deleted."""
+        for app, seen in self.observed.items():
+            if seen.status == "DEPLOY_FAILED":
+                self._state.apps.get(app, {})["identity"] = ""
+        self._desired.save()
+        self.problems.clear()
+
+    # --- after a start --------------------------------------------------------------------------------------------
+
+    def knows(self) -> bool:
+        """Whether what gateways would be told is right: before, it has to have found out what was desired."""
+        return not self._desired.lost and self._settled()
+
+    def _settled(self) -> bool:
+        """False while a Controller without state waits for what runs, so that no gateway is told of an empty world."""
+        if time.monotonic() >= self._settled_at:
+            return True
+        gateways = any(name.startswith("gateway.") and app.status == "RUNNING" for name, app in self.observed.items())
+        if gateways and not self._gateways.present:
+            return False
+        known = {name for name, app in self.observed.items() if app.status == "RUNNING"}
+        mine = {name for name in known if not name.startswith("gateway.") and name != "swiftclaw"}
+        if self.observed and mine <= self._well():
+            self._settled_at = 0.0
+        return not self._settled_at
+
+    # --- a round --------------------------------------------------------------------------------------------------
+
+    async def reconcile(self) -> None:
+        (look_at, self._look_at), now = (self._look_at, 0.0), time.monotonic()
+        if now >= look_at:
+            self.observed, look_at = await self._placement.running(), now + CALM_S
+        settled = self._settled()
+        if self._desired.rebuild(self._gateways.told_last(), last=settled):
+            self.act()
+        if not settled:
+            return
+        self._desired.scaled(self._autoscaling.look(self._desired.file, time.monotonic(), time.time()))
+        labelled = await self._placement.labelled()
+        await self._versions.freeze()
+        desired = self._apps(labelled)
+        if self._versions.advance(desired, self._registry, self.observed, self.problems) | self._analyse():
+            self.act()
+            desired = self._apps(labelled)
+        self.warnings = [
+            *_about_regions(self._desired.settings, labelled),
+            *await self._missing_capacity(desired.values()),
+            *self._versions.warnings(),
+        ]
+        running = {name: app.status for name, app in self.observed.items()}
+        self._adopt(desired.keys() & running.keys(), desired)
+        actions = plan(desired, self._state.apps, running, self._well())
+        await self._do(actions, running)
+        for app in [app for app in self._state.apps if app not in desired and app not in running]:
+            del self._state.apps[app]
+        self._versions.tidy(self._state.apps)
+        self._gateways.forget_silent()
+        if not actions and set(running.values()) <= {"RUNNING"}:
+            self._look_at = look_at
+
+    def _apps(self, labelled: set[str]) -> dict[str, AppSpec]:
+        settings = self._desired.settings
+        return desired_apps(settings, labelled, self._instance_host, self._versions.deployed(settings))
+
+    def _well(self) -> set[str]:
+        """Apps that have a healthy instance."""
+        return {record.registration.app for record in self._registry if record.state == "healthy"}
+
+    def _analyse(self) -> bool:
+        """Whether a canary got more, or was rolled back."""
+        steps = self._analysis.look(self._desired.file, self._versions.rollouts, time.monotonic())
+        for step in steps:
+            if step.percent is None:
+                self._versions.take_back(step.agent, step.reason)
+            else:
+                self._versions.promote(step.agent, step.percent, step.reason)
+        return bool(steps)
+
+    async def _missing_capacity(self, specs: Iterable[AppSpec]) -> list[str]:
+        short = self._capacity.short(specs, self._registry, time.monotonic())
+        nodes = await self._placement.nodes() if short else []
+        return [said for spec, missing in short if (said := explained(spec, missing, nodes))]
+
+    def _adopt(self, names: Iterable[str], desired: Mapping[str, AppSpec]) -> None:
+        """What runs as desired, but is not remembered: the state file was lost."""
+        for name in names:
+            if name not in self._state.apps and self.observed[name].status != "DEPLOY_FAILED":
+                self._state.apps[name] = desired[name].remembered()
+
+    async def _do(self, actions: list[Action], running: Mapping[str, str]) -> None:
+        starts = [action.spec for action in actions if action.do == "start" and action.spec]
+        for action in actions:
+            if action.do == "start" and action.spec:
+                unfinished = {"identity": ""} if action.app in running else {}  # replaced again, should this get no further
+                self._state.apps[action.app] = action.spec.remembered() | unfinished
+            self.problems.pop(action.app, None)
+        self._desired.save()
+        if starts:
+            self._at("start.before")
+            await self._start(starts)
+            self._at("start.after")
+        for action in actions:
+            if action.do == "scale" and action.spec:
+                await self._placement.scale(action.spec)
+                self._state.apps[action.app] = action.spec.remembered()  # not before: the next round tries again
+                self._desired.save()
+            elif action.do == "delete":
+                await self._delete(action.app)
+
+    async def _start(self, specs: list[AppSpec]) -> None:
+        try:
+            await self._placement.start(specs)
+        except Exception:
+            for spec in specs:  # not what runs, after all: the next round tries again
+                self._state.apps[spec.name]["identity"] = ""
+            raise
+        for spec in specs:
+            self._state.apps[spec.name] = spec.remembered()
+        self._desired.save()
+
+    async def _delete(self, app: str) -> None:
+        for record in self._registry:
+            if record.registration.app == app:
+                self._registry.drain(record.registration.replica, "no longer wanted")
+        self._at("delete.before")
+        await self._placement.delete(app, self._met())
+        self._at("delete.after")
+
+    # --- the end --------------------------------------------------------------------------------------------------
+
+    async def take_down(self, apps: Iterable[str]) -> None:
+        """Delete them, whatever is desired; when no rounds run any more."""
+        for name in apps:
+            await self._placement.delete(name, self._met())
+            del self._state.apps[name]
+        self._desired.save()
+
+    def _met(self) -> set[str]:
+        """Replicas that have run; others of a deleted app have nothing to finish."""
+        return {*self._registry.met(), *self._gateways.present}
+
+
+def _about_regions(settings: Settings, labelled: set[str]) -> list[str]:
+    wanted = set(settings.regions)
+    if not labelled and len(wanted) > 1:
+        return ["no Ray node carries a `region` label: the regions are logical, instances run on any node"]
+    missing = sorted(wanted - labelled) if labelled else []
+    return [f"no Ray node carries the label region={region}: nothing can run there" for region in missing]

@@ -1,0 +1,202 @@
+"""All that the gateways saw, added up: since the Controller started, and over the last minute.
+
+Gateways send what was added since their last observation, so that a gateway's restart never makes a counter go back. An
+observation has a number: a gateway sends it until it hears that it was counted, others of its node do so when it was killed
+(deployments/gateway/counts_file.py), and here it is counted once. Sync; the caller gives the time (monotonic seconds). What
+is older than the window leaves as time passes, so that asking is cheap.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from cluster.messages import InstanceCounts, Observation
+from cluster.telemetry.tally import BUCKETS_S, Key, added, is_error, ms, percentile_s
+
+WINDOW_S = 60.0
+RATE_LIMITED = 429
+MOST_GATEWAYS = 1000  # whose last number is known; those heard of last stay
+
+
+@dataclass(frozen=True)
+class RecentStats:
+    """One instance, or several together, over the last WINDOW_S seconds."""
+
+    requests: int = 0
+    errors: int = 0
+    mean_ms: float | None = None
+    p50_ms: float | None = None
+    p95_ms: float | None = None
+    p99_ms: float | None = None
+
+    @property
+    def error_rate(self) -> float:
+        """In percent."""
+        return round(100 * self.errors / self.requests, 3) if self.requests else 0.0
+
+
+class SlidingCounts:
+    """Sums over what came within the last WINDOW_S seconds."""
+
+    def __init__(self) -> None:
+        self._kept: deque[tuple[float, int, int, InstanceCounts]] = deque()
+        self.requests = self.errors = 0
+        self.duration_sum_s = 0.0
+        self.durations = [0] * (len(BUCKETS_S) + 1)
+
+    def add(self, now: float, counts: InstanceCounts) -> None:
+        requests = sum(counts.codes.values())
+        errors = sum(count for code, count in counts.codes.items() if is_error(code))
+        self._kept.append((now, requests, errors, counts))
+        self._count(1, requests, errors, counts)
+        self.expire(now)
+
+    def expire(self, now: float) -> None:
+        while self._kept and self._kept[0][0] < now - WINDOW_S:
+            _, requests, errors, counts = self._kept.popleft()
+            self._count(-1, requests, errors, counts)
+        if not self._kept:
+            self.duration_sum_s = 0.0  # what rounding has left
+
+    def _count(self, sign: int, requests: int, errors: int, counts: InstanceCounts) -> None:
+        self.requests += sign * requests
+        self.errors += sign * errors
+        self.duration_sum_s += sign * counts.duration_sum_s
+        for bucket, count in enumerate(counts.durations):
+            if count:
+                self.durations[bucket] += sign * count
+
+
+@dataclass
+class InstanceTotals:
+    """One instance since the Controller started."""
+
+    codes: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+    durations: tuple[int, ...] = ()
+    duration_sum_s: float = 0.0
+    first_bytes: tuple[int, ...] = ()
+    first_byte_sum_s: float = 0.0
+    routings: tuple[int, ...] = ()
+    routing_sum_s: float = 0.0
+    requests: int = 0
+    errors: int = 0
+    window: SlidingCounts = field(default_factory=SlidingCounts)
+
+    def add(self, counts: InstanceCounts, now: float) -> None:
+        for code, count in counts.codes.items():
+            self.codes[code] += count
+            self.requests += count
+            self.errors += count if is_error(code) else 0
+        self.durations = added(self.durations, counts.durations)
+        self.duration_sum_s += counts.duration_sum_s
+        self.first_bytes = added(self.first_bytes, counts.first_bytes)
+        self.first_byte_sum_s += counts.first_byte_sum_s
+        self.routings = added(self.routings, counts.routings)
+        self.routing_sum_s += counts.routing_sum_s
+        if counts.codes:
+            self.window.add(now, counts)
+
+
+class MetricTotals:
+    """All observations of all gateways."""
+
+    def __init__(self) -> None:
+        self.totals: dict[Key, InstanceTotals] = {}
+        self.refusals: dict[tuple[str, int], int] = defaultdict(int)  # (agent, status): no instance got the request
+        self.retries: dict[str, int] = defaultdict(int)  # by agent
+        self._active: dict[str, dict[Key, int]] = {}  # by gateway
+        self._queued: dict[str, dict[str, int]] = {}  # by gateway, then agent
+        self._distances_ms: dict[str, dict[str, dict[str, float]]] = {}  # by gateway
+        self._batches: dict[str, int] = {}  # by gateway: the last that was counted, also when it is gone
+
+    def add(self, seen: Observation, now: float) -> bool:
+        """False: it is older than another of that gateway, and nothing of it is news."""
+        counted = self._batches.pop(seen.gateway, 0)
+        if seen.batch:
+            self._batches[seen.gateway] = max(counted, seen.batch)
+            if len(self._batches) > MOST_GATEWAYS:
+                del self._batches[next(iter(self._batches))]
+        if seen.batch and seen.batch < counted:
+            return False
+        if not seen.batch or seen.batch > counted:
+            self._count(seen, now)
+        self._active[seen.gateway] = {key: counts.active for key, counts in seen.instances.items() if counts.active}
+        self._queued[seen.gateway] = dict(seen.queued)
+        self._distances_ms[seen.gateway] = seen.distances_ms
+        if not (self._active[seen.gateway] or seen.queued or seen.distances_ms):  # as of one that is gone
+            self.forget_gateway(seen.gateway)
+        return True
+
+    def _count(self, seen: Observation, now: float) -> None:
+        for key, counts in seen.instances.items():
+            if counts.codes or counts.routings:
+                totals = self.totals.get(key)
+                if totals is None:
+                    totals = self.totals[key] = InstanceTotals()
+                totals.add(counts, now)
+        for refusal, count in seen.refusals.items():
+            self.refusals[refusal] += count
+        for agent, count in seen.retries.items():
+            self.retries[agent] += count
+
+    def forget_gateway(self, gateway: str) -> None:
+        """It is gone, and what was in flight there with it."""
+        self._active.pop(gateway, None)
+        self._queued.pop(gateway, None)
+        self._distances_ms.pop(gateway, None)
+
+    def active(self, key: Key) -> int:
+        """Requests in flight, summed over the gateways."""
+        return sum(counts.get(key, 0) for counts in self._active.values())
+
+    def queued(self, agent: str) -> int:
+        """Requests that wait for a place, summed over the gateways."""
+        return sum(counts.get(agent, 0) for counts in self._queued.values())
+
+    def measured(self) -> dict[tuple[str, str], float]:
+        """Milliseconds between two regions, their names in order: the least that a gateway measured, as the rest is waiting."""
+        least: dict[tuple[str, str], float] = {}
+        for measured in self._distances_ms.values():
+            for one, others in measured.items():
+                for other, took in others.items():
+                    pair = (min(one, other), max(one, other))
+                    least[pair] = min(took, least.get(pair, took))
+        return least
+
+    def requests(self, key: Key) -> tuple[int, int]:
+        """(all, errors) since the Controller started."""
+        totals = self.totals.get(key)
+        return (totals.requests, totals.errors) if totals else (0, 0)
+
+    def refused(self, agent: str) -> int:
+        """Requests that no instance got, since the Controller started."""
+        return sum(count for (name, _), count in self.refusals.items() if name == agent)
+
+    def rate_limited(self, agent: str) -> int:
+        """Of these, those of users who had asked too often."""
+        return self.refusals.get((agent, RATE_LIMITED), 0)
+
+    def recent(self, key: Key, now: float) -> RecentStats:
+        return self.recently([key], now)
+
+    def recently(self, keys: Iterable[Key], now: float) -> RecentStats:
+        """All of them together over the last WINDOW_S seconds."""
+        windows = [self.totals[key].window for key in keys if key in self.totals]
+        for window in windows:
+            window.expire(now)
+        requests = sum(window.requests for window in windows)
+        if not requests:
+            return RecentStats()
+        durations = windows[0].durations
+        if len(windows) > 1:
+            durations = [sum(column) for column in zip(*(window.durations for window in windows), strict=True)]
+        return RecentStats(
+            requests=requests,
+            errors=sum(window.errors for window in windows),
+            mean_ms=ms(sum(window.duration_sum_s for window in windows) / requests),
+            p50_ms=ms(percentile_s(durations, 0.5)),
+            p95_ms=ms(percentile_s(durations, 0.95)),
+            p99_ms=ms(percentile_s(durations, 0.99)),
+        )

@@ -1,0 +1,304 @@
+"""What may one connection cost, and where does a request end? uvicorn's HTTP protocol with limits on time and size.
+
+uvicorn waits for ever for a request's head and for a client that does not read its answer, and starts a request before its
+framing is known to be sound. Here a head has a deadline (slow-loris), an answer that nobody reads ends the connection, and
+whatever leaves room for two opinions about a request's end (RFC 9112, sections 3.2, 6.1 and 6.3; request smuggling) is
+refused and the connection closed, as HAProxy and Envoy do. One sweep a second looks at all connections: no timer per request.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from policies.errors import BadRequest
+
+log = logging.getLogger("swiftclaw.connections")
+
+_HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*")
+_ABSOLUTE = re.compile(rb"https?://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
+IDLE = "swiftclaw.idle_s"  # in a request's scope: how long its connection may be silent after the answer
+_PIPELINED = 64  # requests that wait for an answer on one connection
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """Seconds, bytes and counts for one connection."""
+
+    head_s: float = 10.0  # from connecting, or from a head's first byte, until the head is whole
+    keep_alive_s: float = 75.0  # silence between two requests, where the one before does not say (`IDLE`)
+    unread_s: float = 60.0  # without the client taking anything of what is to be sent
+    head_bytes: int = 128 * 1024
+    header_count: int = 256
+    target_bytes: int = 16 * 1024  # the parser's own arithmetic ends at 65535
+
+    @property
+    def sweep_s(self) -> float:
+        return min(1.0, min(self.head_s, self.keep_alive_s, self.unread_s) / 4)
+
+
+class RequestRejected(Exception):
+    """The request is not taken, and nothing more is read from the connection."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        self.status, self.reason = status, reason
+
+    def answer(self) -> bytes:
+        error = {"type": BadRequest.type, "message": self.reason, "agent": None, "request_id": None}
+        body = json.dumps({"error": error}).encode()
+        return (
+            f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        ).encode() + body
+
+
+class LimitedHttpProtocol(HttpToolsProtocol):
+    """One client's connection."""
+
+    def __init__(self, limits: ConnectionLimits, refused: Callable[[int], None], **uvicorns: Any) -> None:
+        """`refused` is told the status of each refusal: the application hears nothing of those requests."""
+        super().__init__(**uvicorns)
+        self._limits, self._tell_refused = limits, refused
+        self.until = math.inf  # the loop's time at which `expire` is due
+        self._in_head = False  # a head has begun and is not whole
+        self._in_body = False  # a head was whole, and its message has not ended
+        self._overhead = 0  # bytes since the last head or piece of a body
+        self._declined = False  # a head asks for a protocol that is not spoken here
+        self._deaf = False  # whatever else comes is dropped
+        self._refused: RequestRejected | None = None
+        self._running: Any = None  # the request that is being answered; `cycle` is the newest that came
+
+    @property
+    def _busy(self) -> bool:
+        return self._running is not None and not self._running.response_complete
+
+    @property
+    def _silence_s(self) -> float:
+        """How long the next request may take to come."""
+        told: dict[str, Any] = self._running.scope if self._running is not None else {}
+        return float(told.get(IDLE, self._limits.keep_alive_s))
+
+    # --- the connection -------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._wait(self._limits.head_s)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.pipeline.clear()
+        self._disconnect()  # uvicorn tells the newest request only: an older one would never hear of it
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
+        self._overhead += len(data)
+        while data:
+            try:
+                self.parser.feed_data(data)
+                data = b""
+            except httptools.HttpParserUpgrade as upgrade:
+                data = self._upgrade(data[upgrade.args[0] :])
+            except httptools.HttpParserError as error:
+                self._refuse(self._refused or RequestRejected(400, f"this is not HTTP: {error}"))
+                return
+        if self._overhead > self._limits.head_bytes:
+            what = "what stands around a body's chunks has" if self._in_body else "the request's head has"
+            self._refuse(RequestRejected(400 if self._in_body else 431, f"{what} more than {self._limits.head_bytes} bytes"))
+
+    def expire(self) -> None:
+        """What the connection waited for has not come."""
+        self.until = math.inf
+        if self._in_head:
+            self._refuse(RequestRejected(408, f"the request's head was not whole within {self._limits.head_s:g} s"))
+        else:
+            self._deaf = True
+            self.transport.close()
+
+    def _wait(self, seconds: float) -> None:
+        self.until = self.loop.time() + seconds
+
+    def _disconnect(self) -> None:
+        if self._busy:
+            self._running.disconnected = True
+            self._running.message_event.set()
+            self.flow.resume_writing()
+
+    def _refuse(self, refused: RequestRejected) -> None:
+        """Nothing more is read. What was asked before is answered first; a refusal never cuts into another answer."""
+        self._deaf = True
+        self._tell_refused(refused.status)
+        if not self._busy:
+            if not self._in_body:  # else it has its answer
+                self.transport.write(refused.answer())
+            self.transport.close()
+        elif self._in_body and self.cycle is self._running:
+            if not self._running.response_started:
+                self.transport.write(refused.answer())
+            self._disconnect()
+            self.transport.close()
+        else:
+            if self._in_body:
+                self.pipeline.popleft()  # it was the newest whose body is bad
+            last = self.pipeline[0][0] if self.pipeline else self._running
+            last.keep_alive = False
+
+    # --- the parser's callbacks -----------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head = True
+        self._wait(self._limits.head_s)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_body:  # else a trailer, which must not become a header (RFC 9110, section 6.5.1)
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        try:
+            self._judge()
+        except RequestRejected as refused:
+            self._refused = refused
+            raise
+        self._declined = self.parser.should_upgrade() and not self._should_upgrade()
+        if self._declined:
+            return
+        super().on_headers_complete()
+        self._in_head, self._in_body, self._overhead = False, True, 0
+        self.until = math.inf
+        if self.expect_100_continue:  # answered without "100 Continue", nobody knows whether the body follows
+            self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        self._overhead = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self._declined:
+            return
+        super().on_message_complete()
+        self._in_body, self._overhead = False, 0
+        if not self._busy:
+            self._wait(self._silence_s)
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif not self._in_head:
+            self._wait(self._limits.head_s if self._in_body else self._silence_s)
+
+    # --- which requests are taken ---------------------------------------------------------------------------------
+
+    def _judge(self) -> None:
+        """Raises RequestRejected for a head whose request could be understood in two ways."""
+        version, method = self.parser.get_http_version(), self.parser.get_method()
+        if version not in ("1.1", "1.0"):
+            raise RequestRejected(505, "HTTP/1.1 and HTTP/1.0 are spoken here")
+        if method in (b"CONNECT", b"TRACE"):
+            raise RequestRejected(501, f"{method.decode()} is not served here")
+        if len(self.url) > self._limits.target_bytes:
+            raise RequestRejected(414, f"the request's target has more than {self._limits.target_bytes} bytes")
+        if len(self.headers) > self._limits.header_count:
+            raise RequestRejected(431, f"the request has more than {self._limits.header_count} headers")
+        if len(self.pipeline) >= _PIPELINED:
+            raise RequestRejected(400, f"more than {_PIPELINED} requests wait on this connection")
+        hosts, codings, lengths = [], [], []
+        for name, value in self.headers:
+            if name == b"host":
+                hosts.append(value)
+            elif name == b"transfer-encoding":
+                codings.append(value.lower())
+            elif name == b"content-length":
+                lengths.append(value)
+        if len(hosts) > 1 or (not hosts and version == "1.1"):
+            raise RequestRejected(400, "host: there must be exactly one")
+        if hosts and not _HOST.fullmatch(hosts[0]):
+            raise RequestRejected(400, "host: is not a host's name")
+        if codings and (codings != [b"chunked"] or lengths or version != "1.1"):
+            raise RequestRejected(400, "transfer-encoding: must be `chunked`, once, in HTTP/1.1, and without content-length")
+        self._judge_target(method, hosts[0] if hosts else b"")
+        has_body = bool(codings) or any(length != b"0" for length in lengths)
+        websocket = self.parser.should_upgrade() and self._should_upgrade()
+        if websocket and (method != b"GET" or version != "1.1" or has_body):
+            raise RequestRejected(400, "a WebSocket begins with a GET in HTTP/1.1 that has no body")
+
+    def _judge_target(self, method: bytes, host: bytes) -> None:
+        absolute = _ABSOLUTE.fullmatch(self.url)
+        if absolute:
+            if absolute[1].lower() != host.lower():
+                raise RequestRejected(400, "the request's target and its host header name two hosts")
+            rest = absolute[2]
+            self.url = rest if rest.startswith(b"/") else b"/" + rest
+        if b"#" in self.url or not (self.url.startswith(b"/") or (self.url == b"*" and method == b"OPTIONS")):
+            raise RequestRejected(400, "the request's target is not a path")
+
+    # --- other protocols ------------------------------------------------------------------------------------------
+
+    def _upgrade(self, rest: bytes) -> bytes:
+        """What is to be parsed next. `rest`: what came behind the head that asks for another protocol."""
+        if self._declined:
+            return self._without_upgrade() + rest
+        if rest or self._busy:
+            self._refuse(RequestRejected(400, "a WebSocket's handshake stands alone: nothing before its answer"))
+            return b""
+        self.handle_websocket_upgrade()
+        protocol: Any = self.transport.get_protocol()
+        if not protocol.handshake_initiated:  # it found the handshake bad, and would wait for ever
+            self._tell_refused(400)
+            self.transport.write(RequestRejected(400, "the WebSocket's handshake is not one").answer())
+            self.transport.close()
+        return b""
+
+    def _without_upgrade(self) -> bytes:
+        """The head again, for a new parser: this one takes what follows, even the body, for the other protocol.
+
+        Else `Upgrade: h2c` with a Content-Length would be sent on without the body that it promises.
+        """
+        lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+        lines += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        return b"\r\n".join(lines) + b"\r\n\r\n"
+
+
+class DeadlineSweeper:
+    """Looks at all connections of one server, WebSockets included."""
+
+    def __init__(self, connections: Collection[Any], limits: ConnectionLimits) -> None:
+        self._connections, self._limits = connections, limits
+        self._unsent: dict[Any, tuple[int, float]] = {}  # bytes that wait to be sent, and since when not one was taken
+
+    def sweep(self, now: float) -> None:
+        unsent = {}
+        for connection in list(self._connections):
+            if isinstance(connection, LimitedHttpProtocol) and now >= connection.until:
+                connection.expire()
+            size = connection.transport.get_write_buffer_size()
+            if not size:
+                continue
+            size_before, since = self._unsent.get(connection, (size, now))
+            if size != size_before:  # also when it grew: nothing is written while the client takes nothing
+                since = now
+            if now - since > self._limits.unread_s:
+                log.info("a client took nothing of its answer for %g s: connection closed", self._limits.unread_s)
+                connection.transport.abort()  # close() would wait for the client
+            else:
+                unsent[connection] = (size, since)
+        self._unsent = unsent

@@ -1,0 +1,108 @@
+"""Which version answers? First the version, then the strategy among its instances.
+
+Looks like a `Chooser`, and has one for each version, so that levels, turns and sessions of the two do not mix. The version
+of a request is decided once, before its first try (`of`), and kept through its retries. Only one that has nobody who is
+well is passed over: rather the other version than no answer. Without a share (`VersionShare`) all instances are alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from random import Random
+
+from cluster.messages import VersionShare
+from policies.base import Instance, Options, Request
+from policies.chooser import Chooser
+from policies.rollout import Turns, in_canary
+
+
+class VersionRouter:
+    """One agent's at one gateway."""
+
+    def __init__(self, agent: str, make: Callable[[], Chooser], rng: Random) -> None:
+        self._agent, self._make, self._rng = agent, make, rng
+        self._share: VersionShare | None = None
+        self._choosers: dict[str, Chooser] = {}
+        self._all = make()  # without a share
+        self._turns = Turns(0)
+        self._everyone: dict[str, list[Instance]] = {}
+        self._stamp: object = None
+
+    def __repr__(self) -> str:
+        return f"<VersionRouter of {self._agent}: {self._share}>"
+
+    def share(self, share: VersionShare | None) -> None:
+        """The Controller's word. Takes effect with the next request."""
+        before, self._share = self._share, share
+        self._stamp = None
+        if share is None:
+            return
+        percent = share.percent if share.canary else 0.0
+        if before is None or (before.canary is None) != (share.canary is None):
+            self._turns = Turns(percent, self._rng)
+        else:
+            self._turns.update(percent)
+        known = (share.stable, *([share.canary] if share.canary else []), *share.leaving)
+        self._choosers = {name: self._choosers.get(name) or self._make() for name in known}
+
+    def configure(self, strategy: str, options: Options, affinity_ttl_s: float | None) -> None:
+        self._make = _maker(self._rng, strategy, options, affinity_ttl_s)
+        for chooser in (self._all, *self._choosers.values()):
+            chooser.configure(strategy, options, affinity_ttl_s)
+
+    def of(self, session: str | None, pinned: str | None = None, *, fresh: bool = False) -> str | None:
+        """The version for a new request. `pinned`: what a valid token says; `fresh`: the session was made for this one."""
+        share = self._share
+        if share is None:
+            return None
+        if pinned is not None and pinned in self._choosers:
+            return pinned  # `choose` passes over it when nobody of it is well
+        if share.canary is None:
+            return share.stable
+        of_canary = self._turns.canary() if session is None or fresh else in_canary((self._agent, session), share.percent)
+        return share.canary if of_canary else share.stable
+
+    def choose(
+        self, eligible: Sequence[Instance], everyone: Sequence[Instance], request: Request, stamp: object = None
+    ) -> Instance | None:
+        """As `Chooser.choose`, among the instances of the request's version; of another one if that has nobody."""
+        if self._share is None:
+            return self._all.choose(eligible, everyone, request, stamp)
+        if stamp is None or stamp != self._stamp:
+            self._sort(everyone, stamp)
+        for version in self._order(request.version):
+            alone = len(self._everyone[version]) == len(everyone)
+            own = eligible if alone else [instance for instance in eligible if instance.version == version]
+            chosen = self._choosers[version].choose(own, self._everyone[version], request, stamp) if own else None
+            if chosen is not None:
+                return chosen
+        return None
+
+    def home(self, request: Request) -> str | None:
+        """As `Chooser.home`."""
+        if self._share is None:
+            return self._all.home(request)
+        for version in self._order(request.version):
+            home = self._choosers[version].home(request)
+            if home is not None:
+                return home
+        return None
+
+    def _sort(self, everyone: Sequence[Instance], stamp: object) -> None:
+        self._stamp = stamp
+        self._everyone = {name: [i for i in everyone if i.version == name] for name in self._choosers}
+
+    def _order(self, wanted: str | None) -> list[str]:
+        """The wanted version first; those without anybody who is well last."""
+        share = self._share
+        assert share is not None
+        others = [name for name in self._choosers if name != wanted and name not in share.leaving]
+        names = [wanted, *others] if wanted in self._choosers else others
+        return [name for name in names if self._has_somebody(name)]
+
+    def _has_somebody(self, version: str) -> bool:
+        return any(instance.healthy for instance in self._everyone.get(version, ()))
+
+
+def _maker(rng: Random, strategy: str, options: Options, affinity_ttl_s: float | None) -> Callable[[], Chooser]:
+    return lambda: Chooser(strategy, rng, options, affinity_ttl_s)

@@ -1,0 +1,1 @@
+"""The process on the public port: routes, limits, and what gateways exchange."""

@@ -1,0 +1,240 @@
+"""The public port: HTTP in, the right agent and path out, and every refusal as a named error.
+
+A raw ASGI application, because it is on the path of every request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+from functools import partial
+from typing import Any
+
+from uvicorn.protocols.utils import ClientDisconnected as UvicornClientDisconnected
+
+from cluster.messages import APP_PREFIX, CHAT_PATH, MESSAGES_PATH
+from deployments.balancing.agents import AgentTable
+from deployments.balancing.pool import Pool
+from deployments.gateway.rate_limits import RateLimits, in_chat, in_message
+from deployments.request import openai, sessions, tracing
+from deployments.request.access_log import AccessLine
+from deployments.request.exchange import CLIENT_DISCONNECTED, READ_AHEAD, ClientDisconnected, Exchange, Receive, Scope, Send
+from deployments.upstream.connection import Body
+from deployments.upstream.connection_pool import ConnectionPool
+from deployments.upstream.forward import Call, Forwarder, end_broken
+from deployments.upstream.websocket import WebSocketForwarder
+from policies.base import Request
+from policies.errors import STATUS, BadRequest, MethodNotAllowed, NotFound, RequestTimeout, SwiftClawError
+
+log = logging.getLogger("swiftclaw.gateway")
+
+CHAT_BODY_S = 60.0  # for a body that must be there before the agent is known
+HEADER_LIMIT = 64 * 1024  # bytes of all request headers together
+
+
+class Edge:
+    """One gateway's ASGI application."""
+
+    def __init__(self, routing: AgentTable, upstream: ConnectionPool, region: str) -> None:
+        self._routing = routing
+        self._region = region
+        self.tracing = tracing.of_process()
+        self.rate_limits = RateLimits(routing)
+        self._forwarder = Forwarder(routing, upstream)
+        self._websockets = WebSocketForwarder(routing, upstream, self._forwarder)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        snapshot = self._routing.snapshot
+        exchange = Exchange(scope, receive, send, snapshot.http.max_body_bytes if snapshot else READ_AHEAD)
+        if self.tracing is not None and not exchange.path.startswith(b"/-/"):
+            exchange.span = self.tracing.begin(exchange)
+        try:
+            if sum(len(name) + len(value) for name, value in exchange.headers) > HEADER_LIMIT:
+                await self._too_many_headers(exchange)
+            elif scope["type"] == "websocket":
+                await self._websocket(exchange)
+            else:
+                await self._http(exchange)
+        except (ClientDisconnected, UvicornClientDisconnected):
+            exchange.failure = CLIENT_DISCONNECTED
+        except SwiftClawError as error:
+            await self._refuse(exchange, error)
+        except asyncio.CancelledError:
+            why = exchange.interruption()
+            if why is None:
+                raise
+            if isinstance(why, ClientDisconnected):
+                exchange.failure = CLIENT_DISCONNECTED
+            else:
+                await self._refuse(exchange, RequestTimeout("the body did not arrive in time"))
+        except Exception:
+            log.exception("request %s failed in the gateway", exchange.request_id)
+            await self._refuse(exchange, SwiftClawError("the gateway failed; its log knows the request id"))
+        finally:
+            if exchange.access is not None:
+                exchange.access.end(exchange)
+            if exchange.span is not None:
+                exchange.span.end(exchange)
+
+    async def _http(self, exchange: Exchange) -> None:
+        path = exchange.path
+        if path.startswith(b"/agents/"):
+            await self._agents(exchange)
+        elif path == b"/v1/chat/completions":
+            await self._chat(exchange)
+        elif path == b"/v1/models" or path.startswith(b"/v1/models/"):
+            await self._models(exchange)
+        elif path == b"/-/healthz":
+            _only(exchange, "GET", "HEAD")
+            ready = self._routing.snapshot is not None and all(p.ready for p in self._routing.pools.values())
+            await exchange.answer(200 if ready else 503, "success" if ready else "some agent has no healthy instance")
+        elif path == b"/-/routes":
+            _only(exchange, "GET", "HEAD")
+            await exchange.answer(200, {f"/agents/{name}": name for name in self._routing.pools})
+        else:
+            raise NotFound(f"nothing is at {path.decode('latin-1')}")
+
+    async def _agents(self, exchange: Exchange) -> None:
+        pool, rest = self._addressed(exchange)
+        if rest == b"/messages":
+            _only(exchange, "POST")
+            exchange.guard(pool.settings.request_timeout_s)
+            body = await exchange.body(ahead=True)
+            self.rate_limits.admit(exchange, pool.name, partial(in_message, exchange.prefix))
+            named = sessions.in_message(exchange.prefix) if pool.affinity else None
+            await self._forwarder.http(self._call(exchange, pool, MESSAGES_PATH, body, named))
+        else:
+            self.rate_limits.admit(exchange, pool.name)
+            exchange.guard(pool.settings.request_timeout_s)
+            body = await exchange.body()
+            await self._forwarder.http(self._call(exchange, pool, _app_path(exchange, rest), body))
+
+    async def _chat(self, exchange: Exchange) -> None:
+        """The model names the agent, so the whole body is read: clients may put `model` behind long messages."""
+        _only(exchange, "POST")
+        exchange.declared_length  # noqa: B018 - refuses what is too large before it is read
+        exchange.guard(CHAT_BODY_S)
+        body = await exchange.whole_body()
+        try:
+            asked = json.loads(body)
+        except ValueError as error:
+            raise BadRequest(f"the body is not JSON: {error}") from None
+        if not isinstance(asked, dict) or not isinstance(asked.get("model"), str):
+            raise BadRequest("model: must be the name of an agent")
+        pool = self._routing.pool(asked["model"])
+        self._meant(exchange, pool)
+        self.rate_limits.admit(exchange, pool.name, partial(in_chat, asked))
+        await self._forwarder.http(self._call(exchange, pool, CHAT_PATH, body, sessions.in_chat(asked)))
+
+    async def _models(self, exchange: Exchange) -> None:
+        _only(exchange, "GET", "HEAD")
+        name = exchange.path[len(b"/v1/models/") :].decode("latin-1")
+        if not name:
+            await exchange.answer(200, openai.model_list(list(self._routing.pools)))
+            return
+        self._routing.pool(name)
+        await exchange.answer(200, openai.model(name))
+
+    async def _websocket(self, exchange: Exchange) -> None:
+        if not exchange.path.startswith(b"/agents/"):
+            raise NotFound("no WebSocket is served here")
+        pool, rest = self._addressed(exchange)
+        self.rate_limits.admit(exchange, pool.name)
+        await self._websockets.serve(self._call(exchange, pool, _app_path(exchange, rest)))
+
+    def _addressed(self, exchange: Exchange) -> tuple[Pool, bytes]:
+        """`/agents/NAME/rest` -> the agent's pool and `/rest`."""
+        name, slash, rest = exchange.path[len(b"/agents/") :].partition(b"/")
+        pool = self._routing.pool(name.decode("latin-1"))
+        self._meant(exchange, pool)
+        return pool, slash + rest
+
+    @staticmethod
+    def _meant(exchange: Exchange, pool: Pool) -> None:
+        exchange.agent = pool.name
+        if pool.settings.access_log.enabled:
+            exchange.access = AccessLine(pool)
+
+    def _call(self, exchange: Exchange, pool: Pool, path: str, body: Body = None, in_body: str | None = None) -> Call:
+        """Everything about the request that a choice may depend on."""
+        clients, client = self._routing.clients, exchange.scope.get("client")
+        peer = client[0] if client else None
+        address = clients.address(peer, exchange.headers)
+        session = sessions.resolve(exchange, pool, in_body, address)
+        region = clients.region(peer, exchange.headers) if pool.by_client else None
+        request = Request(
+            agent=pool.name,
+            session=session.name,
+            region=region or self._region,
+            now=exchange.started_at,
+            pin=session.token.instance if session.token else None,
+            fresh=session.fresh,
+            version=pool.versions.of(session.name, session.token.version if session.token else None, fresh=session.fresh),
+        )
+        return Call(exchange, pool, request, path, body, session)
+
+    async def _refuse(self, exchange: Exchange, error: SwiftClawError) -> None:
+        status = STATUS[error.type]
+        exchange.failure = error.type
+        if not exchange.counted:
+            self._routing.refused(error)
+        self.rate_limits.tell(exchange)
+        exchange.done()
+        if exchange.scope["type"] == "websocket":
+            await _refuse_websocket(exchange, error)
+            return
+        if exchange.started:
+            await end_broken(exchange, error)
+            return
+        headers = _retry_after(error)
+        if isinstance(error, MethodNotAllowed):
+            headers.append((b"allow", error.allowed.encode()))
+        await exchange.answer(status, self._error_body(exchange, error), headers)
+
+    @staticmethod
+    def _error_body(exchange: Exchange, error: SwiftClawError) -> dict[str, Any]:
+        if exchange.path.startswith(b"/v1/"):
+            return openai.error_body(error, exchange.request_id)
+        return exchange.error(error)
+
+    async def _too_many_headers(self, exchange: Exchange) -> None:
+        error = BadRequest(f"the request's headers have more than {HEADER_LIMIT} bytes")
+        exchange.failure = error.type
+        self._routing.refused(error, 431 if exchange.scope["type"] == "http" else None)
+        if exchange.scope["type"] == "websocket":
+            await _refuse_websocket(exchange, error)
+        else:
+            await exchange.answer(431, self._error_body(exchange, error), [(b"connection", b"close")])
+
+
+def _only(exchange: Exchange, *methods: str) -> None:
+    if exchange.method not in methods:
+        raise MethodNotAllowed(
+            f"{exchange.method} is not allowed here, only {' and '.join(methods)}", allowed=", ".join(methods)
+        )
+
+
+def _app_path(exchange: Exchange, rest: bytes) -> str:
+    query = exchange.scope["query_string"]
+    path = APP_PREFIX + (rest or b"/").decode("latin-1")
+    return f"{path}?{query.decode('latin-1')}" if query else path
+
+
+def _retry_after(error: SwiftClawError) -> list[tuple[bytes, bytes]]:
+    if error.retry_after_s is None:
+        return []
+    return [(b"retry-after", str(max(1, math.ceil(error.retry_after_s))).encode())]
+
+
+async def _refuse_websocket(exchange: Exchange, error: SwiftClawError) -> None:
+    exchange.status = exchange.status or STATUS[error.type]
+    if "websocket.http.response" not in (exchange.scope.get("extensions") or {}):
+        await exchange.send({"type": "websocket.close", "code": 1008, "reason": error.message[:120]})
+        return
+    content = json.dumps(exchange.error(error)).encode()
+    length = str(len(content)).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", length), *exchange.told, *_retry_after(error)]
+    await exchange.send({"type": "websocket.http.response.start", "status": STATUS[error.type], "headers": headers})
+    await exchange.send({"type": "websocket.http.response.body", "body": content})

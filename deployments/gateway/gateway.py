@@ -1,0 +1,177 @@
+"""The router actor: a Serve replica that listens on the public port itself and works from the Controller's snapshots.
+
+Also callable by handle (`ask`, `stream`), which takes the same way through the edge as a request from outside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import ray
+from ray import serve
+
+from cluster.config import GatewaySettings
+from cluster.messages import GatewayHello
+from cluster.placement.serve import GATEWAY_DRAIN_S
+from cluster.placement.serve_internals import logs_folder
+from cluster.transport.listener import Listener, PortInUse, bind
+from cluster.transport.rpc import ControllerUnavailable, RpcClient
+from cluster.transport.tls import BadCertificate, Certificate
+from deployments.balancing.agents import AgentTable
+from deployments.gateway.counts_file import CountsFile, files, held, place
+from deployments.gateway.edge import Edge
+from deployments.gateway.in_process import InProcessRequest, events
+from deployments.gateway.peers import Peers
+from deployments.gateway.region_rtt import measure_forever
+from deployments.request import access_log
+from deployments.upstream.connection_pool import ConnectionPool
+from policies.errors import STATUS, InstanceFailed
+
+log = logging.getLogger("swiftclaw.gateway")
+
+OBSERVE_EVERY_S = 1.0
+TICK_S = 0.1  # how late a time-out may be noticed
+FIRST_NEWS_S = 10.0  # how long a new gateway waits for its first snapshot before it accepts connections anyway
+LOST_S = 20.0  # a question to the Controller that takes longer is asked again
+
+
+class Gateway:
+    """One edge of the cluster."""
+
+    async def __init__(self, settings: GatewaySettings, app: str, host: str = "") -> None:  # type: ignore[misc]  # Serve awaits it
+        context = serve.get_replica_context()
+        node = ray.get_runtime_context().get_node_id()
+        self._hello = GatewayHello(context.replica_id.unique_id, app, settings, node, os.getpid())
+        self._controller = RpcClient(serve.get_deployment_handle("Controller", "swiftclaw").control.remote)
+        try:
+            certificate = Certificate(settings.tls.cert, settings.tls.key) if settings.tls else None
+            listening = bind(settings.host, settings.port, shared=True)
+        except (PortInUse, BadCertificate) as error:
+            await self._controller.call("cannot_start", app, str(error))
+            raise
+        access_log.to_file(logs_folder() / f"access_{app}_{self._hello.gateway}.log")
+        self._spool = self._keep_counts(ray.get_runtime_context().get_session_name())
+        self._routing = AgentTable(gateway=self._hello.gateway, spool=self._spool)
+        self._upstream = ConnectionPool()
+        self._edge = Edge(self._routing, self._upstream, settings.region)
+        tls = certificate.context if certificate else None
+        self._listener = Listener(
+            self._edge, listening, tls=tls, date=True, grace_s=GATEWAY_DRAIN_S, refused=self._routing.refused_unread
+        )
+        self._peers = Peers(self._hello.gateway, self._routing, self._edge.rate_limits, self._upstream)
+        host = host or ray.util.get_node_ip_address()
+        self._hello = replace(self._hello, host=host, port=await self._peers.open(host))
+        self._informed = asyncio.Event()
+        self._tasks = [asyncio.create_task(work) for work in (self._listen_for_news(), self._tell(), self._tick())]
+        self._tasks.append(asyncio.create_task(measure_forever(self._routing, self._upstream, settings.region)))
+        if certificate is not None:
+            self._tasks.append(asyncio.create_task(certificate.follow()))
+        try:
+            await asyncio.wait_for(self._informed.wait(), FIRST_NEWS_S)
+        except asyncio.TimeoutError:
+            log.warning("no snapshot from the Controller yet; answering 503 until it comes")
+        await self._listener.start()
+
+    async def ask(self, agent: str, body: dict[str, Any], headers: dict[str, str]) -> tuple[int, Any]:
+        """POST /agents/{agent}/messages from inside: (status, the JSON that a client would get)."""
+        call = InProcessRequest(agent, {**body, "stream": False}, headers)
+        await self._edge(call.scope, call.receive, call.send)
+        try:
+            return call.status, json.loads(call.content())
+        except ValueError:
+            error = {"type": InstanceFailed.type, "message": "the answer broke off", "agent": agent}
+            return STATUS[InstanceFailed.type], {"error": error}
+
+    async def stream(self, agent: str, body: dict[str, Any], headers: dict[str, str]) -> AsyncIterator[tuple[str, Any]]:
+        """The same, streamed: ("delta", text) …, or ("error", the error's JSON)."""
+        call = InProcessRequest(agent, {**body, "stream": True}, headers)
+        serving = asyncio.create_task(self._edge(call.scope, call.receive, call.send))
+        try:
+            async for event in events(call):
+                yield event
+        finally:
+            call.leave()
+            await serving
+
+    async def _listen_for_news(self) -> None:
+        """One question at a time, answered when something changes: no polling. The last snapshot holds until then."""
+        while True:
+            seen = self._routing.snapshot.version if self._routing.snapshot else None
+            try:
+                hello = replace(self._hello, desired=self._routing.snapshot.desired if self._routing.snapshot else {})
+                news = await self._controller.call("news", hello, seen, timeout_s=LOST_S)
+            except ControllerUnavailable as error:  # the Controller is away; it comes back
+                log.info("no news from the Controller: %r", error)
+                await asyncio.sleep(0.5)
+                continue
+            if news is not None:
+                self._routing.apply(news)
+                self._informed.set()
+
+    async def _tell(self) -> None:
+        while True:
+            for _ in range(10):  # at once when an instance refused a connection, else once a second
+                await asyncio.sleep(OBSERVE_EVERY_S / 10)
+                if self._routing.news_to_tell():
+                    break
+            try:
+                await self._observe()
+                await self._adopt()
+            except ControllerUnavailable as error:
+                log.info("an observation was not delivered: %r", error)
+
+    def _keep_counts(self, cluster: str) -> CountsFile | None:
+        try:
+            return CountsFile(place(cluster), self._hello.gateway)
+        except OSError as error:
+            log.warning("the counts of up to a second are lost if this gateway is killed: %s", error)
+            return None
+
+    async def _observe(self, timeout_s: float = LOST_S) -> None:
+        await self._controller.call("observe", self._routing.observation(self._hello.gateway), timeout_s=timeout_s)
+        self._routing.delivered()
+
+    async def _adopt(self) -> None:
+        """What gateways of this node had counted and not told when they were killed."""
+        if self._spool is None:
+            return
+        for path in files(self._spool.path.parent):
+            if path == self._spool.path:
+                continue
+            with held(path) as left:
+                if left is not None:
+                    for seen in left.observations():
+                        await self._controller.call("observe", seen)
+                    left.remove()
+
+    async def _tell_the_rest(self) -> None:
+        """What was under way, and what was counted since; what cannot be told stays for another gateway."""
+        for _ in range(2):
+            await self._observe(timeout_s=5)
+        if self._spool is not None:
+            self._spool.remove()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._routing.tick(time.monotonic())
+
+    async def __del__(self) -> None:
+        """Serve awaits this when the replica is to stop: no new connections, what is in flight finishes."""
+        await self._listener.close()  # with news until the end: a request that waits for a place may go to a new instance
+        for task in self._tasks:
+            task.cancel()
+        await self._peers.close()
+        await self._upstream.close()
+        with contextlib.suppress(ControllerUnavailable):
+            await self._tell_the_rest()
+            await self._controller.call("goodbye", self._hello.gateway, timeout_s=5)
+        await self._controller.close()

@@ -1,0 +1,96 @@
+"""A request from inside the cluster, in the shape of one from outside, so that every rule of the edge applies to it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, MutableMapping
+from typing import Any
+
+
+class InProcessRequest:
+    """`scope`, `receive` and `send` for the edge; the answer's pieces come out of `pieces()`."""
+
+    def __init__(self, agent: str, body: dict[str, Any], headers: dict[str, str]) -> None:
+        content = json.dumps(body).encode()
+        path = f"/agents/{agent}/messages"
+        self.status = 0
+        self._request: bytes | None = content
+        self._left = asyncio.Event()
+        self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=16)  # a slow reader slows the instance
+        self._all: list[bytes] = []
+        self._queued = bool(body.get("stream"))
+        self.scope: dict[str, Any] = {
+            "type": "http",
+            "method": "POST",
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "client": None,
+            "headers": [
+                (b"host", b"inside"),
+                (b"content-type", b"application/json"),
+                (b"content-length", str(len(content)).encode()),
+                *((name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()),
+            ],
+        }
+
+    async def receive(self) -> MutableMapping[str, Any]:
+        if self._request is not None:
+            body, self._request = self._request, None
+            return {"type": "http.request", "body": body, "more_body": False}
+        await self._left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            return
+        if self._left.is_set():
+            return
+        if self._queued:
+            await self._pieces.put(message["body"])
+            if not message.get("more_body"):
+                await self._pieces.put(None)
+        else:
+            self._all.append(message["body"])
+
+    def content(self) -> bytes:
+        return b"".join(self._all)
+
+    def leave(self) -> None:
+        """Like a client that hangs up. What waits for a place in the queue waits no longer."""
+        self._left.set()
+        while not self._pieces.empty():
+            self._pieces.get_nowait()
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        while (piece := await self._pieces.get()) is not None:
+            yield piece
+
+
+async def events(call: InProcessRequest) -> AsyncIterator[tuple[str, Any]]:
+    """("delta", text) for each event of the stream, ("error", JSON) when it was refused or broke."""
+    buffered = b""
+    async for piece in call.pieces():
+        buffered += piece
+        if call.status != 200:
+            continue
+        while b"\n\n" in buffered:
+            block, _, buffered = buffered.partition(b"\n\n")
+            event = _event(block.decode())
+            if event is not None:
+                yield event
+    if call.status != 200:
+        yield "error", {**json.loads(buffered), "status": call.status}
+
+
+def _event(block: str) -> tuple[str, Any] | None:
+    fields = dict(line.split(": ", 1) for line in block.splitlines() if ": " in line)
+    data = fields.get("data", "")
+    if fields.get("event") == "error":
+        return "error", json.loads(data)
+    if data in ("", "[DONE]"):
+        return None
+    return "delta", json.loads(data)["delta"]

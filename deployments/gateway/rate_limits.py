@@ -1,0 +1,229 @@
+"""Which requests does one gateway let through? The limits of every agent, as the newest snapshot says.
+
+The agent's `rateLimit` counts every request to it. The rules of `@agent.rate_limit` count messages and chat requests, per
+value of their key: a field of the body, and the header `x-<key>`; a request that gives both counts with both, so that
+neither is a way round the other, and one that gives none shares a counter with all who give none. Only the first 64 KiB
+of a message are looked at. No await: deciding and counting are one step. The algorithms are in policies/rate_limit.py.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from cluster.messages import AgentView, RateRule
+from deployments.balancing.agents import AgentTable
+from deployments.request.exchange import READ_AHEAD, Exchange
+from deployments.request.sessions import top_level
+from policies.errors import RateLimited
+from policies.rate_limit import LIMITERS, Limiter, TightestLimit, admit_all, headers, key_of
+
+Read = Callable[[Collection[str]], Mapping[str, object]]  # wanted names -> what the body says of them
+
+NOBODY = ""  # the key of requests that give none, and of limits without a key
+SWEPT = 2_000  # idle keys of one limit that may leave in one sweep
+
+
+class AdmittedRequest(NamedTuple):
+    """One admission, as the other gateways are told of it."""
+
+    agent: str
+    limit: str
+    key: str
+    at: float
+
+
+class _Limit:
+    """One limiter in force. `name` is the same at every gateway."""
+
+    def __init__(self, scope: str, rule: RateRule) -> None:
+        self.key = rule.key
+        self.header = None if rule.key is None else b"x-" + rule.key.lower().replace("_", "-").encode()
+        self.scope, self.strategy, self.window_s = scope, rule.strategy, rule.window_s
+        self.limiter: Limiter[Any] = LIMITERS[rule.strategy](rule.requests, rule.window_s, shared=True)
+
+    @property
+    def name(self) -> str:
+        return f"{self.scope}/{self.strategy}/{self.window_s:g}"
+
+    def update(self, rule: RateRule) -> None:
+        """What was admitted stays counted."""
+        self.window_s = rule.window_s
+        self.limiter.update(rule.requests, rule.window_s)
+
+    def keys(self, exchange: Exchange, body: Mapping[str, object]) -> list[str]:
+        if self.key is None:
+            return [NOBODY]
+        given = [_text(body.get(self.key)), _header(exchange, self.header)]
+        return list(dict.fromkeys(key for key in given if key != NOBODY)) or [NOBODY]
+
+
+class _Agent:
+    """One agent's limits: `every` request, and those of its code."""
+
+    def __init__(self, every: list[_Limit], rules: list[_Limit]) -> None:
+        self.every, self.rules = every, rules
+        self.all = [*every, *rules]
+        self.wanted = frozenset(limit.key for limit in rules if limit.key is not None)
+
+
+class RateLimits:
+    """`clock`: seconds since the epoch that never go back, so that fixed windows begin together at every gateway."""
+
+    def __init__(self, routing: AgentTable, clock: Callable[[], float] | None = None) -> None:
+        self._routing = routing
+        self._snapshot: object = None  # the one whose limits are in force
+        self._agents: dict[str, _Agent] = {}
+        offset_s = time.time() - time.monotonic()
+        self.clock = clock or (lambda: time.monotonic() + offset_s)
+
+    def admit(self, exchange: Exchange, agent: str, read: Read | None = None) -> None:
+        """Count the request with every limit it falls under, and let its answer tell. Raises RateLimited: then it counts
+        with none. `read`: for messages and chat requests, which are under the rules of the agent's code as well.
+        """
+        exchange.agent = agent
+        limits = self._of(agent)
+        if limits is None:
+            return
+        verdict = admit_all(_asked(limits, exchange, read), self.clock())
+        if verdict is None:
+            return
+        exchange.told.extend(_headers(verdict))
+        decision, limiter = verdict
+        if not decision.allowed:
+            key = next(limit.key for limit in limits.all if limit.limiter is limiter)
+            allowed = f"at most {limiter.requests} requests in {limiter.window_s:g} s{f' per {key}' if key else ''}"
+            raise RateLimited(f"{allowed} are let through", agent=agent, retry_after_s=round(decision.retry_after_s, 6))
+
+    def tell(self, exchange: Exchange) -> None:
+        """For an answer to a request that was refused before it could be admitted: where its client stands."""
+        limits = self._of(exchange.agent) if exchange.agent is not None and not exchange.told else None
+        if limits is None:
+            return
+        now = self.clock()
+        looks = [(limit.limiter, limit.limiter.peek(NOBODY, now)) for limit in limits.every or limits.rules]
+        limiter, look = min(looks, key=lambda each: each[1].remaining)
+        uncounted = look._replace(remaining=look.remaining + look.allowed)
+        exchange.told.extend(_headers(TightestLimit(uncounted, limiter)))
+
+    def drain(self) -> list[AdmittedRequest]:
+        """Every admission here since the last call."""
+        return [
+            AdmittedRequest(agent, limit.name, key, at)
+            for agent, limits in self._agents.items()
+            for limit in limits.all
+            for key, at in limit.limiter.drain_admissions()
+        ]
+
+    def absorb(self, agent: str, limit: str, admitted: Mapping[str, Iterable[float]]) -> None:
+        """What another gateway has admitted: times by key. Nothing, where that limit is not in force."""
+        limits, now = self._of(agent), self.clock()
+        for known in limits.all if limits is not None else ():
+            if known.name == limit:
+                for key, times in admitted.items():
+                    known.limiter.absorb(key, times, now)
+
+    def sweep(self) -> None:
+        """Let idle keys go; to be called now and then."""
+        now = self.clock()
+        for limits in self._agents.values():
+            for limit in limits.all:
+                limit.limiter.sweep(now, SWEPT)
+
+    def _of(self, agent: str) -> _Agent | None:
+        if self._snapshot is not self._routing.snapshot:
+            self._follow()
+        return self._agents.get(agent)
+
+    def _follow(self) -> None:
+        snapshot = self._snapshot = self._routing.snapshot
+        known, self._agents = self._agents, {}
+        for name, view in snapshot.agents.items() if snapshot else ():
+            before = known.get(name)
+            every = _renewed("all", _global(view), before.every if before else ())
+            rules = _renewed("key", view.rate_rules, before.rules if before else ())
+            if every or rules:
+                self._agents[name] = _Agent(every, rules)
+
+
+def in_message(prefix: bytes, wanted: Collection[str]) -> Mapping[str, object]:
+    """As the handler sees it (of fields named twice, the last), or from as much of a large body as is known."""
+    if len(prefix) <= READ_AHEAD:
+        try:
+            body = json.loads(prefix)
+            return body if isinstance(body, dict) else {}
+        except (ValueError, RecursionError):
+            pass
+    return top_level(prefix[:READ_AHEAD], set(wanted))
+
+
+def in_chat(body: Mapping[str, object], wanted: Collection[str]) -> Mapping[str, object]:
+    """As the handler sees it: `metadata` speaks first, then the body; there, user and session are called `user`."""
+    metadata = body.get("metadata")
+    inner = metadata if isinstance(metadata, dict) else {}
+    return {name: inner.get(name) or body.get("user" if name in ("user_id", "session_id") else name) for name in wanted}
+
+
+def _asked(limits: _Agent, exchange: Exchange, read: Read | None) -> list[tuple[Limiter[Any], str]]:
+    asked = [(limit.limiter, NOBODY) for limit in limits.every]
+    if read is not None and limits.rules:
+        body = read(limits.wanted) if limits.wanted else {}
+        asked += [(limit.limiter, key) for limit in limits.rules for key in limit.keys(exchange, body)]
+    return asked
+
+
+def _global(view: AgentView) -> tuple[RateRule, ...]:
+    block = view.settings.rate_limit
+    return (RateRule(block.requests, block.window_s, None, block.strategy),) if block.enabled else ()
+
+
+def _renewed(kind: str, rules: Sequence[RateRule], before: Sequence[_Limit]) -> list[_Limit]:
+    """A limit per rule. One of the same key and strategy goes on with what it has counted, if possible of the same window.
+
+    Of rules that differ only in how much they allow, the strictest is all there is to hold.
+    """
+    strictest: dict[tuple[str, str, float], RateRule] = {}
+    for rule in rules:
+        known = (_scope(kind, rule), rule.strategy, rule.window_s)
+        if known not in strictest or rule.requests < strictest[known].requests:
+            strictest[known] = rule
+    same = {known: limit for known in strictest for limit in before if known == (limit.scope, limit.strategy, limit.window_s)}
+    left = [limit for limit in before if limit not in same.values()]
+    renewed = []
+    for known, rule in strictest.items():
+        limit = same.get(known) or next((other for other in left if (other.scope, other.strategy) == known[:2]), None)
+        if limit is None:
+            limit = _Limit(known[0], rule)
+        else:
+            left = [other for other in left if other is not limit]
+            limit.update(rule)
+        renewed.append(limit)
+    return renewed
+
+
+def _scope(kind: str, rule: RateRule) -> str:
+    return kind if rule.key is None else f"{kind}:{rule.key}"
+
+
+def _text(value: object) -> str:
+    """A text or a number as a key; a list or an object is none."""
+    if isinstance(value, str):
+        return key_of(value)
+    return key_of(json.dumps(value)) if isinstance(value, bool | int | float) else NOBODY
+
+
+def _header(exchange: Exchange, wanted: bytes | None) -> str:
+    """The last one of that name: a proxy's, if it appends."""
+    for name, value in reversed(exchange.headers):
+        if name == wanted:
+            return key_of(value.decode("utf-8", "surrogateescape"))
+    return NOBODY
+
+
+def _headers(verdict: TightestLimit) -> list[tuple[bytes, bytes]]:
+    """`Retry-After` comes with the error."""
+    decision, limiter = verdict
+    fields = headers(decision, limiter.requests, limiter.window_s)
+    return [(name.lower().encode(), value.encode()) for name, value in fields.items() if name != "Retry-After"]

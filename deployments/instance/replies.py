@@ -1,0 +1,143 @@
+"""What a handler says, as HTTP: one JSON body, or server-sent events; a native message, or OpenAI's chat.
+
+Nothing is counted or refused here (deployments/instance/server.py does that): a request comes in that is to be answered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from urllib.parse import unquote
+
+from cluster.messages import SESSION_HEADER, InstanceSpec
+from deployments.instance.hosted_agent import HostedAgent, RequestInfo, Turn
+from deployments.request import openai
+from deployments.request.exchange import Exchange
+from policies.errors import BadRequest
+
+
+class Replies:
+    """One agent's. `instance`: the name that it has at this moment. An exception of the handler comes through."""
+
+    def __init__(self, agent: HostedAgent, spec: InstanceSpec) -> None:
+        self._agent, self._spec = agent, spec
+
+    async def message(self, exchange: Exchange, instance: str) -> None:
+        body = _json_object(await exchange.whole_body())
+        if "message" not in body:
+            raise BadRequest("message: is missing")
+        for name in ("session_id", "user_id"):
+            if not isinstance(body.get(name), (str, type(None))):
+                raise BadRequest(f"{name}: must be a string")
+        if not isinstance(body.get("stream", False), bool):
+            raise BadRequest("stream: must be true or false")
+        session = _session(exchange, _text(body.get("session_id"))) or secrets.token_hex(16)
+        turn = Turn(body["message"], session, _text(body.get("user_id")), self._info(exchange, body, instance))
+        reply = await self._agent.answer(turn)
+        accepts = exchange.header(b"accept") or b""
+        if body.get("stream") or b"text/event-stream" in accepts:
+            await self._stream(exchange, _deltas(_pieces(reply)))
+            return
+        if isinstance(reply, AsyncIterator):
+            reply = await _joined(reply)
+        try:
+            await exchange.answer(200, {"reply": reply, "session_id": session})
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"the handler returned a {type(reply).__name__}, which is not JSON: {error}") from error
+
+    async def chat(self, exchange: Exchange, instance: str) -> None:
+        body = _json_object(await exchange.whole_body())
+        asked = openai.ChatRequest.parse(body)
+        session = _session(exchange, asked.session_id)
+        message = openai.last_user_text(asked.messages)
+        turn = Turn(message, session, asked.user_id, self._info(exchange, body, instance))
+        reply = await self._agent.answer(turn)
+        answer_id, created = f"chatcmpl-{exchange.request_id}", int(time.time())
+        if asked.stream:
+            shape = openai.Chunks(answer_id, created, asked.model, asked.messages, asked.include_usage)
+            await self._stream(exchange, _chat_chunks(shape, _pieces(reply)))
+            return
+        if isinstance(reply, AsyncIterator):
+            reply = await _joined(reply)
+        await exchange.answer(
+            200,
+            openai.completion(reply, id=answer_id, created=created, model=asked.model, messages=asked.messages),
+        )
+
+    async def _stream(self, exchange: Exchange, chunks: AsyncGenerator[object, None]) -> None:
+        """Server-sent events. An exception after the first one becomes `event: error`."""
+        async with contextlib.aclosing(chunks):
+            first = await anext(chunks, None)  # an exception before this is an ordinary 500
+            await exchange.start(200, [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")])
+            if first is not None:
+                await exchange.write(event(first), more=True)
+            async for chunk in chunks:
+                await exchange.write(event(chunk), more=True)
+            await exchange.write(b"data: [DONE]\n\n", more=False)
+
+    def _info(self, exchange: Exchange, body: dict[str, object], instance: str) -> RequestInfo:
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in exchange.headers}
+        return RequestInfo(headers, body, instance, self._spec.region, self._spec.version)
+
+
+def _session(exchange: Exchange, from_body: str | None) -> str | None:
+    told = exchange.header(SESSION_HEADER)
+    return unquote(told.decode("latin-1"), errors="surrogatepass") if told else from_body
+
+
+def _json_object(body: bytes) -> dict[str, object]:
+    try:
+        found = json.loads(body)
+    except ValueError as error:
+        raise BadRequest(f"the body is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise BadRequest("the body must be a JSON object")
+    return found
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+async def _deltas(pieces: AsyncGenerator[str, None]) -> AsyncGenerator[object, None]:
+    async with contextlib.aclosing(pieces):
+        async for text in pieces:
+            yield {"delta": text}
+
+
+async def _chat_chunks(shape: openai.Chunks, pieces: AsyncGenerator[str, None]) -> AsyncGenerator[object, None]:
+    """The model's name is the agent's; the first chunk waits for the first text, so that an early failure is a 500."""
+    async with contextlib.aclosing(pieces):
+        first = await anext(pieces, None)
+        yield shape.first()
+        if first is not None:
+            yield shape.delta(first)
+        async for text in pieces:
+            yield shape.delta(text)
+    for chunk in shape.last():
+        yield chunk
+
+
+async def _pieces(reply: object) -> AsyncGenerator[str, None]:
+    """Any reply as pieces of text, its iterator closed when the reader leaves."""
+    if not isinstance(reply, AsyncIterator):
+        yield openai.text_of(reply)
+        return
+    try:
+        async for piece in reply:
+            yield openai.text_of(piece)
+    finally:
+        close = getattr(reply, "aclose", None)
+        if close is not None:
+            await close()
+
+
+async def _joined(reply: AsyncIterator[object]) -> str:
+    return "".join([piece async for piece in _pieces(reply)])
+
+
+def event(chunk: object) -> bytes:
+    return b"data: " + json.dumps(chunk, ensure_ascii=False).encode() + b"\n\n"

@@ -1,0 +1,281 @@
+"""One HTTP request at the gateway's edge: its headers, its body, and the two things that can interrupt its answer.
+
+The client's departure and a deadline both end in a cancellation of the one task that serves the request, so that every
+`finally` on the way runs and no count stays behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from random import getrandbits
+from typing import TYPE_CHECKING, Any
+
+from policies.errors import BadRequest, PayloadTooLarge, SwiftClawError
+
+if TYPE_CHECKING:
+    from deployments.request.access_log import AccessLine
+    from deployments.request.tracing import RequestSpan
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+WATCH_AFTER_S = 0.02  # most answers are quicker, and need no task that waits for their client to go
+READ_AHEAD = 64 * 1024  # bodies up to this size are read before an instance is chosen
+CLIENT_DISCONNECTED = "client_gone"  # in place of a named error
+_GOOD_ID = re.compile(rb"[!-~]{1,128}")
+
+
+class ClientDisconnected(Exception):
+    """Nobody is left to answer."""
+
+
+class DeadlineExceeded(Exception):
+    """The deadline passed."""
+
+
+class _Moved(Exception):
+    """The instance that was asked has been given up: another one is."""
+
+
+class Exchange:
+    """`headers` are the client's, names in lower case."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, max_body: int) -> None:
+        self.scope = scope
+        self.receive, self.send = receive, send
+        self._max_body = max_body
+        self.method: str = scope.get("method", "GET")
+        self.path: bytes = scope["raw_path"]
+        self.headers: list[tuple[bytes, bytes]] = scope["headers"]
+        self.started_at = time.monotonic()
+        self.started = False  # the answer's head is out
+        self.status = 0
+        self.event_stream = False
+        self.prefix = b""  # as much of the body as has been read before an instance was chosen
+        self.told: list[tuple[bytes, bytes]] = []  # headers that the answer carries, whatever it will be
+        self.agent: str | None = None  # whom it is for, once that is known
+        self.counted = False  # by the instance that was to answer it
+        self.failure: str | None = None  # the named error that it ended with, or CLIENT_DISCONNECTED
+        self.access: AccessLine | None = None  # None: no line is written about it
+        self.span: RequestSpan | None = None  # None: nobody traces
+        given = self.header(b"x-request-id")
+        self.request_id = given.decode() if given and _GOOD_ID.fullmatch(given) else f"{getrandbits(128):032x}"
+        self._body_done = False
+        self._task: asyncio.Task[Any] | None = None
+        self._watch: asyncio.Task[Any] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._ends_at = 0.0
+        self._late = False  # long enough under way to watch whether the client is still there
+        self._interrupted: type[Exception] | None = None
+        self.body_failure: Exception | None = None  # why a streamed body ended early
+
+    def header(self, name: bytes) -> bytes | None:
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return None
+
+    # --- the body -------------------------------------------------------------------------------------------------
+
+    @property
+    def declared_length(self) -> int | None:
+        """Content-Length; 0 without a body, None when it is chunked. Raises BadRequest, PayloadTooLarge."""
+        if self.header(b"transfer-encoding") is not None:
+            return None
+        text = self.header(b"content-length")
+        if text is None:
+            return 0
+        if not text.isdigit():
+            raise BadRequest("content-length: not a number")
+        length = int(text)
+        if length > self._max_body:
+            raise PayloadTooLarge(f"the body has {length} bytes; at most {self._max_body} are allowed")
+        return length
+
+    async def body(self, *, ahead: bool = False) -> bytes | AsyncIterator[bytes] | None:
+        """Small bodies whole (so that the request can be sent again), large or unknown ones as a stream.
+
+        `ahead`: read the beginning of a stream into `prefix` first, and all of it if it turns out to be small.
+        """
+        length = self.declared_length
+        if length == 0:
+            await self._piece()
+            return None
+        if length is not None and length <= READ_AHEAD:
+            self.prefix = await self.whole_body()
+            return self.prefix
+        if not ahead:
+            return self._pieces()
+        first = bytearray()
+        while len(first) < READ_AHEAD and not self._body_done:
+            first += (await self._piece())[0]
+        self.prefix = bytes(first)
+        return self.prefix if self._body_done else self._after(self.prefix)
+
+    async def _after(self, first: bytes) -> AsyncIterator[bytes]:
+        yield first
+        async for piece in self._pieces(len(first)):
+            yield piece
+
+    async def whole_body(self) -> bytes:
+        """All of it in memory, up to the body limit."""
+        first, more = await self._piece()
+        if not more:
+            return first
+        pieces = [first]
+        async for piece in self._pieces(len(first)):
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    async def _pieces(self, so_far: int = 0) -> AsyncIterator[bytes]:
+        more = not self._body_done
+        while more:
+            try:
+                piece, more = await self._piece()
+                so_far += len(piece)
+                if so_far > self._max_body:
+                    raise PayloadTooLarge(f"the body has more than the {self._max_body} bytes that are allowed")
+            except (ClientDisconnected, PayloadTooLarge) as error:
+                self.body_failure = error  # the HTTP client that reads this generator reports it as something else
+                raise
+            if piece:
+                yield piece
+
+    async def _piece(self) -> tuple[bytes, bool]:
+        message = await self.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnected
+        more = message.get("more_body", False)
+        if not more:
+            self._body_done = True
+            if self._late and self._task is not None:
+                self._watch_client()
+        return message.get("body", b""), more
+
+    # --- what can interrupt ---------------------------------------------------------------------------------------
+
+    def guard(self, seconds: float) -> None:
+        """From now on this task ends when the client goes (ClientDisconnected) or the time is up (DeadlineExceeded)."""
+        self._task = asyncio.current_task()
+        self.deadline(seconds)
+
+    def deadline(self, seconds: float) -> None:
+        """Set, or set anew, how long it may take from now. Without a guard, nothing."""
+        if self._task is None:
+            return
+        now = time.monotonic()
+        earlier = now + seconds < self._ends_at
+        self._ends_at = now + seconds
+        if self._timer is None:
+            self._wake(seconds)
+        elif earlier:
+            self._timer.cancel()
+            self._wake(seconds)
+
+    def _wake(self, seconds: float) -> None:
+        if not self._late:
+            seconds = min(seconds, WATCH_AFTER_S)
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._tick)
+
+    def _tick(self) -> None:
+        self._late = True
+        if self._body_done:
+            self._watch_client()
+        left = self._ends_at - time.monotonic()
+        if left <= 0.001:
+            self._interrupt(DeadlineExceeded)
+        else:
+            self._wake(left)
+
+    def _watch_client(self) -> None:
+        if self._watch is None:
+            self._watch = asyncio.ensure_future(self.receive())
+            self._watch.add_done_callback(self._departed)
+
+    def _departed(self, watch: asyncio.Task[Any]) -> None:
+        if not watch.cancelled() and watch.exception() is None:
+            self._interrupt(ClientDisconnected)
+
+    def _interrupt(self, why: type[Exception]) -> None:
+        if self._task is None or self._interrupted not in (None, _Moved):
+            return
+        cancelled, self._interrupted = self._interrupted is not None, why
+        if not cancelled:
+            self._task.cancel()
+
+    def move(self) -> None:
+        """End what is awaited now, not the request: see `moved`."""
+        if self._interrupted is None:
+            self._interrupt(_Moved)
+
+    def moved(self) -> bool:
+        """In `except CancelledError`: True when it was `move`, and the task goes on."""
+        if self._interrupted is not _Moved:
+            return False
+        self.interruption()
+        self._interrupted = None
+        return True
+
+    @property
+    def timed_out(self) -> bool:
+        return self._interrupted is DeadlineExceeded
+
+    def interruption(self) -> Exception | None:
+        """In `except CancelledError`: why, or None when somebody else cancelled the task."""
+        if self._interrupted is None:
+            return None
+        uncancel = getattr(self._task, "uncancel", None)  # Python 3.11
+        if uncancel is not None:
+            uncancel()
+        return self._interrupted()
+
+    def done(self) -> None:
+        """Nothing interrupts any more."""
+        self._task = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._watch is not None:
+            self._watch.cancel()
+
+    # --- the answer -----------------------------------------------------------------------------------------------
+
+    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self.started = True
+        self.status = status
+        self.event_stream = any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def write(self, piece: bytes, more: bool) -> None:
+        await self.send({"type": "http.response.body", "body": piece, "more_body": more})
+
+    async def answer(self, status: int, body: object, headers: list[tuple[bytes, bytes]] | None = None) -> None:
+        """A whole JSON (or, for str, text) answer of the gateway itself."""
+        text = isinstance(body, str)
+        content = (body if isinstance(body, str) else json.dumps(body)).encode()
+        await self.start(
+            status,
+            [
+                (b"content-type", b"text/plain; charset=utf-8" if text else b"application/json"),
+                (b"content-length", str(len(content)).encode()),
+                (b"x-request-id", self.request_id.encode()),
+                *self.told,
+                *(headers or ()),
+            ],
+        )
+        await self.write(content, more=False)
+
+    def error(self, error: SwiftClawError) -> dict[str, Any]:
+        return {
+            "error": {
+                "type": error.type,
+                "message": error.message,
+                "agent": error.agent,
+                "request_id": self.request_id,
+            }
+        }

@@ -1,0 +1,93 @@
+"""What crosses the gateway and what does not: hop-by-hop headers end here, internal ones never leave the cluster."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+from urllib.parse import quote
+
+from cluster.messages import KEY_HEADER, LIMIT_HEADER, LOAD_HEADER, REFUSED_HEADER, SESSION_HEADER
+from deployments.balancing.backend import LoadReport
+from deployments.request.client_address import FORWARDED_HEADER, ClientAddresses, forwarded
+from deployments.request.exchange import Exchange
+from deployments.upstream.connection import Headers
+
+_HOP_BY_HOP = frozenset(
+    (b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te", b"trailer",
+     b"transfer-encoding", b"upgrade")
+)  # fmt: skip
+_OURS = frozenset((KEY_HEADER, LIMIT_HEADER, LOAD_HEADER, REFUSED_HEADER, SESSION_HEADER))
+_SET_BY_US = frozenset((b"expect", FORWARDED_HEADER, b"x-forwarded-proto", b"x-forwarded-host", b"x-request-id"))
+_TOLD = frozenset((b"x-swiftclaw-instance", b"x-swiftclaw-version"))  # what the cluster says of itself
+_NOT_SENT = _HOP_BY_HOP | _OURS | _SET_BY_US | _TOLD
+_NOT_RETURNED = _HOP_BY_HOP | _OURS | {b"x-request-id", b"x-swiftclaw-instance", b"x-swiftclaw-version", b"x-swiftclaw-region"}
+
+
+def for_instance(exchange: Exchange, clients: ClientAddresses, key: str, session: str | None) -> list[tuple[bytes, bytes]]:
+    """The client's, less what ends at this hop, plus what the instance is to know."""
+    named = _named_by_connection(exchange)
+    headers = [header for header in exchange.headers if header[0] not in _NOT_SENT and header[0] not in named]
+    client = exchange.scope.get("client")
+    peer = client[0] if client else None
+    scheme = exchange.scope.get("scheme", "http").replace("ws", "http").encode()
+    host = exchange.header(b"host") or b""
+    hops = peer or "unknown"
+    if clients.trusts(peer):  # a proxy of ours: what it says of the client stands
+        hops = ", ".join([*forwarded(exchange.headers), hops])
+        scheme, host = exchange.header(b"x-forwarded-proto") or scheme, exchange.header(b"x-forwarded-host") or host
+    headers += (
+        (b"x-request-id", exchange.request_id.encode()),
+        (FORWARDED_HEADER, hops.encode("latin-1")),
+        (b"x-forwarded-proto", scheme),
+        (b"x-forwarded-host", host),
+        (KEY_HEADER, key.encode()),
+    )
+    if session is not None:
+        headers.append((SESSION_HEADER, quote(session, errors="surrogatepass").encode()))
+    return headers
+
+
+@lru_cache(64)
+def limit(most: int) -> tuple[bytes, bytes]:
+    """How many requests the instance may have in flight, as of this moment: to be sent with each attempt."""
+    return LIMIT_HEADER, str(most).encode()
+
+
+class Head(NamedTuple):
+    """An instance's answer, read once."""
+
+    headers: list[tuple[bytes, bytes]]  # for the client
+    streamed: bool  # its length is not known
+    report: LoadReport | None
+    refused: bytes | None  # not executed, and why: another instance may be asked
+
+
+def from_instance(status: int, headers: Headers) -> Head:
+    returned, streamed, report = [], True, None
+    refused: bytes | None = None
+    for name, value in headers:
+        lower = name.lower()
+        if lower not in _NOT_RETURNED:
+            if lower == b"content-length":
+                streamed = False
+            returned.append((lower, value))
+        elif lower == LOAD_HEADER:
+            report = _report(value)
+        elif lower == REFUSED_HEADER:
+            refused = value if status == 503 else None
+    return Head(returned, streamed, report, refused)
+
+
+def _report(value: bytes) -> LoadReport | None:
+    fields = value.split(b" ")
+    if len(fields) < 2 or not (fields[0].isdigit() and fields[1].isdigit()):
+        return None
+    return LoadReport(in_flight=int(fields[0]), on_arrival=int(fields[1]))
+
+
+def _named_by_connection(exchange: Exchange) -> frozenset[bytes]:
+    """Headers that the client's Connection header declares to be for this hop only."""
+    value = exchange.header(b"connection")
+    if value is None or value.lower() in (b"keep-alive", b"close"):
+        return frozenset()
+    return frozenset(token.strip().lower() for token in value.split(b","))

@@ -1,0 +1,1 @@
+"""The request path to an instance: attempts, connections, WebSockets."""

@@ -1,0 +1,183 @@
+"""One request to one instance, and to the next one where that is allowed.
+
+Decides nothing: who is asked says `Pool.choose`, whether another may be asked `Attempts`. What is done here in order:
+headers, send, head back, body piece by piece.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from dataclasses import dataclass
+
+from cluster.transport.http_protocol import IDLE
+from deployments.balancing.agents import AgentTable
+from deployments.balancing.backend import CLIENT_CLOSED_REQUEST, Lease
+from deployments.balancing.pool import Pool
+from deployments.request import headers
+from deployments.request.exchange import ClientDisconnected, DeadlineExceeded, Exchange
+from deployments.request.headers import Head
+from deployments.request.sessions import NONE, Session, set_cookie
+from deployments.upstream.attempts import GATEWAY_ERRORS, Attempts
+from deployments.upstream.connection import Body, ConnectionBroken, InstanceResponse, NotConnected
+from deployments.upstream.connection_pool import ConnectionPool
+from policies.base import Request
+from policies.errors import InstanceFailed, Overloaded, RequestTimeout, SwiftClawError
+
+log = logging.getLogger("swiftclaw.gateway")
+
+TOO_MANY = 429  # the agent limits somebody: that is no failure of its, and no success
+
+
+@dataclass(slots=True)
+class Call:
+    """One admitted request: from whom, to which agent, and what to send."""
+
+    exchange: Exchange
+    pool: Pool
+    request: Request
+    path: str  # at the instance
+    body: Body = None
+    session: Session = NONE
+
+    @property
+    def body_is_kept(self) -> bool:
+        """Whether it can be sent again."""
+        return self.body is None or isinstance(self.body, bytes)
+
+
+class Forwarder:
+    """Sends what the edge admitted."""
+
+    def __init__(self, routing: AgentTable, upstream: ConnectionPool) -> None:
+        self._routing, self._upstream = routing, upstream
+
+    async def http(self, call: Call) -> None:
+        """Answer the exchange from an instance. Raises SwiftClawError (or its answer broke off) or ClientDisconnected."""
+        exchange, pool = call.exchange, call.pool
+        exchange.guard(pool.settings.request_timeout_s)
+        exchange.scope[IDLE] = pool.settings.timeouts.idle_s
+        sent = self.headers(call)
+        try:
+            with Attempts(exchange, pool, call.request, body_is_kept=call.body_is_kept) as attempts:
+                while not await self._attempt(call, await attempts.place(), sent, attempts):
+                    pass
+        except asyncio.CancelledError:
+            why = exchange.interruption()
+            if why is None:
+                raise
+            if isinstance(why, DeadlineExceeded):
+                raise RequestTimeout(_too_long(call), agent=pool.name) from None
+            raise why from None
+        finally:
+            exchange.done()
+
+    def headers(self, call: Call) -> list[tuple[bytes, bytes]]:
+        snapshot = self._routing.snapshot
+        key = snapshot.key if snapshot else ""
+        return headers.for_instance(call.exchange, self._routing.clients, key, call.session.name)
+
+    async def _attempt(self, call: Call, lease: Lease, sent: list[tuple[bytes, bytes]], attempts: Attempts) -> bool:
+        """True when the request was answered, False when another instance may be asked. Raises what became of it."""
+        exchange, pool, member = call.exchange, call.pool, lease.backend.member
+        code: int | None = CLIENT_CLOSED_REQUEST
+        ok: bool | None = None  # what this says of the instance
+        answer: InstanceResponse | None = None
+        again = False
+        lease.goes_elsewhere = lambda: attempts.moves(lease)
+        span = exchange.span.ask(pool.name, lease) if exchange.span is not None else None
+        try:
+            limited = [*sent, headers.limit(pool.settings.limits.max_connections_per_instance)]
+            if span is not None:
+                limited = span.headers(limited)
+            answer = await self._upstream.request(
+                exchange.method, member.host, member.port, call.path, limited, call.body, pool.settings.timeouts.connection_s
+            )
+            head = headers.from_instance(answer.status, answer.headers)
+            if head.refused is not None:
+                code = None
+                if not call.body_is_kept:
+                    raise Overloaded("the instance refused, and a streamed body cannot be sent again", agent=pool.name)
+                attempts.refused(lease, head)
+                return False
+            ok = None if answer.status == TOO_MANY else answer.status < 500
+            lease.heard(time.monotonic(), head.report, failed=ok is False)
+            if answer.status in GATEWAY_ERRORS and attempts.repeats(lease):
+                code, again = None, True
+            else:
+                attempts.answered()
+                await self._relay(call, lease, answer, head)
+                code = answer.status
+                return True
+        except NotConnected:
+            code, ok = None, False
+            self._routing.unreachable(pool, lease.backend)
+            attempts.skip(lease)
+            return False
+        except ConnectionBroken as error:
+            ok = None
+            if exchange.body_failure is not None:
+                code = (
+                    CLIENT_CLOSED_REQUEST if isinstance(exchange.body_failure, ClientDisconnected) else None
+                )  # refused, and counted as such
+                raise exchange.body_failure from None
+            code, ok = 502, False
+            log.warning("%s of %s broke off (%s), request %s", member.id, pool.name, error, exchange.request_id)
+            if not attempts.repeats(lease):
+                raise InstanceFailed(f"{member.id} broke off", agent=pool.name) from error
+            code, again = None, True
+        except asyncio.CancelledError:
+            code, ok = CLIENT_CLOSED_REQUEST, None
+            if exchange.timed_out:  # once it has begun to answer, it may be the client that does not read
+                code, ok = 504, None if exchange.started else False
+            if not exchange.moved():
+                raise
+            code, again = None, True
+        finally:
+            if answer is not None:
+                answer.close()
+            lease.release(code, time.monotonic(), ok)
+            exchange.counted = exchange.counted or code is not None
+            if span is not None:
+                span.end(answer.status if answer is not None else None, ok)
+        if again:
+            await attempts.pause()
+        return False
+
+    @staticmethod
+    async def _relay(call: Call, lease: Lease, answer: InstanceResponse, head: Head) -> None:
+        exchange, idle_s = call.exchange, call.pool.settings.timeouts.idle_s
+        returned = [*head.headers, (b"x-request-id", exchange.request_id.encode()), *lease.backend.told, *exchange.told]
+        cookie = set_cookie(exchange, call.pool, call.request, call.session)
+        if cookie is not None:
+            returned.append((b"set-cookie", cookie))
+        if head.streamed:
+            exchange.deadline(idle_s)
+        await exchange.start(answer.status, returned)
+        whole = answer.whole()
+        if whole is not None:
+            lease.ends(answer.status, time.monotonic())
+            await exchange.write(whole, more=False)
+            return
+        async for piece in answer.pieces():
+            if head.streamed:
+                exchange.deadline(idle_s)
+            await exchange.write(piece, more=True)
+        lease.ends(answer.status, time.monotonic())
+        await exchange.write(b"", more=False)
+
+
+def _too_long(call: Call) -> str:
+    settings = call.pool.settings
+    if call.exchange.started:
+        return f"the answer broke off: nothing came for {settings.timeouts.idle_s:g} s, or it took too long in all"
+    return f"no answer within {settings.request_timeout_s:g} s"
+
+
+async def end_broken(exchange: Exchange, error: SwiftClawError) -> None:
+    """An event stream that began says why it ends; anything else just ends, short, which every client notices."""
+    if exchange.event_stream:
+        data = json.dumps(exchange.error(error))
+        await exchange.write(f"event: error\ndata: {data}\n\n".encode(), more=False)

@@ -1,0 +1,163 @@
+"""One WebSocket through the gateway: two pumps between the client and one instance, until either side ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import aiohttp
+
+from deployments.balancing.agents import AgentTable
+from deployments.balancing.backend import CLIENT_CLOSED_REQUEST, Lease
+from deployments.request.exchange import Exchange, Receive, Send
+from deployments.request.headers import from_instance, limit
+from deployments.request.sessions import set_cookie
+from deployments.upstream.attempts import Attempts
+from deployments.upstream.connection import ConnectionBroken, NotConnected
+from deployments.upstream.connection_pool import ConnectionPool
+from deployments.upstream.forward import Call, Forwarder
+from policies.errors import InstanceFailed, RequestTimeout
+
+GOING_AWAY, INTERNAL_ERROR, NO_STATUS = 1001, 1011, 1005
+
+
+class WebSocketForwarder:
+    """Counts a WebSocket as one request for as long as it is open."""
+
+    def __init__(self, routing: AgentTable, upstream: ConnectionPool, forwarder: Forwarder) -> None:
+        self._routing, self._upstream, self._forwarder = routing, upstream, forwarder
+
+    async def serve(self, call: Call) -> None:
+        """Raises SwiftClawError before the handshake is answered."""
+        exchange, pool = call.exchange, call.pool
+        await exchange.receive()  # websocket.connect
+        headers = [(name, value) for name, value in self._forwarder.headers(call) if not name.startswith(b"sec-websocket-")]
+        protocols: list[str] = exchange.scope.get("subprotocols") or []
+        with Attempts(exchange, pool, call.request, body_is_kept=False) as attempts:
+            while not await self._attempt(call, await attempts.place(), attempts, headers, protocols):
+                pass
+
+    async def _attempt(
+        self, call: Call, lease: Lease, attempts: Attempts, headers: list[tuple[bytes, bytes]], protocols: list[str]
+    ) -> bool:
+        """True when it was served, or declined by the agent; False when this instance has not begun."""
+        exchange, pool, member = call.exchange, call.pool, lease.backend.member
+        code: int | None = CLIENT_CLOSED_REQUEST
+        ok: bool | None = None
+        status: int | None = None  # of its answer
+        span = exchange.span.ask(pool.name, lease) if exchange.span is not None else None
+        try:
+            limited = [*headers, limit(pool.settings.limits.max_connections_per_instance)]
+            if span is not None:
+                limited = span.headers(limited)
+            connecting = self._upstream.websocket(member.host, member.port, call.path, limited, protocols)
+            socket = await asyncio.wait_for(connecting, pool.settings.request_timeout_s)
+            lease.heard(time.monotonic(), None)
+            status = code = 101
+            ok = True
+            async with socket:
+                accepted = [(b"x-request-id", exchange.request_id.encode()), *lease.backend.told, *exchange.told]
+                cookie = set_cookie(exchange, pool, call.request, call.session)
+                if cookie is not None:
+                    accepted.append((b"set-cookie", cookie))
+                exchange.status = 101
+                await exchange.send({"type": "websocket.accept", "subprotocol": socket.protocol, "headers": accepted})
+                await _pump_both(exchange.receive, exchange.send, socket, pool.settings.timeouts.idle_s)
+            return True
+        except NotConnected:
+            code, ok = None, False
+            self._routing.unreachable(pool, lease.backend)
+            attempts.skip(lease)
+            return False
+        except asyncio.TimeoutError:
+            code, ok = 504, False
+            raise RequestTimeout(f"no handshake within {pool.settings.request_timeout_s:g} s", agent=pool.name) from None
+        except aiohttp.WSServerHandshakeError as declined:
+            status = declined.status
+            head = from_instance(status, _raw(declined))
+            if head.refused is not None:
+                code = None
+                attempts.refused(lease, head)
+                return False
+            code, ok = declined.status, declined.status < 500
+            lease.heard(time.monotonic(), head.report, failed=not ok)
+            await _decline(exchange, declined.status)
+            return True
+        except ConnectionBroken as error:
+            code, ok = 502, False
+            raise InstanceFailed(f"{member.id} broke off", agent=pool.name) from error
+        finally:
+            lease.release(code, time.monotonic(), ok)
+            exchange.counted = exchange.counted or code is not None
+            if span is not None:
+                span.end(status, ok)
+
+
+def _raw(declined: aiohttp.WSServerHandshakeError) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), value.encode()) for name, value in (declined.headers or {}).items()]
+
+
+async def _decline(exchange: Exchange, status: int) -> None:
+    exchange.status = status
+    if "websocket.http.response" in (exchange.scope.get("extensions") or {}):
+        await exchange.send({"type": "websocket.http.response.start", "status": status, "headers": []})
+        await exchange.send({"type": "websocket.http.response.body", "body": b""})
+    else:
+        await exchange.send({"type": "websocket.close", "code": 1008})
+
+
+async def _pump_both(receive: Receive, send: Send, socket: aiohttp.ClientWebSocketResponse[Any], idle_s: float) -> None:
+    """Until one side closes, breaks, or neither says anything for `idle_s`."""
+    heard = [time.monotonic()]
+    client = asyncio.create_task(_from_client(receive, socket, heard))
+    instance = asyncio.create_task(_from_instance(socket, send, heard))
+    pumps = {client, instance}
+    try:
+        while True:
+            left = heard[0] + idle_s - time.monotonic()
+            done, _ = await asyncio.wait(pumps, timeout=max(0, left), return_when=asyncio.FIRST_COMPLETED)
+            if done:
+                break
+            if heard[0] + idle_s <= time.monotonic():
+                await send({"type": "websocket.close", "code": GOING_AWAY, "reason": "idle"})
+                break
+    finally:
+        for pump in pumps:
+            pump.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+
+
+async def _from_client(receive: Receive, socket: aiohttp.ClientWebSocketResponse[Any], heard: list[float]) -> None:
+    while True:
+        message = await receive()
+        heard[0] = time.monotonic()
+        if message["type"] == "websocket.disconnect":
+            code = message.get("code") or NO_STATUS
+            await socket.close(code=code if code != NO_STATUS else 1000)
+            return
+        text = message.get("text")
+        if text is not None:
+            await socket.send_str(text)
+        else:
+            await socket.send_bytes(message["bytes"])
+
+
+async def _from_instance(socket: aiohttp.ClientWebSocketResponse[Any], send: Send, heard: list[float]) -> None:
+    async for message in socket:
+        heard[0] = time.monotonic()
+        if message.type is aiohttp.WSMsgType.TEXT:
+            await send({"type": "websocket.send", "text": message.data})
+        elif message.type is aiohttp.WSMsgType.BINARY:
+            await send({"type": "websocket.send", "bytes": message.data})
+        else:
+            break
+    closing: dict[str, Any] = {"type": "websocket.close", "code": _sendable(socket.close_code)}
+    await send(closing)
+
+
+def _sendable(code: int | None) -> int:
+    """1006 (the connection just ended) may not be sent; the client is told of an internal error."""
+    if code is None or code in (1006, 1015):
+        return INTERNAL_ERROR
+    return 1000 if code == NO_STATUS else code

@@ -1,0 +1,1 @@
+"""The stages of an instance: slow start, in or out of rotation, draining."""

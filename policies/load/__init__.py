@@ -1,0 +1,1 @@
+"""Measuring is not choosing: requests in flight, slowness, distances. Strategies read what these measure."""

@@ -1,0 +1,1 @@
+"""`swiftclaw test failover`: the command, the trial, its probes and its report."""

@@ -1,0 +1,1 @@
+"""Ray on this machine: its processes, its ports, and the record of what `up` started."""

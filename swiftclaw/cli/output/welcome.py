@@ -1,0 +1,60 @@
+"""What `up` says in the end: the instances, the addresses, and a call that works."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+from rich.text import Text
+
+from swiftclaw.cli import files
+from swiftclaw.cli.admin_api import AdminApi
+from swiftclaw.cli.output import show, tables
+
+if TYPE_CHECKING:
+    from cluster.config import Settings
+    from swiftclaw.cli.local.cluster_record import ClusterRecord
+
+
+def welcome(settings: Settings, cluster: ClusterRecord, api: AdminApi) -> None:
+    out = show.out()
+    for name in settings.agents:
+        out.print(Text(name, style="bold"))
+        out.print(tables.instances(api.instances(name)))
+        out.print()
+    for label, address in addresses(settings, cluster, api.url):
+        click.echo(f"{label:<14} {address}")
+    for warning in api.status()["warnings"]:
+        click.echo(f"warning: {warning}", err=True)
+    if settings.agents:
+        click.echo(f"\nTry it:\n  {curl(settings)}")
+    click.echo(f"\nStop it:\n  {show.program()} down")
+
+
+def addresses(settings: Settings, cluster: ClusterRecord, admin: str) -> list[tuple[str, str]]:
+    gateways = [(gateway.region, _gateway(settings, i)) for i, gateway in enumerate(settings.gateways)]
+    lines = [("Gateway", f"{address}  ({region})") for region, address in gateways]
+    lines.append(("Admin", admin))
+    if cluster.dashboard:
+        lines.append(("Ray dashboard", f"http://{cluster.dashboard}"))
+    return lines
+
+
+def curl(settings: Settings) -> str:
+    """A command for the first agent, behind the first gateway."""
+    agent = next(iter(settings.agents))
+    insecure = "k" if _tls(settings, 0) else ""
+    return (
+        f"curl -s{insecure} {_gateway(settings, 0)}/agents/{agent}/messages "
+        """-H 'content-type: application/json' -d '{"message": "hello"}'"""
+    )
+
+
+def _gateway(settings: Settings, index: int) -> str:
+    gateway = settings.gateways[index]
+    address = files.url(gateway.host, gateway.port)
+    return address.replace("http://", "https://", 1) if _tls(settings, index) else address
+
+
+def _tls(settings: Settings, index: int) -> bool:
+    return settings.gateways[index].tls is not None

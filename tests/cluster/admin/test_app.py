@@ -1,0 +1,184 @@
+"""The admin port over HTTP: shapes of the contract, streams that resume, and answers that stay quick with 200 instances."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from cluster.admin.app import AdminApp
+from cluster.messages import Observation
+from cluster.transport.listener import Listener, bind
+from tests.cluster.conftest import REGIONS, Port, StandIn
+
+
+async def frames(answer: aiohttp.ClientResponse, count: int) -> list[tuple[int | None, Any]]:
+    """(id, data) of the next server-sent events."""
+    found: list[tuple[int | None, Any]] = []
+    number = None
+    async for line in answer.content:
+        name, _, value = line.decode().strip().partition(": ")
+        if name == "id":
+            number = int(value)
+        elif name == "data":
+            found.append((number, json.loads(value)))
+            if len(found) == count:
+                break
+    return found
+
+
+async def test_the_load_adds_up_to_the_requests_that_were_made(port: Port) -> None:
+    made = port.controller.serve(20, 3)
+    load = await port.get("/api/agents/my-agent/load")
+    assert load["total"] == made == sum(row["requests"] for row in load["instances"])
+    assert sum(row["share"] for row in load["instances"]) == pytest.approx(100, abs=0.1)
+    assert {row["region"] for row in load["instances"]} == set(REGIONS)
+    rows = await port.get("/api/agents/my-agent/instances")
+    assert sum(row["requests"] for row in rows) == made
+    assert all(row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"] for row in rows)
+
+
+async def test_what_is_live_is_what_the_other_answers_say(port: Port) -> None:
+    port.controller.serve(20, 3, errors=0.2)
+    live = await port.get("/api/agents/my-agent/live?once=1")
+    load = await port.get("/api/agents/my-agent/load")
+    rows = await port.get("/api/agents/my-agent/instances")
+    agent = await port.get("/api/agents/my-agent")
+    assert live["total"] == load["total"]
+    assert [(i["id"], i["share"]) for i in live["instances"]] == [(i["id"], i["share"]) for i in load["instances"]]
+    assert [(i["requests"], i["p95_ms"]) for i in live["instances"]] == [(i["requests"], i["p95_ms"]) for i in rows]
+    assert live["agent"]["regions"] == agent["regions"]
+    assert live["agent"]["versions"][0]["weight"] == 100
+    far = live["distances"]["us-east-1"]
+    assert far["us-east-1"]["ms"] == 0
+    assert far["eu-west-1"]["ms"] < far["ap-southeast-1"]["ms"]
+    assert live["last_event"] == port.controller.events.last
+
+
+async def test_a_distance_says_where_it_is_known_from_and_what_gateways_measured_counts(port: Port) -> None:
+    controller, east, west, south = port.controller, *REGIONS
+    controller._desired.settings = replace(controller.settings, distances_ms={east: {south: 200.0}, south: {east: 200.0}})
+    told = [("g1", {east: {west: 81.5, south: 7.0}}), ("g2", {west: {east: 80.0}})]
+    for gateway, measured in told:
+        controller.ledger.add(Observation(gateway, {}, distances_ms=measured), time.monotonic())
+    far = (await port.get("/api/agents/my-agent/live?once=1"))["distances"]
+    assert far[east][south] == far[south][east] == {"ms": 200.0, "source": "configured"}
+    assert far[east][west] == far[west][east] == {"ms": 80.0, "source": "measured"}
+    assert far[west][south]["source"] == "estimated" and far[west][south]["ms"] > 80
+
+
+async def test_measurements_of_a_gateway_that_is_gone_are_forgotten(port: Port) -> None:
+    ledger = port.controller.ledger
+    ledger.add(Observation("g2", {}, distances_ms={"a": {"b": 5.0}}), time.monotonic())
+    assert ledger.measured() == {("a", "b"): 5.0}
+    ledger.forget_gateway("g2")
+    assert ledger.measured() == {}
+
+
+async def test_a_regions_healthy_instances_are_counted_among_those_that_should_be_there(port: Port) -> None:
+    """Of the stable version, both; a canary's are under `versions`, with its own."""
+    port.controller.start_instance("my-agent", "another", REGIONS[0], "v2")
+    port.controller.registry.judge("us-east-1-0", False, "ill", time.time())
+    for _ in range(3):
+        port.controller.registry.judge("us-east-1-0", False, "ill", time.time())
+    agent = await port.get("/api/agents/my-agent")
+    there = agent["regions"][REGIONS[0]]
+    assert (there["instances"], there["healthy"]) == (3, 2)
+    assert {one["version"]: one["healthy"] for one in agent["versions"]} == {"v1": 6, "v2": 1}
+
+
+async def test_live_is_a_stream_of_frames(port: Port) -> None:
+    async with port.client.get("/api/agents/my-agent/live") as answer:
+        assert answer.content_type == "text/event-stream"
+        first, second = await frames(answer, 2)
+    assert second[1]["at"] > first[1]["at"]
+
+
+async def test_history_has_the_columns_that_are_asked_for_and_all_requests(port: Port) -> None:
+    made = port.controller.serve(30, 2, upto=int(time.time()) - 1)
+    read = await port.get("/api/agents/my-agent/history?window=1m&columns=requests,p95_ms")
+    assert (read["step_s"], len(read["times"]), len(read["instances"])) == (1, 60, 7)
+    assert set(read["instances"][0]) == {"id", "version", "region", "requests", "p95_ms"}
+    assert sum(value or 0 for row in read["instances"] for value in row["requests"]) == made
+    assert [len(read["refused"][name]) for name in ("requests", "rate_limited", "queued")] == [60, 60, 60]
+    assert set(read["weights"]) == {"v1"} and [value for value in read["weights"]["v1"] if value is not None] == [100] * 30
+    day = await port.get("/api/agents/my-agent/history?window=24h&points=1440")
+    assert (day["step_s"], len(day["times"])) == (60, 1440)
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("/api/agents/my-agent/history?window=soon", "window: 'soon' is not a duration"),
+        ("/api/agents/my-agent/history?points=many", "points: 'many' is not a whole number"),
+        ("/api/agents/my-agent/history?columns=p42", "columns: 'p42' is not one of"),
+        ("/api/events?kind=gossip", "kind: 'gossip' is no kind of event"),
+        ("/api/events?limit=-1", "limit: '-1' is not a whole number"),
+    ],
+)
+async def test_a_question_that_cannot_be_answered_is_told_why(port: Port, path: str, says: str) -> None:
+    assert says in (await port.get(path, 400))["error"]["message"]
+
+
+@pytest.mark.parametrize("view", ["", "/instances", "/load", "/history", "/live"])
+async def test_an_agent_that_is_none_is_404(port: Port, view: str) -> None:
+    assert (await port.get(f"/api/agents/nobody{view}", 404))["error"]["type"] == "unknown_agent"
+
+
+async def test_events_are_listed_and_chosen_from(port: Port) -> None:
+    all_of_them = await port.get("/api/events")
+    assert all_of_them[-1]["message"] == "instance-7 is up in ap-southeast-1"
+    assert [event["id"] for event in all_of_them] == sorted(event["id"] for event in all_of_them)
+    assert {event["kind"] for event in await port.get("/api/events?kind=gateway")} == {"gateway"}
+    assert len(await port.get("/api/events?agent=my-agent&limit=3")) == 3
+    assert await port.get(f"/api/events?after={all_of_them[-1]['id']}") == []
+
+
+async def test_who_follows_events_gets_the_next_one_and_resumes_behind_the_last(port: Port) -> None:
+    async with port.client.get("/api/events?follow=1&limit=1") as answer:
+        ((last, _),) = await frames(answer, 1)
+        port.controller.events.add("scale", "one more", agent="my-agent")
+        ((_, event),) = await frames(answer, 1)
+        assert event["message"] == "one more"
+    port.controller.events.add("scale", "and another")
+    async with port.client.get("/api/events?follow=1", headers={"Last-Event-ID": str(last)}) as answer:
+        resumed = await frames(answer, 2)
+    assert [event["message"] for _, event in resumed] == ["one more", "and another"]
+
+
+async def test_the_page_and_what_it_needs_are_served_and_nothing_else_is_loaded(port: Port) -> None:
+    async with port.client.get("/dashboard?agent=my-agent&view=load") as answer:
+        assert (answer.status, str(answer.url.relative())) == (200, "/dashboard/?agent=my-agent&view=load")
+        assert "default-src 'self'" in answer.headers["content-security-policy"]
+        page = await answer.text()
+    assert "http" not in page.replace("<meta http-equiv", "")
+    for name in ("app.js", "views.js", "charts.js", "format.js", "style.css", "icon.svg", "vendor/uPlot.iife.min.js"):
+        async with port.client.get(f"/dashboard/{name}") as answer:
+            assert answer.status == 200
+    async with port.client.get("/dashboard/../admin.py") as answer:
+        assert answer.status == 404
+
+
+async def test_two_hundred_instances_are_answered_in_little_time(tmp_path: Path) -> None:
+    """Each bound is many times what it takes here; the figure itself is in the README."""
+    controller = StandIn(tmp_path, {"big": {"regions": {region: {"instances": 70} for region in REGIONS}}})
+    for number in range(200):
+        controller.start_instance("big", f"r{number}", REGIONS[number % 3])
+    controller.serve(65, 5)
+    listener = Listener(AdminApp(controller).app(), bind("127.0.0.1", 0), grace_s=0)
+    await listener.start()
+    try:
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{listener.port}") as client:
+            for path in ("load", "instances", "live?once=1", "history?window=15m"):
+                began = time.process_time()
+                async with client.get(f"/api/agents/big/{path}") as answer:
+                    assert len((await answer.json())["instances"] if path != "instances" else await answer.json()) == 200
+                took = time.process_time() - began
+                assert took < 1.0
+    finally:
+        await listener.close()

@@ -1,0 +1,149 @@
+"""Names of instances, their states, and what gateways are told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from cluster.config import parse
+from cluster.fleet.registry import Registry, lowest_free
+from cluster.messages import RateRule, Registration
+
+
+def registration(replica: str, agent: str = "a", region: str = "local", **more: object) -> Registration:
+    fields = {"host": "127.0.0.1", "port": 1, "pid": 1, "node": "n", "started_at": 0.0, **more}
+    version = str(fields.pop("version", "v1"))
+    return Registration(agent=agent, version=version, region=region, app=f"{agent}.{version}", replica=replica, **fields)  # type: ignore[arg-type]
+
+
+class Told:
+    def __init__(self) -> None:
+        self.times = 0
+
+    def __call__(self) -> None:
+        self.times += 1
+
+
+def test_the_lowest_free_number_is_taken() -> None:
+    assert lowest_free([]) == "instance-1"
+    assert lowest_free(["instance-1", "instance-3", "instance-10"]) == "instance-2"
+
+
+def test_names_are_counted_per_agent_and_a_replacement_gets_the_name_that_became_free() -> None:
+    registry = Registry(Told())
+    assert [registry.admit(registration(r)).id for r in "xyz"] == ["instance-1", "instance-2", "instance-3"]
+    assert registry.admit(registration("other", agent="b")).id == "instance-1"
+    registry.remove("y")
+    assert registry.admit(registration("new")).id == "instance-2"
+
+
+def test_the_same_replica_keeps_its_record() -> None:
+    registry = Registry(Told())
+    assert registry.admit(registration("x")) is registry.admit(registration("x"))
+
+
+def test_an_instance_that_says_its_name_keeps_it_if_it_is_free() -> None:
+    registry = Registry(Told())
+    assert registry.admit(registration("x", id="instance-5")).id == "instance-5"
+    assert registry.admit(registration("y", id="instance-5")).id == "instance-1"
+
+
+def test_gateways_are_told_of_changes_and_only_of_changes() -> None:
+    told = Told()
+    registry = Registry(told)
+    registry.admit(registration("x"))
+    assert not registry.hear("x"), "it answers, but no check has said that it is well"
+    assert registry.judge("x", True, "", 1.0) and told.times == 2
+    assert not registry.judge("x", True, "", 2.0) and not registry.hear("x") and told.times == 2
+    assert not registry.hear("nobody") and told.times == 2
+    registry.remove("x")
+    registry.remove("x")
+    assert told.times == 3
+
+
+def test_its_state_follows_from_what_is_known_the_graver_the_sooner() -> None:
+    registry = Registry(Told())
+    record = registry.admit(registration("x"))
+    seen = [record.state]
+    for step in (
+        lambda: registry.judge("x", True, "", 1.0),
+        lambda: registry.hear("x"),
+        lambda: registry.judge("x", False, "database", 2.0),
+        lambda: registry.silent("x", "has not answered"),
+        lambda: registry.hear("x"),
+        lambda: registry.judge("x", True, "", 3.0),
+        lambda: registry.drain("x", "stopping"),
+        lambda: registry.hear("x"),
+        lambda: registry.hear("x", draining=True, stopped=True),
+    ):
+        step()
+        seen.append(record.state)
+    assert seen == [
+        "starting", "starting", "healthy", "unhealthy", "ejected", "unhealthy", "healthy", "draining", "draining",
+        "stopped",
+    ]  # fmt: skip
+    assert (record.reason, record.checked_at) == ("stopping", 3.0)
+
+
+def test_a_dump_restores_to_the_same_registry() -> None:
+    registry = Registry(Told())
+    for replica in ("x", "y"):
+        registry.admit(registration(replica))
+    registry.hear("x")
+    registry.judge("x", True, "", 1.0)
+    again = Registry(Told())
+    again.restore(registry.dump())
+    assert again.dump() == registry.dump()
+
+
+def test_a_dump_survives_json_and_one_from_before_the_rules_is_understood() -> None:
+    registry = Registry(Told())
+    registry.admit(registration("x", rate_rules=(RateRule(3, 60.0, "user_id"),)))
+    dumped = json.loads(json.dumps(registry.dump()))
+    again = Registry(Told())
+    again.restore(dumped)
+    assert again.dump() == registry.dump()
+    assert again.rate_rules("a") == (RateRule(3, 60.0, "user_id", "sliding-window"),)
+    del dumped[0]["registration"]["rate_rules"]
+    dumped[0]["registration"]["rate_limited"] = True
+    old = Registry(Told())
+    old.restore(dumped)
+    assert [record.id for record in old] == ["instance-1"] and old.rate_rules("a") == ()
+
+
+def test_the_rules_are_those_of_the_newest_version_and_hold_while_nothing_runs() -> None:
+    registry = Registry(Told())
+    old, new = (RateRule(1, 60.0),), (RateRule(2, 60.0),)
+    registry.admit(registration("x", started_at=1.0, rate_rules=old))
+    registry.admit(registration("y", version="v2", started_at=2.0, rate_rules=new))
+    registry.admit(registration("z", started_at=3.0, rate_rules=old))  # one of the old version that was started again
+    registry.admit(registration("other", agent="b", started_at=9.0))
+    assert registry.rate_rules("a") == new and registry.rate_rules("b") == registry.rate_rules("nobody") == ()
+    registry.remove("y")
+    assert registry.rate_rules("a") == old
+    registry.remove("x")
+    registry.remove("z")
+    assert registry.rate_rules("a") == old, "their replacements will have them too"
+    view = registry.view(parse({"agents": {"a": {"agent": "m:x"}}}, Path("/")), "1", "secret", ("k",))
+    assert view.agents["a"].rate_rules == old
+
+
+def test_the_view_has_every_agents_settings_members_and_priorities() -> None:
+    args = {
+        "agents": {
+            "a": {"agent": "m:x", "regions": {"eu": {"instances": 1, "priority": 2}}},
+            "b": {"agent": "m:x", "loadBalancing": {"sessionAffinity": {"enabled": False}}},
+        }
+    }
+    settings = parse(args, Path("/"))
+    registry = Registry(Told())
+    registry.admit(registration("x", region="eu", session_affinity=True))
+    registry.admit(registration("y", agent="b", session_affinity=True))
+    registry.hear("x")
+    registry.judge("x", True, "", 1.0)
+    view = registry.view(settings, "7", "secret", ("k",))
+    assert (view.version, view.key, view.session_keys) == ("7", "secret", ("k",))
+    member = view.agents["a"].members[0]
+    assert (member.id, member.region, member.priority, member.state) == ("instance-1", "eu", 2, "healthy")
+    assert view.agents["a"].session_affinity, "the agent's code asks for it and the file is silent"
+    assert not view.agents["b"].session_affinity, "the file wins where it speaks"

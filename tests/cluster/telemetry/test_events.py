@@ -1,0 +1,199 @@
+"""The log of events: bounded, in order, resumable; and what the witness makes of two looks at the cluster."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.config import GatewaySettings, Settings, parse
+from cluster.fleet.event_recorder import EventRecorder
+from cluster.fleet.registry import Registry
+from cluster.messages import GatewayHello, Registration
+from cluster.telemetry.events import Event, Events
+
+
+class Clock:
+    now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def messages(events: Events, **wanted: Any) -> list[str]:
+    return [event.message for event in events.find(**wanted)]
+
+
+def test_only_the_newest_are_kept() -> None:
+    events = Events(kept=3)
+    for number in range(5):
+        events.add("scale", str(number))
+    assert messages(events) == ["2", "3", "4"]
+
+
+def test_ids_grow_even_when_the_clock_stands_still_and_across_a_restart() -> None:
+    clock = Clock()
+    before, after = Events(clock=clock), Events(clock=clock)
+    first, second = before.add("limit", "one"), before.add("limit", "two")
+    assert second.id == first.id + 1
+    clock.now += 1
+    assert after.add("limit", "three").id > second.id
+
+
+def test_they_are_found_by_agent_kind_and_id() -> None:
+    events = Events()
+    one = events.add("scale", "a grows", agent="a")
+    events.add("config", "a changes", agent="a", changes={"x": 1})
+    events.add("scale", "b grows", agent="b")
+    assert messages(events, agent="a") == ["a grows", "a changes"]
+    assert messages(events, kind="scale") == ["a grows", "b grows"]
+    assert messages(events, after=one.id) == ["a changes", "b grows"]
+    assert messages(events, limit=1) == ["b grows"]
+    assert messages(events, agent="a", limit=1) == ["a changes"]
+    assert events.find(kind="config")[0].as_json()["details"] == {"changes": {"x": 1}}
+
+
+def test_a_kind_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="no kind of event"):
+        Events().add("oops", "")
+
+
+async def test_who_waits_is_woken_by_the_next_one_and_not_by_an_old_one() -> None:
+    events = Events()
+    old = events.add("scale", "old")
+    assert await events.wait(old.id - 1, 0) is True
+    assert await events.wait(old.id, 0.01) is False
+    waiting = asyncio.create_task(events.wait(old.id, 30))
+    await asyncio.sleep(0)
+    events.add("scale", "new")
+    assert await waiting is True
+
+
+# --- the witness ----------------------------------------------------------------------------------------------------
+
+
+def settings(**agents: dict[str, Any]) -> Settings:
+    return parse({"agents": {name: {"agent": "m:agent", **block} for name, block in agents.items()}}, Path("/"))
+
+
+def registration(name: str, region: str = "us-east-1") -> Registration:
+    return Registration("a", "v1", region, f"a.v1.{region}", name, "127.0.0.1", 1, 1, "node", 0.0)
+
+
+class Watched:
+    """A registry whose every change is shown to a witness, as the Controller does."""
+
+    def __init__(self, wanted: Settings | None = None) -> None:
+        self.events = Events()
+        self.registry = Registry(self.changed)
+        self.witness = EventRecorder(self.events, self.registry)
+        self.settings = wanted or settings(a={})
+
+    def changed(self) -> None:
+        self.witness.instances(self.registry)
+        self.witness.levels(self.settings, self.registry)
+
+    def up(self, name: str, region: str = "us-east-1") -> None:
+        self.registry.admit(registration(name, region))
+        self.registry.hear(name)
+        self.registry.judge(name, True, "", 1.0)
+
+    def told(self) -> list[tuple[str, str]]:
+        return [(event.kind, event.message) for event in self.events.find()]
+
+
+def test_an_instances_life_is_told_with_reasons() -> None:
+    seen = Watched()
+    seen.up("r1")
+    seen.registry.judge("r1", False, "database", 2.0)
+    seen.registry.judge("r1", True, "", 3.0)
+    seen.registry.silent("r1", "has not answered for 5 s")
+    seen.registry.drain("r1", "stopping")
+    seen.registry.remove("r1")
+    assert seen.told() == [
+        ("instance", "instance-1 has started in us-east-1"),
+        ("instance", "instance-1 is up in us-east-1"),
+        ("health", "instance-1 is unhealthy: database"),
+        ("health", "instance-1 is healthy again"),
+        ("health", "instance-1 does not answer: has not answered for 5 s"),
+        ("instance", "instance-1 gets no new requests: stopping"),
+        ("instance", "instance-1 is gone: it was told to stop"),
+    ]
+    names = {(event.agent, event.instance, event.version, event.region) for event in seen.events.find()}
+    assert names == {("a", "instance-1", "v1", "us-east-1")}
+
+
+def test_one_that_vanishes_was_not_told_to() -> None:
+    seen = Watched()
+    seen.up("r1")
+    seen.registry.remove("r1")
+    assert seen.told()[-1] == ("instance", "instance-1 is gone: its process does not answer any more")
+
+
+def test_what_was_known_before_a_restart_is_not_told_again() -> None:
+    before = Watched()
+    before.up("r1")
+    after = Watched()
+    after.registry.restore(before.registry.dump())
+    after.witness = EventRecorder(after.events, after.registry)
+    after.changed()
+    assert after.told() == []
+
+
+def test_traffic_that_spills_to_the_next_priority_is_told_and_its_way_home_too() -> None:
+    regions = {"us-east-1": {"instances": 2, "priority": 1}, "eu-west-1": {"instances": 2, "priority": 2}}
+    seen = Watched(settings(a={"regions": regions}))
+    for name, region in (("r1", "us-east-1"), ("r2", "us-east-1"), ("r3", "eu-west-1"), ("r4", "eu-west-1")):
+        seen.up(name, region)
+    assert seen.events.find(kind="region") == []
+    seen.registry.judge("r1", False, "ill", 1.0)
+    seen.registry.judge("r1", True, "", 1.0)
+    assert messages(seen.events, kind="region") == [
+        "a: by priority 70 % to us-east-1, 30 % to eu-west-1",
+        "a: by priority 100 % to us-east-1",
+    ]
+
+
+def test_a_gateway_that_comes_and_goes_is_told() -> None:
+    events = Events()
+    witness = EventRecorder(events, [])
+    hello = GatewayHello("g", "gateway.us", GatewaySettings("us", port=8000), "node", 42)
+    witness.gateway(hello)
+    witness.gateway(hello, gone="it was told to stop")
+    assert messages(events, kind="gateway") == [
+        "a gateway serves 127.0.0.1:8000",
+        "the gateway on 127.0.0.1:8000 (pid 42) is gone: it was told to stop",
+    ]
+
+
+def applied(before: Settings, after: Settings) -> list[Event]:
+    events = Events()
+    EventRecorder(events, []).applied(before, after)
+    return events.find(kind="config")
+
+
+def test_a_new_file_is_told_in_a_sentence_with_paths_and_values() -> None:
+    (event,) = applied(settings(a={}, b={}), settings(a={"loadBalancing": {"strategy": "least-connections"}}, b={}))
+    assert event.message.startswith("a: loadBalancing.strategy is least-connections, was ")
+    assert event.details["changes"]["loadBalancing.strategy"][1] == "least-connections"
+
+
+def test_agents_that_are_added_or_removed_are_told_and_nothing_else() -> None:
+    assert [e.message for e in applied(settings(a={}), settings(a={}, b={}))] == ["b: was added"]
+    assert [e.message for e in applied(settings(a={}, b={}), settings(a={}))] == ["b: was removed"]
+    assert applied(settings(a={}), settings(a={})) == []
+
+
+def test_a_limit_is_told_when_it_is_reached_and_when_that_is_over() -> None:
+    events = Events()
+    witness = EventRecorder(events, [])
+    for second, total in enumerate([0, 3, 3, 7, *[7] * 20, 8]):
+        witness.limit("a", "rate-limited", total, float(second))
+    assert messages(events) == [
+        "a: requests are rate-limited",
+        "a: no more requests are rate-limited; 7 were, within 2 s",
+        "a: requests are rate-limited",
+    ]
+    assert [event.details.get("count") for event in events.find()] == [None, 7, None]

@@ -1,0 +1,244 @@
+"""Sessions that stay: by cookie, by header, by address; forged ones count as absent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deployments.request.sessions import COOKIE, top_level
+from swiftclaw import Agent
+from tests.deployments.conftest import DataPlane
+from tests.deployments.gateway.test_edge import own_app
+
+
+def agent() -> Agent:
+    made = Agent("a")
+
+    @made.on_message
+    async def handle(message: str, session_id: str) -> AsyncIterator[str]:
+        yield session_id
+
+    made.mount(own_app())
+    return made
+
+
+@pytest.fixture
+async def sticky(plane: DataPlane) -> DataPlane:
+    return await affine(plane, "cookie")
+
+
+async def affine(plane: DataPlane, kind: str, count: int = 5) -> DataPlane:
+    plane.blocks["a"] = {"loadBalancing": {"sessionAffinity": {"enabled": True, "type": kind}}}
+    await plane.add(agent(), count=count)
+    return plane
+
+
+async def send(client: aiohttp.ClientSession, body: dict[str, Any] | None = None, **options: Any) -> aiohttp.ClientResponse:
+    async with client.post("/agents/a/messages", json={"message": "hi", **(body or {})}, **options) as response:
+        await response.read()
+    return response
+
+
+def who(response: aiohttp.ClientResponse) -> str:
+    assert response.status == 200
+    return response.headers["x-swiftclaw-instance"]
+
+
+async def test_a_cookie_is_set_once_and_keeps_the_session_and_its_instance(sticky: DataPlane) -> None:
+    async with aiohttp.ClientSession(sticky.url, cookie_jar=aiohttp.CookieJar(unsafe=True)) as client:
+        first = await send(client)
+        cookie = first.headers["set-cookie"]
+        for part in ("Max-Age=3600", "Path=/", "HttpOnly", "SameSite=Lax"):
+            assert part in cookie
+        assert "Secure" not in cookie
+        session = (await first.json())["reply"]
+        for _ in range(10):
+            again = await send(client)
+            assert who(again) == who(first)
+            assert (await again.json())["reply"] == session
+            assert "set-cookie" not in again.headers
+
+
+async def test_two_clients_have_two_sessions(sticky: DataPlane) -> None:
+    replies = []
+    for _ in range(2):
+        async with aiohttp.ClientSession(sticky.url) as client:
+            replies.append((await (await send(client)).json())["reply"])
+    assert replies[0] != replies[1]
+
+
+async def test_clients_without_a_session_are_spread_by_the_strategy_and_then_stay(sticky: DataPlane) -> None:
+    homes = []
+    for _ in range(20):
+        async with aiohttp.ClientSession(sticky.url, cookie_jar=aiohttp.CookieJar(unsafe=True)) as client:
+            homes.append(who(await send(client)))
+    assert {name: homes.count(name) for name in homes} == {f"instance-{n}": 4 for n in range(1, 6)}
+
+
+async def test_a_cookie_survives_a_rotation_of_the_key_and_not_the_loss_of_both(sticky: DataPlane) -> None:
+    async with aiohttp.ClientSession(sticky.url) as client:
+        first = await send(client)
+        cookie = {"cookie": f"{COOKIE}={first.cookies[COOKIE].value}"}
+    session = (await first.json())["reply"]
+    async with aiohttp.ClientSession(sticky.url, cookie_jar=aiohttp.DummyCookieJar()) as client:
+        for keys, same in ((("22" * 32, "11" * 32), True), (("33" * 32, "22" * 32), False)):
+            sticky.session_keys = keys
+            sticky.announce()
+            answer = await send(client, headers=cookie)
+            assert ((await answer.json())["reply"] == session) is same
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda v: v[:-3], lambda v: v[::-1], lambda v: "", lambda v: "x" * 5000, lambda v: v.swapcase(), lambda v: '";'],
+)  # fmt: skip
+async def test_a_spoilt_cookie_counts_as_absent(sticky: DataPlane, spoil: Any) -> None:
+    async with aiohttp.ClientSession(sticky.url, cookie_jar=aiohttp.DummyCookieJar()) as client:
+        first = await send(client)
+        value = first.cookies[COOKIE].value
+        answer = await send(client, headers={"cookie": f"other=1; {COOKIE}={spoil(value)}"})
+        assert answer.status == 200 and COOKIE in answer.cookies
+        assert (await answer.json())["reply"] != (await first.json())["reply"]
+
+
+@pytest.mark.parametrize("other", ['prefs={"a":1}', "x=a b", "a[0]=1", "foo", "u=\u00fc"])
+async def test_other_cookies_do_not_hide_ours(sticky: DataPlane, other: str) -> None:
+    async with aiohttp.ClientSession(sticky.url, cookie_jar=aiohttp.DummyCookieJar()) as client:
+        first = await send(client)
+        held = {"cookie": f"{other}; {COOKIE}={first.cookies[COOKIE].value}"}
+        for _ in range(4):
+            again = await send(client, headers=held)
+            assert who(again) == who(first) and COOKIE not in again.cookies
+
+
+async def test_another_agents_cookie_counts_as_absent(sticky: DataPlane) -> None:
+    other = Agent("b")
+    sticky.blocks["b"] = sticky.blocks["a"]
+    await sticky.add(other)
+    async with aiohttp.ClientSession(sticky.url, cookie_jar=aiohttp.CookieJar(unsafe=True)) as client:
+        await send(client)
+        async with client.post("/agents/b/messages", json={"message": "hi"}) as response:
+            assert response.status == 200 and COOKIE in response.cookies
+
+
+@pytest.mark.parametrize("where", ["header", "vendor header", "body", "chat user", "chat metadata"])
+async def test_a_named_session_stays_wherever_it_is_named(sticky: DataPlane, where: str) -> None:
+    seen = set()
+    async with aiohttp.ClientSession(sticky.url, cookie_jar=aiohttp.DummyCookieJar()) as client:
+        for _ in range(8):
+            if where == "header":
+                seen.add(who(await send(client, headers={"x-session-id": "s1"})))
+            elif where == "vendor header":
+                seen.add(who(await send(client, headers={"x-acme-session-id": "s1"})))
+            elif where == "body":
+                answer = await send(client, {"session_id": "s1"})
+                assert (await answer.json())["session_id"] == "s1"
+                seen.add(who(answer))
+            else:
+                chat: dict[str, Any] = {"model": "a", "messages": [{"role": "user", "content": "hi"}]}
+                chat |= {"user": "s1"} if where == "chat user" else {"metadata": {"session_id": "s1"}}
+                async with client.post("/v1/chat/completions", json=chat) as response:
+                    assert (await response.json())["choices"][0]["message"]["content"] == "s1"
+                    seen.add(response.headers["x-swiftclaw-instance"])
+    assert len(seen) == 1
+
+
+async def test_two_gateways_agree_on_a_named_session_they_have_never_seen(plane: DataPlane) -> None:
+    await affine(plane, "header", count=8)
+    other = DataPlane(blocks=plane.blocks, members=plane.members)
+    await other.start()
+    try:
+        for number in range(50):
+            named = {"x-session-id": f"s{number}"}
+            assert who(await send(plane.client, headers=named)) == who(await send(other.client, headers=named))
+    finally:
+        await other.stop()
+
+
+async def test_by_header_sets_no_cookie_and_by_address_needs_none(plane: DataPlane) -> None:
+    await affine(plane, "header")
+    plain = [await send(plane.client) for _ in range(10)]
+    assert len({who(answer) for answer in plain}) == 5 and not any(answer.cookies for answer in plain)
+    plane.blocks["a"]["loadBalancing"]["sessionAffinity"]["type"] = "client-ip"
+    plane.announce()
+    pinned = [await send(plane.client) for _ in range(10)]
+    assert len({who(answer) for answer in pinned}) == 1 and not any(answer.cookies for answer in pinned)
+
+
+async def test_by_address_believes_only_trusted_proxies(plane: DataPlane) -> None:
+    plane.args["trustedProxies"] = ["127.0.0.0/8"]
+    await affine(plane, "client-ip")
+    clients = [f"192.0.2.{n}" for n in range(40)]
+    homes = {ip: who(await send(plane.client, headers={"x-forwarded-for": ip})) for ip in clients}
+    assert len(set(homes.values())) == 5
+    for ip, home in homes.items():
+        assert who(await send(plane.client, headers={"x-forwarded-for": f"203.0.113.9, {ip}"})) == home
+    plane.args["trustedProxies"] = []
+    plane.announce()
+    assert len({who(await send(plane.client, headers={"x-forwarded-for": ip})) for ip in clients}) == 1
+
+
+async def test_a_lost_instances_sessions_move_once_and_get_a_new_token(sticky: DataPlane) -> None:
+    async with aiohttp.ClientSession(sticky.url, cookie_jar=aiohttp.CookieJar(unsafe=True)) as client:
+        first = await send(client)
+        sticky.mark("a", who(first), "unhealthy")
+        moved = await send(client)
+        assert who(moved) != who(first) and COOKIE in moved.cookies
+        assert (await moved.json())["reply"] == (await first.json())["reply"], "the session is the same"
+        sticky.mark("a", who(first), "healthy")
+        for _ in range(5):
+            stays = await send(client)
+            assert who(stays) == who(moved) and COOKIE not in stays.cookies
+
+
+async def test_a_draining_instance_keeps_its_sessions_and_gets_no_new_ones(sticky: DataPlane) -> None:
+    async with aiohttp.ClientSession(sticky.url, cookie_jar=aiohttp.CookieJar(unsafe=True)) as client:
+        first = await send(client)
+        sticky.mark("a", who(first), "draining")
+        assert who(await send(client)) == who(first)
+        async with aiohttp.ClientSession(sticky.url, cookie_jar=aiohttp.DummyCookieJar()) as stranger:
+            assert who(first) not in {who(await send(stranger)) for _ in range(20)}
+
+
+async def test_streams_and_websockets_stay_too(sticky: DataPlane) -> None:
+    async with aiohttp.ClientSession(sticky.url, cookie_jar=aiohttp.CookieJar(unsafe=True)) as client:
+        first = await send(client, {"stream": True})
+        for _ in range(5):
+            assert who(await send(client, {"stream": True})) == who(first)
+            async with client.ws_connect("/agents/a/ws") as socket:
+                assert socket._response.headers["x-swiftclaw-instance"] == who(first)
+
+
+async def test_a_strategy_changed_under_way_keeps_sessions_and_instances(sticky: DataPlane) -> None:
+    async with aiohttp.ClientSession(sticky.url, cookie_jar=aiohttp.CookieJar(unsafe=True)) as client:
+        first = await send(client)
+        for strategy in ("least-connections", "response-time", "geographic", "round-robin"):
+            sticky.blocks["a"]["loadBalancing"]["strategy"] = strategy
+            sticky.announce()
+            assert who(await send(client)) == who(first)
+
+
+async def test_a_session_name_cannot_smuggle_headers(sticky: DataPlane) -> None:
+    evil = "a\r\nx-evil: 1\r\n\u2028ü\ud800"
+    answer = await send(sticky.client, {"session_id": evil})
+    assert (await answer.json())["session_id"] == evil
+    assert (await answer.json())["reply"] == evil
+
+
+@given(st.dictionaries(st.text(max_size=5), st.recursive(st.none() | st.integers() | st.text(), st.lists, max_leaves=5)))
+def test_fields_of_a_whole_body_are_those_that_json_finds(body: dict[str, Any]) -> None:
+    wanted = set(list(body)[:2])
+    found = top_level(json.dumps(body).encode(), wanted)
+    assert found == {name: body[name] for name in wanted}
+
+
+@given(st.binary(max_size=200) | st.text().map(str.encode), st.integers(0, 60))
+def test_the_beginning_of_anything_never_raises(content: bytes, cut: int) -> None:
+    top_level(content, {"session_id"})
+    whole = b'{"session_id": "s1", "message": "' + content.hex().encode() + b'"}'
+    assert top_level(whole[:cut], {"session_id"}) in ({}, {"session_id": "s1"})

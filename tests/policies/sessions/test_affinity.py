@@ -1,0 +1,168 @@
+"""Affinity: gateways agree without talking, and only the sessions of a lost instance move."""
+
+from __future__ import annotations
+
+from collections import Counter
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policies.base import Instance
+from policies.sessions.affinity import Rendezvous, SessionHome, SessionHomes, hash_of, point_of, within_bound
+
+SESSIONS = [f"session-{number}" for number in range(1000)]
+
+
+def fleet(size: int) -> list[Instance]:
+    return [Instance(f"instance-{number}") for number in range(1, size + 1)]
+
+
+def homes(instances: list[Instance], sessions: list[str] = SESSIONS, agent: str = "agent") -> dict[str, str]:
+    hashing = Rendezvous()
+    return {session: chosen.id for session in sessions if (chosen := hashing.pick(agent, session, instances)) is not None}
+
+
+@pytest.mark.parametrize("size", range(2, 65))
+def test_losing_one_of_n_moves_exactly_its_own_sessions(size: int) -> None:
+    instances = fleet(size)
+    sessions = SESSIONS[:200]
+    before = homes(instances, sessions)
+    lost = instances[size // 2]
+    after = homes([instance for instance in instances if instance is not lost], sessions)
+    assert {session for session in sessions if before[session] != after[session]} == {
+        session for session in sessions if before[session] == lost.id
+    }
+
+
+def test_a_new_one_takes_only_its_own_share_of_new_sessions() -> None:
+    before, after = homes(fleet(8)), homes(fleet(9))
+    moved = {session for session in SESSIONS if before[session] != after[session]}
+    assert {after[session] for session in moved} == {"instance-9"}
+    assert 70 <= len(moved) <= 150
+
+
+@given(st.integers(1, 20), st.text(max_size=20), st.text(max_size=20), st.randoms())
+def test_two_gateways_agree_whatever_the_order_of_their_lists(size: int, agent: str, session: str, shuffler: Random) -> None:
+    instances = fleet(size)
+    shuffled = fleet(size)
+    shuffler.shuffle(shuffled)
+    one, other = Rendezvous(), Rendezvous()
+    other.pick("warm", "up", shuffled)
+    first, second = one.pick(agent, session, instances), other.pick(agent, session, shuffled)
+    assert first is not None
+    assert second is not None
+    assert first.id == second.id == one.ranked(agent, session, shuffled)[0].id
+
+
+@pytest.mark.parametrize("agent", ["agent", "support", "billing"])
+def test_a_thousand_sessions_over_eight_stay_within_the_load_bound(agent: str) -> None:
+    counts = Counter(homes(fleet(8), agent=agent).values())
+    assert len(counts) == 8
+    assert max(counts.values()) <= 1.25 * 125 + 1
+
+
+def test_sessions_that_stay_in_flight_are_kept_within_the_load_bound_all_along() -> None:
+    instances = fleet(8)
+    hashing = Rendezvous()
+    for number, session in enumerate(SESSIONS, start=1):
+        chosen = hashing.pick("agent", session, instances)
+        assert chosen is not None
+        chosen.load += 1
+        assert max(instance.load for instance in instances) <= 1.25 * number / 8 + 2  # the bound, and the one just taken
+    assert max(instance.load for instance in instances) <= 1.25 * 125 + 1
+
+
+def test_one_over_the_bound_is_passed_over_for_the_next_in_order() -> None:
+    instances = fleet(4)
+    hashing = Rendezvous()
+    first, second = hashing.ranked("agent", "s", instances)[:2]
+    first.load = 10
+    assert hashing.pick("agent", "s", instances) is second
+    for instance in instances:
+        instance.load = 10
+    assert hashing.pick("agent", "s", instances) is first
+
+
+def test_the_bound_is_a_quarter_above_the_mean_and_one_more_and_follows_weights() -> None:
+    instances = fleet(4)
+    for instance, load in zip(instances, (3, 2, 1, 2), strict=True):
+        instance.load = load
+    assert within_bound(instances) == instances  # mean 2, bound 3.5
+    instances[0].load, instances[2].load = 4, 0
+    assert within_bound(instances) == instances[1:]
+    instances[0].weight = 4.0
+    assert within_bound(instances) == instances
+
+
+def test_weights_are_shares_of_sessions_and_none_is_none() -> None:
+    instances = fleet(4)
+    for instance, weight in zip(instances, (0.0, 1.0, 2.0, 5.0), strict=True):
+        instance.weight = weight
+    sessions = [f"s{number}" for number in range(8000)]
+    counts = Counter(homes(instances, sessions).values())
+    assert [counts[f"instance-{number}"] / 1000 for number in (1, 2, 3, 4)] == pytest.approx([0, 1, 2, 5], rel=0.1)
+    assert Rendezvous().pick("agent", "s", instances[:1]) is None
+    assert Rendezvous().pick("agent", "s", []) is None
+
+
+def test_raising_a_weight_moves_sessions_only_to_it() -> None:
+    instances = fleet(5)
+    before = homes(instances)
+    instances[0].weight = 2.0
+    after = homes(instances)
+    assert {after[session] for session in SESSIONS if before[session] != after[session]} == {"instance-1"}
+
+
+def test_agents_have_orders_of_their_own() -> None:
+    same = sum(one == other for one, other in zip(homes(fleet(8)).values(), homes(fleet(8), agent="b").values(), strict=True))
+    assert 70 <= same <= 190
+
+
+def test_hashes_are_the_same_in_every_process() -> None:
+    assert hash_of("agent", "session") == 9561045580565034851
+    assert hash_of("ab", "c") != hash_of("a", "bc")
+    assert hash_of("\ud800") != hash_of("?")
+
+
+def test_points_are_spread_from_0_to_100() -> None:
+    below_70 = sum(point_of("agent", session) < 70 for session in SESSIONS)
+    assert 650 <= below_70 <= 750
+    assert all(0 <= point_of("agent", session) < 100 for session in SESSIONS)
+
+
+def test_a_place_is_remembered_while_it_is_used() -> None:
+    places = SessionHomes(ttl_s=10)
+    home = SessionHome("instance-1", "v1")
+    places.put("agent", "s", home, 0.0)
+    for now in (9.0, 18.0, 28.0):
+        assert places.get("agent", "s", now) == home
+    assert places.get("agent", "s", 38.1) is None
+    assert len(places) == 0
+    assert places.get("other agent", "s", 0.0) is None
+
+
+def test_memory_is_bounded_and_the_one_idle_longest_leaves() -> None:
+    places = SessionHomes(ttl_s=100, most=3)
+    for number in range(3):
+        places.put("agent", f"s{number}", SessionHome(f"instance-{number}", "v1"), float(number))
+    places.get("agent", "s0", 4.0)
+    places.put("agent", "s3", SessionHome("instance-0", "v1"), 5.0)
+    assert [places.get("agent", f"s{number}", 6.0) is not None for number in range(4)] == [True, False, True, True]
+    assert places.count("instance-0") == 2
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.floats(0, 5)), max_size=60))
+def test_it_never_gives_back_what_is_older_than_its_ttl(steps: list[tuple[int, float]]) -> None:
+    places, used, now = SessionHomes(ttl_s=7, most=5), dict[str, float](), 0.0
+    for number, passed in steps:
+        now += passed
+        session = f"s{number}"
+        found = places.get("agent", session, now)
+        if found is not None:
+            assert now - used[session] <= 7
+        else:
+            places.put("agent", session, SessionHome("i", "v"), now)
+        used[session] = now
+        assert len(places) <= 5

@@ -1,0 +1,105 @@
+"""Tokens: whole, of this agent and in time, or nothing."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policies.sessions.session_token import Token, Tokens
+
+OLD, NEW, OTHER = b"o" * 32, b"n" * 32, b"x" * 32
+NOW = 1_800_000_000.0
+TOKENS = Tokens([NEW], ttl_s=3600)
+names = st.text(max_size=40)
+
+
+def issued(tokens: Tokens = TOKENS, agent: str = "agent", now: float = NOW) -> str:
+    return tokens.issue(agent, "session-1", "instance-7", "v2", now)
+
+
+@given(names, names, names, names)
+def test_what_was_issued_is_read_back(agent: str, session: str, instance: str, version: str) -> None:
+    token = TOKENS.issue(agent, session, instance, version, NOW)
+    assert TOKENS.read(token, agent, NOW) == Token(session, instance, version, int(NOW) + 3600)
+
+
+@given(st.text(max_size=200) | st.binary(max_size=200).map(lambda raw: raw.decode("latin-1")))
+@settings(max_examples=500)
+def test_made_up_text_reads_as_nothing(text: str) -> None:
+    assert TOKENS.read(text, "agent", NOW) is None
+
+
+@given(st.data())
+@settings(max_examples=500)
+def test_a_changed_character_anywhere_makes_it_nothing(data: st.DataObject) -> None:
+    token = issued()
+    at = data.draw(st.integers(0, len(token) - 1))
+    forged = token[:at] + data.draw(st.characters()) + token[at + 1 :]
+    assert forged == token or TOKENS.read(forged, "agent", NOW) is None
+
+
+def test_cut_off_anywhere_or_longer_it_is_nothing() -> None:
+    token = issued()
+    for end in range(len(token)):
+        assert TOKENS.read(token[:end], "agent", NOW) is None
+        assert TOKENS.read(token[end + 1 :], "agent", NOW) is None
+    for tail in ("A", "=", "==", " ", "\n", "AAAA", token, "é", "A" * 100_000):
+        assert TOKENS.read(token + tail, "agent", NOW) is None
+
+
+@pytest.mark.parametrize("nothing", [None, "", "=", "====", "\x00", "a", "A" * 2048])
+def test_nothing_is_nothing(nothing: str | None) -> None:
+    assert TOKENS.read(nothing, "agent", NOW) is None
+
+
+def test_another_agent_or_key_makes_it_nothing() -> None:
+    assert TOKENS.read(issued(), "agent2", NOW) is None
+    assert TOKENS.read(issued(Tokens([OTHER])), "agent", NOW) is None
+
+
+def test_its_time_is_idle_time() -> None:
+    token = issued()
+    assert TOKENS.read(token, "agent", NOW + 3599) is not None
+    assert TOKENS.read(token, "agent", NOW + 3600) is None
+    renewed = issued(now=NOW + 3599)
+    assert TOKENS.read(renewed, "agent", NOW + 7000) is not None
+
+
+def test_it_is_due_after_a_tenth_of_its_time() -> None:
+    token = TOKENS.read(issued(), "agent", NOW)
+    assert token is not None
+    assert [TOKENS.due(token, NOW + passed) for passed in (0, 359, 361, 3000)] == [False, False, True, True]
+
+
+def test_a_key_is_rotated_by_putting_a_new_one_in_front() -> None:
+    before, during, after = Tokens([OLD]), Tokens([NEW, OLD]), Tokens([NEW])
+    token = issued(before)
+    assert during.read(token, "agent", NOW) is not None
+    assert after.read(token, "agent", NOW) is None
+    assert before.read(issued(during), "agent", NOW) is None
+    assert after.read(issued(during), "agent", NOW) is not None
+
+
+def test_nothing_in_it_can_be_read_without_the_key() -> None:
+    token = issued()
+    assert "instance" not in token
+    assert token.isascii()
+    assert all(character.isalnum() or character in "-_" for character in token)
+
+
+@pytest.mark.parametrize("keys", [[], [b"short"], [NEW, b""]])
+def test_keys_must_be_keys(keys: list[bytes]) -> None:
+    with pytest.raises(ValueError, match="at least one key"):
+        Tokens(keys)
+
+
+def test_names_that_do_not_fit_into_a_cookie_are_refused() -> None:
+    with pytest.raises(ValueError, match="may have"):
+        TOKENS.issue("agent", "s" * 2000, "i", "v", NOW)
+    with pytest.raises(ValueError, match="may have"):
+        TOKENS.issue("agent", "s" * 70_000, "i", "v", NOW)
+
+
+def test_keys_are_not_shown() -> None:
+    assert repr(Tokens([OLD, NEW])) == "<Tokens: 2 keys, ttl 3600 s>"

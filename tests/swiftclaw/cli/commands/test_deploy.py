@@ -1,0 +1,203 @@
+"""`deploy`, `promote`, `rollback` and `status AGENT`: what is asked for, and how it is followed to its end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+from click.testing import CliRunner
+from rich.console import Console
+
+from cluster.config import ConfigError, parse
+from swiftclaw.cli import cli
+from swiftclaw.cli.commands.deploy import block_of, regions_in
+from swiftclaw.cli.errors import AdminUnreachable, CommandFailed
+from swiftclaw.cli.output import follow, tables
+from swiftclaw.cli.output.follow import coming, going, starting
+from swiftclaw.cli.output.reporter import ProgressReporter
+
+SHOP = {"agent": "shop:agent", "limits": {"maxConnections": 7}, "loadBalancing": {"strategy": "round-robin"}}
+FILE = {"agents": {"shop": SHOP}}
+
+
+def version(name: str, role: str = "stable", **figures: Any) -> dict[str, Any]:
+    return {
+        "version": name, "role": role, "weight": 100, "instances": 3, "desired": 3, "healthy": 3,
+        "requests": 10, "error_rate": 0.0, "p50_ms": 1.0, "p95_ms": 2.0, **figures,
+    }  # fmt: skip
+
+
+def status(*versions: dict[str, Any], current: bool = True, **rollout: Any) -> dict[str, Any]:
+    said = {"stable": "v1", "canary": None, "percent": 0, "target": 0, "paused": False, "note": "", "last": "", "analysis": ""}
+    one = {
+        "name": "shop", "versions": list(versions) or [version("v1")], "rollout": {**said, **rollout},
+        "regions": {"us": {"instances": 3, "healthy": 3}},
+    }  # fmt: skip
+    return {"agents": [one], "gateways": [{"current": current}], "problems": {}}
+
+
+def beside(percent: float, target: float, **rollout: Any) -> dict[str, Any]:
+    canary = version("v2", "canary", healthy=1, desired=2)
+    return status(version("v1"), canary, canary="v2", percent=percent, target=target, **rollout)
+
+
+def test_a_canary_is_followed_until_every_gateway_acts_on_it() -> None:
+    assert coming(beside(0, 10), "shop", "v2", 10).line == "v2 is on its way to 10 %: 1 of 2 instances healthy"
+    waiting = beside(10, 10)
+    waiting["gateways"][0]["current"] = False
+    line = "v2 has 10 % of the traffic of shop"
+    assert coming(waiting, "shop", "v2", 10) == follow.FollowStep(f"{line}; not yet known to 1 of 1 gateways")
+    assert coming(beside(10, 10), "shop", "v2", 10) == follow.FollowStep(line, done=True)
+
+
+def test_one_that_got_more_by_itself_meanwhile_is_done_and_one_that_stays_below_failed() -> None:
+    assert coming(beside(25, 25), "shop", "v2", 10).done
+    stuck = coming(beside(10, 10, note="stays at 10 %: not ready"), "shop", "v2", 50)
+    assert stuck == follow.FollowStep("v2 of shop stays at 10 %: not ready", failed=True)
+
+
+def test_one_that_was_taken_back_failed_with_the_reason() -> None:
+    said = "v2 was rolled back: ill"
+    assert coming(status(last=said), "shop", "v2", 10) == follow.FollowStep(said, failed=True)
+
+
+def test_taking_over_is_done_when_the_old_one_has_drained() -> None:
+    draining = status(version("v1", "leaving", instances=2), version("v2"), stable="v2")
+    assert coming(draining, "shop", "v2", 100).line == "v2 has all the traffic of shop; draining v1 (2 left)"
+    assert coming(status(version("v2"), stable="v2"), "shop", "v2", 100).done
+
+
+def test_a_rollback_is_done_when_the_version_is_gone() -> None:
+    draining = status(version("v1"), version("v2", "leaving", instances=1))
+    assert going(draining, "shop", "v2").line == "v1 has all the traffic of shop; draining v2 (1 left)"
+    assert going(status(), "shop", "v2").done
+
+
+def test_an_agent_that_starts_is_done_when_all_are_healthy_and_failed_when_it_cannot_start() -> None:
+    assert starting(status(), "shop").done
+    assert starting({**status(), "problems": {"shop.v1.us": "no module"}}, "shop").failed
+    assert not starting({**status(), "agents": []}, "shop").done
+
+
+class Answers:
+    """A Controller that answers one thing after the other, and is away in between."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+
+    def status(self) -> dict[str, Any]:
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if answer is None:
+            raise AdminUnreachable("nobody answers")
+        found: dict[str, Any] = answer
+        return found
+
+
+def followed(*answers: Any, timeout_s: float = 5.0) -> str:
+    def look(seen: Any) -> follow.FollowStep:
+        return coming(seen, "shop", "v2", 10)
+
+    with ProgressReporter(Console(quiet=True)) as reporter:
+        return follow.follow(Answers(*answers), look, reporter, timeout_s)  # type: ignore[arg-type]
+
+
+def test_a_controller_that_restarts_meanwhile_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "POLL_S", 0.01)
+    assert followed(beside(0, 10), None, beside(10, 10)) == "v2 has 10 % of the traffic of shop"
+
+
+def test_what_takes_too_long_is_refused_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "POLL_S", 0.01)
+    with pytest.raises(CommandFailed, match="not done after 0 s, and still going on: v2 is on its way"):
+        followed(beside(0, 10), timeout_s=0)
+
+
+# --- what is asked for --------------------------------------------------------------------------------------------------
+
+
+def test_a_config_wins_over_the_file_and_adds_to_it(tmp_path: Path) -> None:
+    config = tmp_path / "shop.json"
+    config.write_text(json.dumps({"loadBalancing": {"strategy": "least-connections", "healthCheck": {"interval": "3s"}}}))
+    block = block_of(parse(FILE, tmp_path), "shop", config)
+    assert block["loadBalancing"] == {"strategy": "least-connections"} and block["limits"] == {"maxConnections": 7}
+    assert block["healthCheck"] == {"interval": 3} and block["agent"] == "shop:agent"
+
+
+def test_an_agent_may_be_in_the_config_only(tmp_path: Path) -> None:
+    config = tmp_path / "new.yaml"
+    config.write_text("agent: new:agent\nregions: [us]\n")
+    assert block_of(parse(FILE, tmp_path), "new", config)["agent"] == "new:agent"
+    with pytest.raises(ConfigError, match="no such agent \\(known: shop\\); or give its --config"):
+        block_of(parse(FILE, tmp_path), "new", None)
+
+
+def test_mistakes_in_a_config_are_told(tmp_path: Path) -> None:
+    config = tmp_path / "shop.json"
+    config.write_text('{"limits": {"maxConnections": 0}}')
+    with pytest.raises(ConfigError, match=r"limits\.maxConnections"):
+        block_of(parse(FILE, tmp_path), "shop", config)
+
+
+def test_regions_are_named_once() -> None:
+    assert regions_in("us, eu") == ("us", "eu") and regions_in(None) == ()
+    for wrong in ("", "us,us", ","):
+        with pytest.raises(click.BadParameter):
+            regions_in(wrong)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["promote", "shop"], ["promote", "shop", "--canary", "5", "--pause"], ["promote", "shop", "--canary", "0"],
+        ["promote", "shop", "--canary", "101"], ["deploy", "shop", "--canary", "x"], ["deploy"], ["rollback"],
+    ],
+)  # fmt: skip
+def test_what_makes_no_sense_is_usage(command: list[str]) -> None:
+    assert CliRunner().invoke(cli, command).exit_code == 2
+
+
+@pytest.mark.parametrize("command", [["deploy", "shop"], ["promote", "shop", "--canary", "5"], ["rollback", "shop"]])
+def test_where_nothing_was_started_that_is_said(command: list[str], tmp_path: Path) -> None:
+    application = {"name": "swiftclaw", "import_path": "deployments.app:build", "args": FILE}
+    (tmp_path / "cluster.yaml").write_text(json.dumps({"applications": [application]}))
+    done = CliRunner().invoke(cli, [*command, str(tmp_path / "cluster.yaml")])
+    assert done.exit_code == 1 and "SwiftClaw was not started from" in done.output
+
+
+# --- what is shown ------------------------------------------------------------------------------------------------------
+
+
+def test_versions_stand_side_by_side_with_what_is_about_to_happen() -> None:
+    (one,) = beside(10, 25, paused=True, analysis="inconclusive: few requests")["agents"]
+    console = Console(width=80, no_color=True)
+    with console.capture() as captured:
+        console.print(tables.versions(one))
+    lines = [line.rstrip() for line in captured.get().splitlines()]
+    assert lines[0].split() == ["VERSION", "ROLE", "TRAFFIC", "HEALTHY", "REQUESTS", "ERR", "%", "P50", "ms", "P95", "ms"]
+    assert lines[2].split() == ["v2", "canary", "100", "%", "1", "of", "2", "10", "0", "1", "2"]
+    assert lines[3:] == [
+        "v2 gets 25 % when its instances for that are healthy",
+        "the analysis of v2 pauses",
+        "analysis: inconclusive: few requests",
+    ]
+
+
+def test_deploy_imports_ray_only_after_it_was_told_how_the_cluster_authenticates(tmp_path: Path) -> None:
+    """What Ray is told after its import comes too late: a cluster with a token would refuse us."""
+    args = {"gateways": [{"region": "us"}], "agents": {"shop": {"agent": "shop:agent", "regions": {"us": {"instances": 1}}}}}
+    application = {"name": "swiftclaw", "import_path": "deployments.app:build", "args": args}
+    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump({"applications": [application]}))
+    (tmp_path / "shop.py").write_text("from swiftclaw import Agent\nagent = Agent('shop')\n")
+    script = (
+        "import sys; from swiftclaw import cli; from swiftclaw.cli import ray_driver;"
+        "ray_driver.of = lambda file: sys.exit(f'connects; Ray imported: {\"ray\" in sys.modules}');"
+        "cli.run(['deploy', 'shop'])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.stderr.strip().endswith("connects; Ray imported: False"), done.stdout + done.stderr

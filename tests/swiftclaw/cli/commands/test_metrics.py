@@ -1,0 +1,181 @@
+"""`metrics`, `events` and `dashboard` against a fake admin port: what the Controller would answer, served by a thread."""
+
+from __future__ import annotations
+
+import json
+import webbrowser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.telemetry.events import KINDS
+from swiftclaw import cli
+from swiftclaw.cli import admin_api
+from swiftclaw.cli.commands.dashboard import VIEWS, open_in_a_window
+from swiftclaw.cli.commands.events import KINDS as OFFERED
+from swiftclaw.cli.commands.metrics import BAR, METRICS, bar
+from swiftclaw.cli.errors import AdminUnreachable
+from swiftclaw.cli.output import show
+from tests.swiftclaw.cli.commands.test_reading import FakeAdmin, Stop, instance
+
+ROOT = Path(__file__).parents[4]
+
+
+@pytest.fixture
+def admin() -> Any:
+    server = FakeAdmin()
+    regions = ["us-east-1"] * 3 + ["eu-west-1"] * 2 + ["ap-southeast-1"] * 2
+    rows = [instance(n, region, p99_ms=5000.0, connections=n) for n, region in enumerate(regions, 1)]
+    server.answers["/api/agents/my-agent/instances"] = rows
+    server.answers["/api/agents/my-agent/load"] = {
+        "agent": "my-agent", "window_s": 60, "total": 700,
+        "instances": [{**row, "requests": 25 * n, "share": 100 * n / 28} for n, row in enumerate(rows, 1)],
+    }  # fmt: skip
+    yield server
+    server.close()
+
+
+@pytest.fixture(autouse=True)
+def narrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def event(number: int, kind: str = "health", message: str = "instance-1 is unhealthy: database") -> dict[str, Any]:
+    return {
+        "id": number, "at": 1_700_000_000.0 + number, "kind": kind, "message": message, "agent": "my-agent",
+        "instance": "instance-1", "version": "v1", "region": "us-east-1", "details": {},
+    }  # fmt: skip
+
+
+# --- metrics --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_each_metric_fits_80_columns_without_colour_or_cut_names(
+    metric: str, admin: FakeAdmin, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["metrics", "my-agent", "--metric", metric, "--admin", admin.url]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"{metric}: ")
+    assert max(len(line.rstrip()) for line in shown.splitlines()) <= 80
+    assert "\x1b" not in shown and "…" not in shown
+    assert shown.count("ap-southeast-1") == 2 and "█" in shown
+
+
+def test_bars_are_as_long_as_the_numbers_and_the_longest_is_the_largest(
+    admin: FakeAdmin, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["metrics", "my-agent", "--admin", admin.url]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("instance-")]
+    lengths = [row.count("█") for row in rows]
+    assert lengths == sorted(lengths) and lengths[-1] == BAR
+    assert rows[-1].split()[-3:] == ["25.0", "%", "175"]
+
+
+@pytest.mark.parametrize(
+    ("value", "largest", "shown"), [(0, 0, ""), (0, 9, ""), (9, 9, "█" * 22), (0.001, 9, "▏"), (1, 2, "█" * 11)]
+)
+def test_a_bar_is_nothing_only_for_nothing(value: float, largest: float, shown: str) -> None:
+    assert bar(value, largest) == shown
+
+
+def test_an_instance_without_requests_has_no_times(admin: FakeAdmin, capsys: pytest.CaptureFixture[str]) -> None:
+    unknown = {"mean_ms": None, "p50_ms": None, "p95_ms": None, "p99_ms": None}
+    admin.answers["/api/agents/my-agent/instances"] = [instance(1, **unknown)]
+    assert cli.run(["metrics", "my-agent", "--metric", "response-times", "--admin", admin.url]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["instance-1", "us-east-1", "v1", "-", "-", "-", "-"]
+
+
+@pytest.mark.parametrize(("metric", "path"), [("load-distribution", "load"), ("errors", "instances")])
+def test_json_is_exactly_what_the_admin_port_answers(
+    metric: str, path: str, admin: FakeAdmin, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["metrics", "my-agent", "--metric", metric, "--json", "--admin", admin.url]) == 0
+    assert json.loads(capsys.readouterr().out) == admin.answers[f"/api/agents/my-agent/{path}"]
+
+
+@pytest.mark.parametrize("command", [["metrics", "my-agnet"], ["dashboard", "my-agnet"], ["events", "--agent", "my-agnet"]])
+def test_an_unknown_agent_is_one_sentence(command: list[str], admin: FakeAdmin, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([*command, "--admin", admin.url]) == 1
+    assert "did you mean my-agent?" in capsys.readouterr().err
+
+
+# --- events ---------------------------------------------------------------------------------------------------------
+
+
+def test_events_are_a_line_each(admin: FakeAdmin, capsys: pytest.CaptureFixture[str]) -> None:
+    admin.answers["/api/events?limit=20"] = [event(1), event(2, "config", "my-agent: loadBalancing.strategy is geographic")]
+    assert cli.run(["events", "--admin", admin.url]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first[8:] == " health   my-agent: instance-1 is unhealthy: database"
+    assert second[8:] == " config   my-agent: loadBalancing.strategy is geographic"
+
+
+def test_what_is_asked_for_is_what_the_options_say(admin: FakeAdmin, capsys: pytest.CaptureFixture[str]) -> None:
+    admin.answers["/api/events?agent=my-agent&kind=health&limit=5"] = [event(1)]
+    options = ["--agent", "my-agent", "--kind", "health", "--limit", "5", "--json"]
+    assert cli.run(["events", *options, "--admin", admin.url]) == 0
+    assert json.loads(capsys.readouterr().out) == [event(1)]
+
+
+def test_no_events_are_said_to_be_none(admin: FakeAdmin, capsys: pytest.CaptureFixture[str]) -> None:
+    admin.answers["/api/events?limit=20"] = []
+    assert cli.run(["events", "--admin", admin.url]) == 0
+    assert capsys.readouterr().out == "nothing has happened since the Controller started\n"
+
+
+def test_following_shows_each_once_and_survives_a_controller_that_restarts(
+    admin: FakeAdmin, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = iter([[event(1)], AdminUnreachable("nobody answers on X (refused); hint"), [], [event(2, message="back")]])
+    asked = []
+
+    def fetch(_: admin_api.AdminApi, **query: Any) -> Any:
+        asked.append(query.get("after"))
+        answer = next(answers)
+        if isinstance(answer, AdminUnreachable):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(admin_api.AdminApi, "events", fetch)
+    monkeypatch.setattr(show.time, "sleep", Stop(*[lambda: None] * 3))
+    assert cli.run(["events", "--follow", "--json", "--admin", admin.url]) == 0
+    said = capsys.readouterr()
+    assert [json.loads(line)["message"] for line in said.out.splitlines()] == [event(1)["message"], "back"]
+    assert said.err == "reconnecting … (nobody answers on X (refused))\n"
+    assert asked == [None, 1, 1, 1]
+
+
+def test_its_kinds_are_those_that_there_are() -> None:
+    assert OFFERED == KINDS
+
+
+# --- dashboard ------------------------------------------------------------------------------------------------------
+
+
+def test_the_address_is_printed_and_nothing_opened_where_there_is_no_terminal(
+    admin: FakeAdmin, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(webbrowser, "get", lambda: pytest.fail("a browser was looked for"))
+    assert cli.run(["dashboard", "my-agent", "--view", "latency", "--admin", admin.url]) == 0
+    assert capsys.readouterr().out == f"{admin.url}/dashboard?agent=my-agent&view=latency\n"
+
+
+@pytest.mark.parametrize(("kind", "opens"), [(webbrowser.BackgroundBrowser, True), (webbrowser.GenericBrowser, False)])
+def test_only_a_browser_with_a_window_is_opened(kind: Any, opens: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(kind, "open", lambda _, url: opened.append(url))
+    monkeypatch.setattr(webbrowser, "get", lambda: kind("some-browser"))
+    open_in_a_window("http://x/dashboard")
+    assert opened == (["http://x/dashboard"] if opens else [])
+
+
+def test_its_views_are_those_of_the_page() -> None:
+    (listed,) = [
+        line
+        for line in (ROOT / "cluster/admin/dashboard/views.js").read_text("utf-8").splitlines()
+        if line.startswith("export const VIEWS")
+    ]
+    assert tuple(part.split(":")[0].strip() for part in listed.split("{")[1].split("}")[0].split(",")) == VIEWS

@@ -1,0 +1,213 @@
+"""What `up` started is known again; what only looks like it is never touched. Plain `sleep` processes stand for Ray's."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from swiftclaw import cli
+from swiftclaw.cli import ray_driver
+from swiftclaw.cli.errors import CommandFailed
+from swiftclaw.cli.local import cluster_record, local_cluster, processes
+from swiftclaw.cli.local.cluster_record import ClusterRecord, RecordedNode
+from swiftclaw.cli.local.processes import StartedProcess
+from swiftclaw.cli.local.undo import undoing
+
+PARENT = "import subprocess, sys, time; subprocess.Popen(['sleep', '60']); print('up', flush=True); time.sleep(60)"
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+Start = Callable[..., subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    begun: list[subprocess.Popen[bytes]] = []
+
+    def run(*command: str) -> subprocess.Popen[bytes]:
+        begun.append(subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True))
+        return begun[-1]
+
+    yield run
+    for child in begun:
+        child.kill()
+        child.wait()
+        if child.stdout:
+            child.stdout.close()
+
+
+def said(child: subprocess.Popen[bytes]) -> bytes:
+    assert child.stdout
+    return child.stdout.readline()
+
+
+def end(child: subprocess.Popen[bytes]) -> None:
+    """Kill it and leave its zombie."""
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+
+
+def gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_record_is_read_as_it_was_written_and_is_private(tmp_path: Path) -> None:
+    written = ClusterRecord(
+        "127.0.0.1:6379", True, False, "/tmp/x", "token", "127.0.0.1:8265", [RecordedNode("eu", StartedProcess(12, 3.5))]
+    )
+    cluster_record.save(tmp_path, written)
+    assert cluster_record.load(tmp_path) == written
+    assert stat.S_IMODE((tmp_path / cluster_record.FILE).stat().st_mode) == 0o600
+    assert [file.name for file in tmp_path.iterdir()] == [cluster_record.FILE]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format": 2}', '{"format": 1, "nodes": [{}]}'])
+def test_a_damaged_record_is_refused_not_guessed(content: str, tmp_path: Path) -> None:
+    (tmp_path / cluster_record.FILE).write_text(content)
+    with pytest.raises(CommandFailed, match="is damaged"):
+        cluster_record.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("environment", "token", "mode"),
+    [
+        ({}, False, "disabled"),
+        ({}, True, "token"),
+        ({"RAY_AUTH_TOKEN_PATH": "/x"}, False, "token"),
+        ({"RAY_AUTH_MODE": "disabled"}, True, "disabled"),
+    ],
+)
+def test_ray_asks_for_a_token_where_there_is_one(
+    environment: dict[str, str], token: bool, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    if token:
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").touch()
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert ray_driver.auth_mode() == mode
+
+
+def test_a_process_is_known_by_id_and_creation_time(start: Start) -> None:
+    child = start("sleep", "60")
+    started = processes.remember(child.pid)
+    assert processes.find(started) is not None
+    assert processes.find(replace(started, created=started.created - 60)) is None
+    end(child)
+    assert processes.find(started) is None, "a zombie does not run"
+
+
+def test_a_stranger_with_the_same_id_is_never_killed(start: Start) -> None:
+    child = start("sleep", "60")
+    stranger = replace(processes.remember(child.pid), created=time.time() - 3600)
+    assert processes.stop([stranger], grace_s=0.2) == 0
+    assert child.poll() is None
+
+
+def test_children_are_stopped_with_their_parent(start: Start) -> None:
+    child = start(sys.executable, "-c", PARENT)
+    assert said(child) == b"up\n"
+    (grandchild,) = psutil.Process(child.pid).children()
+    processes.stop([processes.remember(child.pid)], grace_s=1)
+    assert gone(child.pid)
+    assert gone(grandchild.pid)
+
+
+def test_orphans_of_a_dead_parent_are_stopped_if_they_bear_the_mark(start: Start) -> None:
+    child = start(sys.executable, "-c", PARENT, "ours-1")
+    marked = (
+        "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)', 'ours-1']); " + PARENT
+    )
+    parent = start(sys.executable, "-c", marked)
+    assert said(child) == said(parent) == b"up\n"
+    bears, other = sorted(psutil.Process(parent.pid).children(), key=lambda one: "ours-1" not in one.cmdline())
+    remembered = processes.remember(parent.pid)
+    end(parent)
+    processes.stop([remembered], grace_s=1, mark="ours-1")
+    assert gone(bears.pid)
+    assert not gone(other.pid), "in its session, without its mark"
+    assert child.poll() is None, "its mark, in another session"
+    other.kill()
+
+
+def test_who_does_not_stop_when_asked_is_killed(start: Start) -> None:
+    child = start(sys.executable, "-c", STUBBORN)
+    assert said(child) == b"up\n"
+    assert processes.stop([processes.remember(child.pid)], grace_s=0.3) == 1
+    assert gone(child.pid)
+
+
+def test_stopping_a_cluster_stops_its_nodes_and_keeps_the_logs(start: Start, tmp_path: Path) -> None:
+    head, worker, other = (start("sleep", "60") for _ in range(3))
+    temp_dir = tmp_path / "ray"
+    (temp_dir / "session_latest" / "logs").mkdir(parents=True)
+    (temp_dir / "session_latest" / "logs" / "raylet.out").write_text("why")
+    nodes = [RecordedNode("us", processes.remember(head.pid)), RecordedNode("eu", processes.remember(worker.pid))]
+    made = ClusterRecord("127.0.0.1:1", True, temp_dir=str(temp_dir), nodes=nodes)
+    cluster_record.save(tmp_path, made)
+    assert local_cluster.running(made)
+    local_cluster.stop(made, tmp_path)
+    assert gone(head.pid)
+    assert gone(worker.pid)
+    assert other.poll() is None
+    assert cluster_record.load(tmp_path) is None
+    assert (tmp_path / "logs" / "ray" / "raylet.out").read_text() == "why"
+    assert not temp_dir.exists()
+
+
+def test_a_region_whose_node_died_is_missing(start: Start) -> None:
+    head, worker = start("sleep", "60"), start("sleep", "60")
+    nodes = [RecordedNode("us", processes.remember(head.pid)), RecordedNode("eu", processes.remember(worker.pid))]
+    made = ClusterRecord("127.0.0.1:1", True, nodes=nodes)
+    assert local_cluster.missing(made, ["us", "eu", "ap"]) == ["ap"]
+    end(worker)
+    assert local_cluster.missing(made, ["us", "eu", "ap"]) == ["eu", "ap"]
+
+
+def test_down_after_a_reboot_touches_nobody(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    child = start("sleep", "60")
+    stranger = replace(processes.remember(child.pid), created=1.0)
+    (tmp_path / ".swiftclaw").mkdir()
+    cluster_record.save(tmp_path / ".swiftclaw", ClusterRecord("127.0.0.1:1", True, nodes=[RecordedNode("us", stranger)]))
+    assert cli.run(["down"]) == 0
+    assert "stopped" in capsys.readouterr().out
+    assert child.poll() is None
+    assert not (tmp_path / ".swiftclaw" / cluster_record.FILE).exists()
+
+
+def test_down_says_when_the_joined_cluster_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".swiftclaw").mkdir()
+    cluster_record.save(tmp_path / ".swiftclaw", ClusterRecord("127.0.0.1:1", False))
+    assert cli.run(["down"]) == 0
+    assert "no Ray cluster answers at 127.0.0.1:1" in capsys.readouterr().err
+    assert cluster_record.load(tmp_path / ".swiftclaw") is None
+
+
+def test_what_was_begun_is_undone_only_when_the_rest_fails() -> None:
+    done: list[str] = []
+    with undoing(lambda: done.append("announced")) as undo:
+        undo.by(lambda: done.append("undone"))
+    with pytest.raises(CommandFailed), undoing(lambda: done.append("announced")):
+        raise CommandFailed("before anything was begun")
+    assert done == []
+    with pytest.raises(KeyboardInterrupt), undoing(lambda: done.append("announced")) as undo:
+        undo.by(lambda: done.append("first"))
+        undo.by(lambda: done.append("second"))
+        raise KeyboardInterrupt
+    assert done == ["announced", "second", "first"]
