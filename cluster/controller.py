@@ -22,6 +22,7 @@ from cluster.admin.prometheus import InstanceRow
 from cluster.admin.sampler import sample_forever
 from cluster.config import Settings, parse
 from cluster.config.agent_settings import HealthCheck
+from cluster.desired.apps import AppStatus
 from cluster.desired.autoscaling import Autoscaling
 from cluster.desired.canary_analysis import CanaryAnalysis
 from cluster.desired.desired import DesiredState
@@ -39,7 +40,7 @@ from cluster.fleet.registry import InstanceRecord, Registry
 from cluster.fleet.shared_breakers import SharedBreakers
 from cluster.messages import GatewayHello, Observation, Registration, RegistrationReply, Snapshot
 from cluster.placement.reconciler import Reconciler
-from cluster.placement.serve import AppStatus, Placement
+from cluster.placement.serve import Placement
 from cluster.telemetry.events import Events
 from cluster.telemetry.history import MetricHistory
 from cluster.telemetry.totals import MetricTotals

@@ -16,12 +16,12 @@ from typing import Any
 
 from cluster.config import AgentSettings, ConfigError, Settings, agent_from_block, parse
 from cluster.desired import rollout as transitions
+from cluster.desired.apps import AppSpec, AppStatus, Deployed, app_name
 from cluster.desired.packages import CannotPack, Packages, pack
 from cluster.desired.rollout import Rollout, RolloutRejected, Version
 from cluster.desired.state import State
 from cluster.fleet.registry import Registry
 from cluster.messages import VersionShare
-from cluster.placement.serve import AppSpec, AppStatus, Deployed, app_name
 
 Tell = Callable[[str, str, str], None]  # agent, version, what happened
 

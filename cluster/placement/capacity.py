@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from cluster.desired.apps import AppSpec
 from cluster.fleet.registry import Registry
 from cluster.messages import InstanceSpec
-from cluster.placement.serve import AppSpec, NodeResources
+from cluster.placement.serve import NodeResources
 
 PATIENCE_S = 12.0
 

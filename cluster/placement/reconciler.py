@@ -2,7 +2,7 @@
 
 Once a second, and at once when somebody hurries or waits for it. A crash between two steps is repaired by the next round,
 because each step is remembered before, or found again among what runs, after. What to do is decided by pure functions
-(`placement.plan`, `cluster.rollouts`, `policies.scaling`); here are the order and the effects.
+(`desired.apps.plan`, `desired.rollout`, `policies.scaling`); here are the order and the effects.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 
 from cluster.config import Settings
+from cluster.desired.apps import Action, AppSpec, AppStatus, desired_apps, plan
 from cluster.desired.autoscaling import Autoscaling
 from cluster.desired.canary_analysis import CanaryAnalysis
 from cluster.desired.desired import DesiredState
 from cluster.fleet.gateways import Gateways
 from cluster.fleet.registry import Registry
 from cluster.placement.capacity import Capacity, explained
-from cluster.placement.serve import Action, AppSpec, AppStatus, Placement, desired_apps, plan
+from cluster.placement.serve import Placement
 
 log = logging.getLogger("swiftclaw.controller")
 

@@ -19,8 +19,8 @@ import ray
 from ray import serve
 
 from cluster.config import GatewaySettings
+from cluster.desired.apps import GATEWAY_DRAIN_S
 from cluster.messages import GatewayHello
-from cluster.placement.serve import GATEWAY_DRAIN_S
 from cluster.placement.serve_internals import logs_folder
 from cluster.transport.listener import Listener, PortInUse, bind
 from cluster.transport.rpc import ControllerUnavailable, RpcClient

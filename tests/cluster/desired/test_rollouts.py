@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from cluster.controller import Controller
 from cluster.desired import rollout as transitions
+from cluster.desired.apps import AppSpec, AppStatus
 from cluster.desired.failpoints import POINTS
 from cluster.desired.packages import CannotPack, Package, pack
 from cluster.desired.rollout import (
@@ -34,7 +35,6 @@ from cluster.desired.rollout import (
 )
 from cluster.desired.rollout_manager import DeployRequest
 from cluster.messages import InstanceSpec, Registration
-from cluster.placement.serve import AppSpec, AppStatus
 
 V1, V2 = Version("v1", {"agent": "m:a"}, "one"), Version("v2", {"agent": "m:a"}, "two")
 ALONE = Rollout(V1, "v1")

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from cluster.config import parse
+from cluster.desired.apps import AppSpec, desired_apps
 from cluster.fleet.registry import Registry
 from cluster.messages import Registration
 from cluster.placement.capacity import PATIENCE_S, Capacity, explained
-from cluster.placement.serve import AppSpec, NodeResources, desired_apps
+from cluster.placement.serve import NodeResources
 
 
 def spec(replicas: int = 4, resources: dict[str, Any] | None = None, labelled: bool = True) -> AppSpec:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import parse
-from cluster.placement.serve import Action, AppSpec, Deployed, desired_apps, labelled_regions, plan
+from cluster.desired.apps import Action, AppSpec, Deployed, desired_apps, labelled_regions, plan
 
 
 def apps(regions: dict[str, int], *, cpus: float = 0.1, labelled: set[str] | None = None) -> dict[str, AppSpec]:
