@@ -20,8 +20,8 @@ from deployments.balancing.pool import Pool
 from deployments.gateway.rate_limits import RateLimits, in_chat, in_message
 from deployments.request import openai, sessions, tracing
 from deployments.request.access_log import AccessLine
-from deployments.request.exchange import CLIENT_DISCONNECTED, READ_AHEAD, ClientDisconnected, Exchange, Receive, Scope, Send
-from deployments.upstream.connection import Body
+from deployments.request.exchange import CLIENT_DISCONNECTED, READ_AHEAD, ClientDisconnected, Exchange
+from deployments.types import Body, Receive, Scope, Send, SentHeaders
 from deployments.upstream.connection_pool import ConnectionPool
 from deployments.upstream.forward import Call, Forwarder, end_broken
 from deployments.upstream.websocket import WebSocketForwarder
@@ -222,7 +222,7 @@ def _app_path(exchange: Exchange, rest: bytes) -> str:
     return f"{path}?{query.decode('latin-1')}" if query else path
 
 
-def _retry_after(error: SwiftClawError) -> list[tuple[bytes, bytes]]:
+def _retry_after(error: SwiftClawError) -> SentHeaders:
     if error.retry_after_s is None:
         return []
     return [(b"retry-after", str(max(1, math.ceil(error.retry_after_s))).encode())]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, MutableMapping
+from collections.abc import AsyncIterator
 from typing import Any
+
+from deployments.types import Message, Scope
 
 
 class InProcessRequest:
@@ -20,7 +22,7 @@ class InProcessRequest:
         self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=16)  # a slow reader slows the instance
         self._all: list[bytes] = []
         self._queued = bool(body.get("stream"))
-        self.scope: dict[str, Any] = {
+        self.scope: Scope = {
             "type": "http",
             "method": "POST",
             "scheme": "http",
@@ -36,14 +38,14 @@ class InProcessRequest:
             ],
         }
 
-    async def receive(self) -> MutableMapping[str, Any]:
+    async def receive(self) -> Message:
         if self._request is not None:
             body, self._request = self._request, None
             return {"type": "http.request", "body": body, "more_body": False}
         await self._left.wait()
         return {"type": "http.disconnect"}
 
-    async def send(self, message: MutableMapping[str, Any]) -> None:
+    async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             return

@@ -25,7 +25,8 @@ from cluster.messages import KEY_HEADER, PEERS_PATH, Peer
 from cluster.transport.listener import Listener, bind
 from deployments.balancing.agents import AgentTable
 from deployments.gateway.rate_limits import AdmittedRequest, RateLimits
-from deployments.request.exchange import ClientDisconnected, Exchange, Receive, Scope, Send
+from deployments.request.exchange import ClientDisconnected, Exchange
+from deployments.types import Receive, Scope, Send
 from deployments.upstream.connection_pool import ConnectionPool
 from policies.errors import PayloadTooLarge, SwiftClawError
 

@@ -17,6 +17,7 @@ from cluster.messages import AgentView, RateRule
 from deployments.balancing.agents import AgentTable
 from deployments.request.exchange import READ_AHEAD, Exchange
 from deployments.request.sessions import top_level
+from deployments.types import SentHeaders
 from policies.errors import RateLimited
 from policies.rate_limit import LIMITERS, Limiter, TightestLimit, admit_all, headers, key_of
 
@@ -222,7 +223,7 @@ def _header(exchange: Exchange, wanted: bytes | None) -> str:
     return NOBODY
 
 
-def _headers(verdict: TightestLimit) -> list[tuple[bytes, bytes]]:
+def _headers(verdict: TightestLimit) -> SentHeaders:
     """`Retry-After` comes with the error."""
     decision, limiter = verdict
     fields = headers(decision, limiter.requests, limiter.window_s)

@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,8 @@ from cluster.messages import (
 from deployments.instance.hosted_agent import HostedAgent
 from deployments.instance.replies import Replies, event
 from deployments.request import openai
-from deployments.request.exchange import ClientDisconnected, Exchange, Receive, Scope, Send
+from deployments.request.exchange import ClientDisconnected, Exchange
+from deployments.types import Message, Receive, Scope, Send, SentHeaders
 from policies.errors import STATUS, AgentFailed, InstanceFailed, NotFound, RequestTimeout, SwiftClawError
 
 log = logging.getLogger("swiftclaw.instance")
@@ -108,7 +109,7 @@ class InstanceServer:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             return
-        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        headers: SentHeaders = scope["headers"]
         if not self._is_gateway(headers):
             await _forbid(scope, send)
             return
@@ -139,11 +140,11 @@ class InstanceServer:
         finally:
             self.in_flight -= 1
 
-    def _is_gateway(self, headers: list[tuple[bytes, bytes]]) -> bool:
+    def _is_gateway(self, headers: SentHeaders) -> bool:
         return any(name == KEY_HEADER and hmac.compare_digest(value, self._key) for name, value in headers)
 
     def _with_load(self, send: Send, on_arrival: int) -> Send:
-        async def sending(message: MutableMapping[str, Any]) -> None:
+        async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 load = b"%d %d %d" % (self.in_flight, on_arrival, self.cpu_percent)
                 message = {**message, "headers": [*message.get("headers", ()), (LOAD_HEADER, load)]}
@@ -211,7 +212,7 @@ class InstanceServer:
         kept = [(name, value) for name, value in scope["headers"] if name != SESSION_HEADER]
         scope["headers"] = [*kept, (b"x-forwarded-prefix", f"/agents/{self._spec.agent}".encode())]
 
-        async def send(message: MutableMapping[str, Any]) -> None:
+        async def send(message: Message) -> None:
             if message["type"] in ("http.response.start", "websocket.accept"):
                 exchange.started = True
             await exchange.send(message)
@@ -283,7 +284,7 @@ class InstanceServer:
             self.watched_at = time.monotonic()
 
 
-def _limit(headers: list[tuple[bytes, bytes]]) -> int:
+def _limit(headers: SentHeaders) -> int:
     """How many requests this instance may have in flight, as the gateway says: it knows the settings of this moment."""
     for name, value in headers:
         if name == LIMIT_HEADER and value.isdigit():

@@ -10,8 +10,9 @@ import ipaddress
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
+from deployments.types import Headers
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-Headers = Sequence[tuple[bytes, bytes]]
 
 REGION_HEADER = b"x-swiftclaw-region"
 FORWARDED_HEADER = b"x-forwarded-for"

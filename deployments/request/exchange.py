@@ -10,19 +10,16 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator
 from random import getrandbits
 from typing import TYPE_CHECKING, Any
 
+from deployments.types import Body, Headers, Receive, Scope, Send, SentHeaders
 from policies.errors import BadRequest, PayloadTooLarge, SwiftClawError
 
 if TYPE_CHECKING:
     from deployments.request.access_log import AccessLine
     from deployments.request.tracing import RequestSpan
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 WATCH_AFTER_S = 0.02  # most answers are quicker, and need no task that waits for their client to go
 READ_AHEAD = 64 * 1024  # bodies up to this size are read before an instance is chosen
@@ -51,13 +48,13 @@ class Exchange:
         self._max_body = max_body
         self.method: str = scope.get("method", "GET")
         self.path: bytes = scope["raw_path"]
-        self.headers: list[tuple[bytes, bytes]] = scope["headers"]
+        self.headers: SentHeaders = scope["headers"]
         self.started_at = time.monotonic()
         self.started = False  # the answer's head is out
         self.status = 0
         self.event_stream = False
         self.prefix = b""  # as much of the body as has been read before an instance was chosen
-        self.told: list[tuple[bytes, bytes]] = []  # headers that the answer carries, whatever it will be
+        self.told: SentHeaders = []  # headers that the answer carries, whatever it will be
         self.agent: str | None = None  # whom it is for, once that is known
         self.counted = False  # by the instance that was to answer it
         self.failure: str | None = None  # the named error that it ended with, or CLIENT_DISCONNECTED
@@ -97,7 +94,7 @@ class Exchange:
             raise PayloadTooLarge(f"the body has {length} bytes; at most {self._max_body} are allowed")
         return length
 
-    async def body(self, *, ahead: bool = False) -> bytes | AsyncIterator[bytes] | None:
+    async def body(self, *, ahead: bool = False) -> Body:
         """Small bodies whole (so that the request can be sent again), large or unknown ones as a stream.
 
         `ahead`: read the beginning of a stream into `prefix` first, and all of it if it turns out to be small.
@@ -245,7 +242,7 @@ class Exchange:
 
     # --- the answer -----------------------------------------------------------------------------------------------
 
-    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+    async def start(self, status: int, headers: Headers) -> None:
         self.started = True
         self.status = status
         self.event_stream = any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)
@@ -254,7 +251,7 @@ class Exchange:
     async def write(self, piece: bytes, more: bool) -> None:
         await self.send({"type": "http.response.body", "body": piece, "more_body": more})
 
-    async def answer(self, status: int, body: object, headers: list[tuple[bytes, bytes]] | None = None) -> None:
+    async def answer(self, status: int, body: object, headers: Headers = ()) -> None:
         """A whole JSON (or, for str, text) answer of the gateway itself."""
         text = isinstance(body, str)
         content = (body if isinstance(body, str) else json.dumps(body)).encode()
@@ -265,7 +262,7 @@ class Exchange:
                 (b"content-length", str(len(content)).encode()),
                 (b"x-request-id", self.request_id.encode()),
                 *self.told,
-                *(headers or ()),
+                *headers,
             ],
         )
         await self.write(content, more=False)

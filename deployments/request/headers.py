@@ -10,7 +10,7 @@ from cluster.messages import KEY_HEADER, LIMIT_HEADER, LOAD_HEADER, REFUSED_HEAD
 from deployments.balancing.backend import LoadReport
 from deployments.request.client_address import FORWARDED_HEADER, ClientAddresses, forwarded
 from deployments.request.exchange import Exchange
-from deployments.upstream.connection import Headers
+from deployments.types import Headers, SentHeaders
 
 _HOP_BY_HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te", b"trailer",
@@ -23,7 +23,7 @@ _NOT_SENT = _HOP_BY_HOP | _OURS | _SET_BY_US | _TOLD
 _NOT_RETURNED = _HOP_BY_HOP | _OURS | {b"x-request-id", b"x-swiftclaw-instance", b"x-swiftclaw-version", b"x-swiftclaw-region"}
 
 
-def for_instance(exchange: Exchange, clients: ClientAddresses, key: str, session: str | None) -> list[tuple[bytes, bytes]]:
+def for_instance(exchange: Exchange, clients: ClientAddresses, key: str, session: str | None) -> SentHeaders:
     """The client's, less what ends at this hop, plus what the instance is to know."""
     named = _named_by_connection(exchange)
     headers = [header for header in exchange.headers if header[0] not in _NOT_SENT and header[0] not in named]
@@ -56,7 +56,7 @@ def limit(most: int) -> tuple[bytes, bytes]:
 class Head(NamedTuple):
     """An instance's answer, read once."""
 
-    headers: list[tuple[bytes, bytes]]  # for the client
+    headers: SentHeaders  # for the client
     streamed: bool  # its length is not known
     report: LoadReport | None
     refused: bytes | None  # not executed, and why: another instance may be asked

@@ -17,6 +17,7 @@ except ImportError:  # it comes with Ray, which might do without it one day
     trace = None  # type: ignore[assignment]
 
 from deployments.request.exchange import CLIENT_DISCONNECTED, Exchange
+from deployments.types import SentHeaders
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"))
-
-SentHeaders = list[tuple[bytes, bytes]]
 
 
 def of_process() -> Tracing | None:

@@ -8,13 +8,12 @@ time per request. A body waits while the other side does not read, in both direc
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httptools
 
-Headers = Sequence[tuple[bytes, bytes]]
-Body = bytes | AsyncIterator[bytes] | None
+from deployments.types import Body, Headers, SentHeaders
 
 _MOST_UNREAD = 256 * 1024  # bytes of an answer that wait for their reader; then the instance waits
 _MOST_HEAD = 1024 * 1024  # bytes of an answer's head
@@ -34,7 +33,7 @@ class InstanceRequest:
 
     __slots__ = ("body", "chunked", "head", "method")
 
-    def __init__(self, method: str, path: str, headers: Iterable[tuple[bytes, bytes]], body: Body, host: str) -> None:
+    def __init__(self, method: str, path: str, headers: Headers, body: Body, host: str) -> None:
         """`host`: for a Host header where there is none."""
         self.method, self.body = method, body
         lines = [f"{method} {path} HTTP/1.1".encode("latin-1")]
@@ -137,7 +136,7 @@ class Connection(asyncio.Protocol):
         self._parser: Any = None
         self._answer: InstanceResponse | None = None  # what is being received
         self._heard: asyncio.Future[None] | None = None  # while the answer's head is waited for
-        self._headers: list[tuple[bytes, bytes]] = []
+        self._headers: SentHeaders = []
         self._head_bytes = 0
         self._interim = False  # a 1xx head, which is not the answer's
         self._stray = False  # something came that nobody asked for

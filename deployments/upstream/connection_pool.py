@@ -8,7 +8,7 @@ request was the largest part of a gateway's; WebSockets by aiohttp, where a hand
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import aiohttp
@@ -16,7 +16,8 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from cluster.transport.listener import in_url
-from deployments.upstream.connection import Body, Connection, ConnectionBroken, InstanceRequest, InstanceResponse, NotConnected
+from deployments.types import Body, Headers
+from deployments.upstream.connection import Connection, ConnectionBroken, InstanceRequest, InstanceResponse, NotConnected
 
 _IDLE_CONNECTION_S = 30.0  # below the instances' own keep-alive time, or a request may meet a connection being closed
 
@@ -45,7 +46,7 @@ class ConnectionPool:
         host: str,
         port: int,
         path: str,
-        headers: Iterable[tuple[bytes, bytes]],
+        headers: Headers,
         body: Body,
         connect_s: float = 10.0,
     ) -> InstanceResponse:
@@ -55,7 +56,7 @@ class ConnectionPool:
         return await connection.ask(request)
 
     async def websocket(
-        self, host: str, port: int, path: str, headers: Iterable[tuple[bytes, bytes]], protocols: Sequence[str]
+        self, host: str, port: int, path: str, headers: Headers, protocols: Sequence[str]
     ) -> aiohttp.ClientWebSocketResponse[Any]:
         """An open WebSocket. Raises NotConnected, ConnectionBroken, or aiohttp.WSServerHandshakeError when it was declined."""
         try:

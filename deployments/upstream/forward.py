@@ -20,8 +20,9 @@ from deployments.request import headers
 from deployments.request.exchange import ClientDisconnected, DeadlineExceeded, Exchange
 from deployments.request.headers import Head
 from deployments.request.sessions import NONE, Session, set_cookie
+from deployments.types import Body, SentHeaders
 from deployments.upstream.attempts import GATEWAY_ERRORS, Attempts
-from deployments.upstream.connection import Body, ConnectionBroken, InstanceResponse, NotConnected
+from deployments.upstream.connection import ConnectionBroken, InstanceResponse, NotConnected
 from deployments.upstream.connection_pool import ConnectionPool
 from policies.base import Request
 from policies.errors import InstanceFailed, Overloaded, RequestTimeout, SwiftClawError
@@ -74,12 +75,12 @@ class Forwarder:
         finally:
             exchange.done()
 
-    def headers(self, call: Call) -> list[tuple[bytes, bytes]]:
+    def headers(self, call: Call) -> SentHeaders:
         snapshot = self._routing.snapshot
         key = snapshot.key if snapshot else ""
         return headers.for_instance(call.exchange, self._routing.clients, key, call.session.name)
 
-    async def _attempt(self, call: Call, lease: Lease, sent: list[tuple[bytes, bytes]], attempts: Attempts) -> bool:
+    async def _attempt(self, call: Call, lease: Lease, sent: SentHeaders, attempts: Attempts) -> bool:
         """True when the request was answered, False when another instance may be asked. Raises what became of it."""
         exchange, pool, member = call.exchange, call.pool, lease.backend.member
         code: int | None = CLIENT_CLOSED_REQUEST

@@ -10,9 +10,10 @@ import aiohttp
 
 from deployments.balancing.agents import AgentTable
 from deployments.balancing.backend import CLIENT_CLOSED_REQUEST, Lease
-from deployments.request.exchange import Exchange, Receive, Send
+from deployments.request.exchange import Exchange
 from deployments.request.headers import from_instance, limit
 from deployments.request.sessions import set_cookie
+from deployments.types import Receive, Send, SentHeaders
 from deployments.upstream.attempts import Attempts
 from deployments.upstream.connection import ConnectionBroken, NotConnected
 from deployments.upstream.connection_pool import ConnectionPool
@@ -38,9 +39,7 @@ class WebSocketForwarder:
             while not await self._attempt(call, await attempts.place(), attempts, headers, protocols):
                 pass
 
-    async def _attempt(
-        self, call: Call, lease: Lease, attempts: Attempts, headers: list[tuple[bytes, bytes]], protocols: list[str]
-    ) -> bool:
+    async def _attempt(self, call: Call, lease: Lease, attempts: Attempts, headers: SentHeaders, protocols: list[str]) -> bool:
         """True when it was served, or declined by the agent; False when this instance has not begun."""
         exchange, pool, member = call.exchange, call.pool, lease.backend.member
         code: int | None = CLIENT_CLOSED_REQUEST
@@ -94,7 +93,7 @@ class WebSocketForwarder:
                 span.end(status, ok)
 
 
-def _raw(declined: aiohttp.WSServerHandshakeError) -> list[tuple[bytes, bytes]]:
+def _raw(declined: aiohttp.WSServerHandshakeError) -> SentHeaders:
     return [(name.encode(), value.encode()) for name, value in (declined.headers or {}).items()]
 
 

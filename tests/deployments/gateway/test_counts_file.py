@@ -29,10 +29,10 @@ KEY = ("a", "v1", "us", "instance-1")
 WRITER = """
 import sys
 from pathlib import Path
-from cluster.metrics import Tally
-from deployments.spool import Spool
+from cluster.telemetry.tally import Tally
+from deployments.gateway.counts_file import CountsFile
 
-kept, tally = Spool(Path(sys.argv[1]), "gateway.us#1"), Tally()
+kept, tally = CountsFile(Path(sys.argv[1]), "gateway.us#1"), Tally()
 kept.attach(("a", "v1", "us", "instance-1"), tally)
 while True:
     tally.add(200, 0.1, 0.05)
