@@ -6,7 +6,10 @@ import ast
 import importlib
 import re
 import subprocess
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,7 @@ PACKAGES = ("policies", "cluster", "deployments", "swiftclaw")  # each may impor
 OUTSIDE = ("examples", "benchmarks", "tests")  # no package imports these
 FILES = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
 EXAMPLES = sorted((ROOT / "examples").rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 EVERY_FILE = [file for folder in (*PACKAGES, *OUTSIDE) for file in sorted((ROOT / folder).rglob("*.py"))]
 
 SERVE_INTERNALS = {
@@ -32,6 +36,25 @@ ENVIRONMENT_READERS = {
     "swiftclaw/cli/local/local_cluster.py": "the environment that Ray's processes inherit",
     "swiftclaw/models.py": "the key and the address of a model belong into no file",
 }
+AT_MOST = 14  # .py files side by side, `__init__.py` among them: about what a reader takes in at a glance
+FOLDERS_WITH_MORE = {"swiftclaw/cli/commands": "one file per command, named as the command"}
+
+# Imports that close a circle, of modules or of sub-packages. Nothing is added here; who opens a circle removes its lines.
+CLOSING_A_CIRCLE = {
+    "cluster.admin.app -> cluster.controller",
+    "cluster.admin.live -> cluster.controller",
+    "cluster.admin.sampler -> cluster.controller",
+    "cluster.admin.views -> cluster.controller",
+    "deployments.balancing.agents -> deployments.gateway.counts_file",
+    "deployments.balancing.agents -> deployments.request.client_address",
+    "deployments.balancing.backend -> deployments.balancing.pool",
+    "deployments.balancing.wait_queue -> deployments.balancing.pool",
+    "deployments.request.access_log -> deployments.request.exchange",
+    "deployments.request.headers -> deployments.upstream.connection",
+    "deployments.request.tracing -> deployments.request.exchange",
+    "policies.base -> policies.load.distance",
+    "swiftclaw.cli.local.local_cluster -> swiftclaw.cli.ray_driver",
+}
 MACHINE_PATH = re.compile(rb"(?<![\w.])/(?:home|root|work|workspace|Users)/\w")
 
 
@@ -43,8 +66,13 @@ def each(files: list[Path]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("file", files, ids=name_of)
 
 
-def imported(file: Path) -> Iterator[tuple[int, str]]:
+@cache
+def imported(file: Path) -> tuple[tuple[int, str], ...]:
     """Line and full name of every module that the file imports, in functions and under TYPE_CHECKING as well."""
+    return tuple(imports(file))
+
+
+def imports(file: Path) -> Iterator[tuple[int, str]]:
     for node in ast.walk(ast.parse(file.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -65,6 +93,89 @@ def test_imports_point_one_way(file: Path) -> None:
     place = PACKAGES.index(file.relative_to(ROOT).parts[0])
     forbidden = {*PACKAGES[place + 1 :], *OUTSIDE}
     wrong = [f"{name_of(file)}:{line} imports {module}" for line, module in imported(file) if module.split(".")[0] in forbidden]
+    assert wrong == []
+
+
+def module_of(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(file): file for file in FILES}
+FOLDERS = {module_of(file) for file in FILES if file.name == "__init__.py"}
+WITH_FOLDERS = {folder.rpartition(".")[0] for folder in FOLDERS}
+
+
+def room_of(module: str) -> str:
+    """The sub-package of a module; a module that lies beside sub-packages stands for itself."""
+    folder = module if module in FOLDERS else module.rpartition(".")[0]
+    return module if folder in WITH_FOLDERS else folder
+
+
+def arrows() -> Iterator[tuple[str, str]]:
+    """Importer and imported, for every import of one module by another within the four packages, TYPE_CHECKING included."""
+    for module, file in MODULES.items():
+        for _, name in imported(file):
+            while name and name not in MODULES:  # `package.module.Class` is an import of `package.module`
+                name = name.rpartition(".")[0]
+            if name and name != module:
+                yield module, name
+
+
+def circle(pairs: Iterable[tuple[str, str]]) -> str:
+    """One circle among the arrows, if there is any."""
+    ends: dict[str, set[str]] = {}
+    for start, end in pairs:
+        ends.setdefault(start, set()).add(end)
+    try:
+        TopologicalSorter(ends).prepare()
+    except CycleError as error:
+        return " -> ".join(reversed(error.args[1]))
+    return ""
+
+
+def without(offenders: set[str]) -> set[tuple[str, str]]:
+    return {(start, end) for start, end in arrows() if f"{start} -> {end}" not in offenders}
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert circle(without(CLOSING_A_CIRCLE)) == ""
+
+
+def test_no_arrow_runs_back_between_sub_packages() -> None:
+    rooms = {(room_of(start), room_of(end)) for start, end in without(CLOSING_A_CIRCLE)}
+    assert circle((start, end) for start, end in rooms if start != end) == ""
+
+
+def test_every_import_that_is_listed_as_closing_a_circle_still_stands() -> None:
+    opened = CLOSING_A_CIRCLE - {f"{start} -> {end}" for start, end in arrows()}
+    assert opened == set(), "these circles are open: remove their lines from the head of this file"
+
+
+def test_a_circle_is_recognised() -> None:
+    line = [("a", "b"), ("b", "c"), ("a", "c")]
+    assert circle(line) == ""
+    assert circle([*line, ("c", "b")]) in ("b -> c -> b", "c -> b -> c")
+
+
+def test_a_folder_is_small_enough_to_take_in() -> None:
+    sizes = Counter(file.parent.relative_to(ROOT).as_posix() for file in FILES)
+    assert {folder for folder, size in sizes.items() if size > AT_MOST} == set(FOLDERS_WITH_MORE)
+
+
+def test_a_public_class_name_stands_once() -> None:
+    places: dict[str, list[str]] = {}
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(f"{name_of(file)}:{node.lineno}")
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}
+
+
+@each(TESTS)
+def test_what_tests_share_is_in_no_test_file(file: Path) -> None:
+    """But in a `conftest.py`, or in a module beside it that holds no test."""
+    wrong = [f"{name_of(file)}:{line} {module}" for line, module in imported(file) if re.match(r"tests\..*\btest_", module)]
     assert wrong == []
 
 

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from cluster.transport.tls import LOOK_EVERY_S
-from tests.deployments.gateway.test_tls import Files
+from tests.certificates import Files
 from tests.integration.conftest import Cluster, get, until
 
 pytestmark = pytest.mark.cluster

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -11,31 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.config import parse
-from cluster.messages import AgentView, BreakerReport, Member, Snapshot
+from cluster.messages import AgentView, Member, Snapshot
 from deployments.balancing.agents import AgentTable
 from deployments.balancing.backend import LoadReport
 from deployments.balancing.pool import Pool
 from policies.base import Request
 from policies.errors import NoHealthyInstance, UnknownAgent
-
-
-def member(number: int, region: str = "us", state: str = "healthy", priority: int = 1, replica: str = "") -> Member:
-    return Member(f"instance-{number}", replica or f"r{number}", "127.0.0.1", 1, "v1", region, priority, state)
-
-
-def snapshot(
-    *members: Member,
-    version: str = "1",
-    blocks: dict[str, Any] | None = None,
-    circuits: dict[str, BreakerReport] | None = None,
-    **balancing: Any,
-) -> Snapshot:
-    regions = {one.region: {"instances": 1} for one in members} or {"us": {}}
-    agent = {"agent": "m:x", "regions": regions, "loadBalancing": balancing, **(blocks or {})}
-    settings = parse({"agents": {"a": agent}}, Path("/"))
-    views = {"a": AgentView(settings.agents["a"], False, members)}
-    return Snapshot(version, "key", settings.http, views, ("11" * 32,), circuits=circuits or {})
+from tests.deployments.helpers import member, snapshot
 
 
 def routing(*members: Member, **balancing: Any) -> AgentTable:

@@ -14,8 +14,8 @@ from deployments.balancing.pool import Pool
 from policies.base import Request
 from policies.errors import CircuitOpen
 from swiftclaw import Agent
-from tests.deployments.balancing.test_agents import member, snapshot
 from tests.deployments.conftest import DataPlane
+from tests.deployments.helpers import member, snapshot
 
 BREAKER = {"circuitBreaker": {"failureThreshold": 3, "resetTimeout": "10s"}}
 

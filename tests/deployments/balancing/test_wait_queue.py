@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 from cluster.messages import KEY_HEADER, LIMIT_HEADER, REFUSED_HEADER
 from swiftclaw import Agent
 from tests.deployments.conftest import KEY, DataPlane
+from tests.deployments.helpers import until
 
 
 class Gate:
@@ -45,13 +45,6 @@ class Gate:
 
     async def begun(self, *messages: str) -> None:
         await until(lambda: set(messages) <= set(self.order))
-
-
-async def until(condition: Any, seconds: float = 20) -> None:
-    ends = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ends, "waited in vain"
-        await asyncio.sleep(0.01)
 
 
 async def ask(plane: DataPlane, message: str) -> tuple[int, str]:

@@ -23,7 +23,7 @@ from deployments.gateway import counts_file
 from deployments.gateway.counts_file import OLD_S, ROWS, CountsFile, files, held, place
 from policies.base import Request
 from policies.errors import RateLimited, SwiftClawError
-from tests.deployments.balancing.test_agents import member, snapshot
+from tests.deployments.helpers import member, snapshot
 
 KEY = ("a", "v1", "us", "instance-1")
 WRITER = """

@@ -5,23 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
 import aiohttp
 import openai
 import pytest
-from starlette.applications import Starlette
-from starlette.requests import Request as AppRequest
-from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
-from starlette.routing import Route, WebSocketRoute
-from starlette.websockets import WebSocket
 
 from cluster.messages import KEY_HEADER
 from deployments.gateway.in_process import InProcessRequest, events
 from swiftclaw import Agent
 from tests.deployments.conftest import DataPlane
+from tests.deployments.helpers import own_app, post, streaming, until
 
 
 def echo(name: str = "echo") -> Agent:
@@ -32,39 +28,6 @@ def echo(name: str = "echo") -> Agent:
         return f"you said {message}"
 
     return agent
-
-
-def streaming(pieces: list[str], *, forever: bool = False, fails: bool = False, seen: list[str] | None = None) -> Agent:
-    agent = Agent("streamer")
-
-    @agent.on_message
-    async def handle(message: str) -> AsyncIterator[str]:
-        try:
-            for piece in pieces:
-                yield piece
-            if fails:
-                raise ValueError("a secret detail")
-            while forever:
-                await asyncio.sleep(0.01)
-                yield "tick"
-        finally:
-            if seen is not None:
-                seen.append("closed")
-
-    return agent
-
-
-async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    for _ in range(int(seconds / 0.01)):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("the condition did not come true")
-
-
-async def post(plane: DataPlane, agent: str, body: Any, **options: Any) -> tuple[int, Any, Any]:
-    async with plane.client.post(f"/agents/{agent}/messages", json=body, **options) as response:
-        return response.status, await response.json(), response.headers
 
 
 class TestMessages:
@@ -323,54 +286,6 @@ class TestFaults:
             text = await response.text()
         assert "event: error" in text and "request_timeout" in text and "[DONE]" not in text
         await until(lambda: plane.active() == 0)
-
-
-def own_app() -> Starlette:
-    async def show(request: AppRequest) -> JSONResponse:
-        return JSONResponse(
-            {
-                "path": request.scope["raw_path"].decode("latin-1"),
-                "query": request.url.query,
-                "method": request.method,
-                "headers": dict(request.headers),
-                "bytes": len(await request.body()),
-            },
-            headers={"x-own": "yes", "x-swiftclaw-instance": "forged"},
-        )
-
-    async def count(request: AppRequest) -> PlainTextResponse:
-        total = 0
-        async for piece in request.stream():
-            total += len(piece)
-        return PlainTextResponse(str(total))
-
-    async def download(request: AppRequest) -> StreamingResponse:
-        async def pieces() -> AsyncIterator[bytes]:
-            for _ in range(int(request.query_params["mb"])):
-                yield b"x" * 1_000_000
-
-        return StreamingResponse(pieces())
-
-    async def socket(socket: WebSocket) -> None:
-        await socket.accept(subprotocol="chat" if "chat" in socket.scope["subprotocols"] else None)
-        async for text in socket.iter_text():
-            if text == "bye":
-                await socket.close(4001)
-                return
-            await socket.send_text(f"echo {text}")
-
-    async def broken(request: AppRequest) -> None:
-        raise RuntimeError("a secret detail")
-
-    return Starlette(
-        routes=[
-            Route("/count", count, methods=["POST"]),
-            Route("/download", download),
-            Route("/broken", broken),
-            WebSocketRoute("/ws", socket),
-            Route("/{rest:path}", show, methods=["GET", "POST", "PUT", "DELETE", "PATCH"]),
-        ]
-    )
 
 
 @pytest.fixture

@@ -24,9 +24,9 @@ from cluster.transport.listener import Listener, bind
 from cluster.transport.tls import Certificate
 from deployments.gateway import edge
 from swiftclaw import Agent
+from tests.certificates import Files
 from tests.deployments.conftest import DataPlane
-from tests.deployments.gateway.test_edge import post, until
-from tests.deployments.gateway.test_tls import Files
+from tests.deployments.helpers import post, until
 from tests.deployments.raw import Raw, connected
 
 HEAD_S, KEEP_ALIVE_S, UNREAD_S = 0.8, 0.9, 1.0

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,48 +18,14 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from cluster.config import ConfigError, agent_from_block
-from deployments.request import access_log
 from swiftclaw import Agent
 from tests.deployments.conftest import DataPlane
+from tests.deployments.helpers import ACCESS_LOG_ON, Lines, until
 
-ON = {"accessLog": {"enabled": True}}
 FIELDS = [
     "time", "agent", "instance", "version", "region", "strategy", "attempts", "queue_ms", "first_byte_ms", "total_ms", "status",
     "error", "method", "path", "request_id",
 ]  # fmt: skip
-
-
-class Lines:
-    """What was written, parsed."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __call__(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.file.read_text("utf-8").splitlines()] if self.file.exists() else []
-
-    async def arrive(self, count: int) -> list[dict[str, Any]]:
-        await until(lambda: len(self()) >= count)
-        return self()
-
-
-@pytest.fixture
-def lines(tmp_path: Path) -> Iterator[Lines]:
-    file = tmp_path / "access.log"
-    access_log.to_file(file)
-    yield Lines(file)
-    handler = access_log.log.handlers[-1]
-    access_log.log.removeHandler(handler)
-    handler.close()
-    access_log.log.setLevel(logging.NOTSET)
-    access_log.log.propagate = True
-
-
-async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    ends = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ends, "waited in vain"
-        await asyncio.sleep(0.01)
 
 
 def agent(name: str = "a") -> Agent:
@@ -87,7 +51,7 @@ async def ask(plane: DataPlane, message: str, path: str = "/agents/a/messages", 
 async def test_off_as_it_is_by_default_nothing_is_written_and_nothing_is_kept(plane: DataPlane, lines: Lines) -> None:
     await plane.add(agent())
     assert await ask(plane, "hi") == 200
-    plane.blocks["a"] = ON
+    plane.blocks["a"] = ACCESS_LOG_ON
     plane.announce()
     assert await ask(plane, "hi", headers={"x-request-id": "second"}) == 200
     plane.blocks["a"] = {}
@@ -98,7 +62,7 @@ async def test_off_as_it_is_by_default_nothing_is_written_and_nothing_is_kept(pl
 
 
 async def test_a_line_says_who_answered_how_long_it_took_and_nothing_of_the_user(plane: DataPlane, lines: Lines) -> None:
-    plane.blocks["a"] = {**ON, "loadBalancing": {"strategy": "least-connections"}}
+    plane.blocks["a"] = {**ACCESS_LOG_ON, "loadBalancing": {"strategy": "least-connections"}}
     await plane.add(agent(), version="v7", region="eu-west-1")
     before = time.time()
     traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -122,13 +86,13 @@ async def test_a_line_says_who_answered_how_long_it_took_and_nothing_of_the_user
 
 
 async def test_requests_that_no_instance_was_chosen_for_have_a_line_with_the_reason(plane: DataPlane, lines: Lines) -> None:
-    plane.blocks["a"] = {**ON, "rateLimit": {"enabled": True, "requests": 1, "window": "1h"}}
+    plane.blocks["a"] = {**ACCESS_LOG_ON, "rateLimit": {"enabled": True, "requests": 1, "window": "1h"}}
     await plane.add(agent())
     chat = {"model": "a", "messages": [{"role": "user", "content": "hi"}]}
     assert await ask(plane, "hi") == 200
     assert (await plane.client.post("/v1/chat/completions", json=chat)).status == 429
     assert (await plane.client.get("/agents/a/messages")).status == 405
-    plane.blocks["a"] = ON
+    plane.blocks["a"] = ACCESS_LOG_ON
     plane.mark("a", "instance-1", "unhealthy")
     assert await ask(plane, "hi") == 503
     assert await ask(plane, "hi", "/agents/nobody/messages") == 404  # no agent, so no agent's line
@@ -145,7 +109,7 @@ async def test_requests_that_no_instance_was_chosen_for_have_a_line_with_the_rea
 
 async def test_who_waits_in_the_line_is_told_with_the_time_also_when_he_waits_in_vain(plane: DataPlane, lines: Lines) -> None:
     limits = {"maxConnectionsPerInstance": 1, "connectionTimeout": "200ms"}
-    plane.blocks["a"] = {**ON, "limits": limits}
+    plane.blocks["a"] = {**ACCESS_LOG_ON, "limits": limits}
     await plane.add(agent())
     first = asyncio.create_task(ask(plane, "wait"))
     await until(lambda: plane.active() == 2)
@@ -168,7 +132,7 @@ async def test_who_waits_in_the_line_is_told_with_the_time_also_when_he_waits_in
 
 
 async def test_every_instance_that_was_asked_counts_and_the_last_is_named(plane: DataPlane, lines: Lines) -> None:
-    plane.blocks["a"] = ON
+    plane.blocks["a"] = ACCESS_LOG_ON
     names = await plane.add(agent(), 2)
     await plane.end("a-instance-1")
     for _ in range(4):
@@ -180,7 +144,7 @@ async def test_every_instance_that_was_asked_counts_and_the_last_is_named(plane:
 
 
 async def test_an_error_of_the_agent_and_a_stream_that_breaks_each_have_a_line(plane: DataPlane, lines: Lines) -> None:
-    plane.blocks["s"] = ON
+    plane.blocks["s"] = ACCESS_LOG_ON
     made = Agent("s")
 
     @made.on_message
@@ -191,7 +155,7 @@ async def test_an_error_of_the_agent_and_a_stream_that_breaks_each_have_a_line(p
         await asyncio.sleep(60)
 
     await plane.add(made)
-    plane.blocks["s"] = {**ON, "timeouts": {"idle": "200ms"}}
+    plane.blocks["s"] = {**ACCESS_LOG_ON, "timeouts": {"idle": "200ms"}}
     plane.announce()
     assert await ask(plane, "raise", "/agents/s/messages") == 500
     async with plane.client.post("/agents/s/messages", json={"message": "go", "stream": True}) as response:
@@ -239,7 +203,7 @@ async def test_a_websocket_has_its_line_when_it_ends(plane: DataPlane, lines: Li
 
     made = Agent("web")
     made.mount(Starlette(routes=[WebSocketRoute("/ws", socket), Route("/page", page)]))
-    plane.blocks["web"] = ON
+    plane.blocks["web"] = ACCESS_LOG_ON
     await plane.add(made)
     async with plane.client.ws_connect("/agents/web/ws?token=secret") as ws:
         await ws.send_str("hi")

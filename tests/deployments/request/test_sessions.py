@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from deployments.request.sessions import COOKIE, top_level
 from swiftclaw import Agent
 from tests.deployments.conftest import DataPlane
-from tests.deployments.gateway.test_edge import own_app
+from tests.deployments.helpers import own_app
 
 
 def agent() -> Agent:

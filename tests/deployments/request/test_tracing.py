@@ -19,9 +19,8 @@ from starlette.websockets import WebSocket
 from deployments.request import tracing
 from swiftclaw import Agent
 from tests.deployments.conftest import DataPlane
-from tests.deployments.request.test_access_log import ON, Lines, lines, until
+from tests.deployments.helpers import ACCESS_LOG_ON, Lines, until
 
-__all__ = ["lines"]
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SENT = {"traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": "vendor=abc,other=1"}
 ODD = {"traceparent": "from another age", "tracestate": "not, even = this"}
@@ -82,7 +81,7 @@ async def test_where_nobody_traces_the_clients_headers_go_through_as_they_are(pl
 async def test_a_request_is_a_server_span_of_the_clients_trace_with_the_attempt_below_it(
     plane: DataPlane, traced: Spans, lines: Lines
 ) -> None:
-    plane.blocks["a"] = ON
+    plane.blocks["a"] = ACCESS_LOG_ON
     await plane.add(telling())
     seen = await ask(plane, SENT)
     server, (client,) = await traced.whole()
@@ -101,7 +100,7 @@ async def test_a_request_is_a_server_span_of_the_clients_trace_with_the_attempt_
 
 
 async def test_without_a_trace_of_the_clients_one_begins_here(plane: DataPlane, traced: Spans, lines: Lines) -> None:
-    plane.blocks["a"] = ON
+    plane.blocks["a"] = ACCESS_LOG_ON
     await plane.add(telling())
     seen = await ask(plane, ODD)
     server, (client,) = await traced.whole()

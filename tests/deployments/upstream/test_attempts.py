@@ -11,7 +11,7 @@ import pytest
 
 from swiftclaw import Agent
 from tests.deployments.conftest import DataPlane
-from tests.deployments.gateway.test_edge import until
+from tests.deployments.helpers import until
 
 ANSWER = b"HTTP/1.1 %d X\r\ncontent-length: 2\r\n\r\nok"
 KEYED = {"idempotency-key": "k1"}

@@ -17,7 +17,7 @@ from swiftclaw.cli.commands.events import KINDS as OFFERED
 from swiftclaw.cli.commands.metrics import BAR, METRICS, bar
 from swiftclaw.cli.errors import AdminUnreachable
 from swiftclaw.cli.output import show
-from tests.swiftclaw.cli.commands.test_reading import FakeAdmin, Stop, instance
+from tests.swiftclaw.cli.commands.helpers import FakeAdmin, Stop, instance
 
 ROOT = Path(__file__).parents[4]
 
