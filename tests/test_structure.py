@@ -50,7 +50,6 @@ CLOSING_A_CIRCLE = {
     "deployments.balancing.backend -> deployments.balancing.pool",
     "deployments.balancing.wait_queue -> deployments.balancing.pool",
     "deployments.request.access_log -> deployments.request.exchange",
-    "deployments.request.headers -> deployments.upstream.connection",
     "deployments.request.tracing -> deployments.request.exchange",
     "policies.base -> policies.load.distance",
     "swiftclaw.cli.local.local_cluster -> swiftclaw.cli.ray_driver",
