@@ -77,6 +77,8 @@ class RequestTimeout(SwiftClawError):
     type = "request_timeout"
 
 
+CLIENT_CLOSED_REQUEST = 499  # NGINX's code for a client that disconnected; recorded in metrics and logs, never sent
+
 STATUS: dict[str, int] = {
     BadRequest.type: 400,
     UnknownAgent.type: 404,

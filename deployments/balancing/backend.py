@@ -14,11 +14,10 @@ from cluster.messages import Member
 from cluster.telemetry.tally import Key, Tally
 from policies.base import Instance
 from policies.breaker import Breaker
+from policies.errors import CLIENT_CLOSED_REQUEST
 
 if TYPE_CHECKING:
     from deployments.balancing.pool import Pool
-
-CLIENT_CLOSED_REQUEST = 499  # NGINX's code for a client that left, in metrics only
 
 
 class LoadReport(NamedTuple):

@@ -49,7 +49,7 @@ class Edge:
         snapshot = self._routing.snapshot
         exchange = Exchange(scope, receive, send, snapshot.http.max_body_bytes if snapshot else READ_AHEAD)
         if self.tracing is not None and not exchange.path.startswith(b"/-/"):
-            exchange.span = self.tracing.begin(exchange)
+            self.tracing.observe(exchange)
         try:
             if sum(len(name) + len(value) for name, value in exchange.headers) > HEADER_LIMIT:
                 await self._too_many_headers(exchange)
@@ -73,10 +73,8 @@ class Edge:
             log.exception("request %s failed in the gateway", exchange.request_id)
             await self._refuse(exchange, SwiftClawError("the gateway failed; its log knows the request id"))
         finally:
-            if exchange.access is not None:
-                exchange.access.end(exchange)
-            if exchange.span is not None:
-                exchange.span.end(exchange)
+            for observer in exchange.observers:
+                observer.ended(exchange)
 
     async def _http(self, exchange: Exchange) -> None:
         path = exchange.path
@@ -124,7 +122,7 @@ class Edge:
         if not isinstance(asked, dict) or not isinstance(asked.get("model"), str):
             raise BadRequest("model: must be the name of an agent")
         pool = self._routing.pool(asked["model"])
-        self._meant(exchange, pool)
+        self._assign(exchange, pool)
         self.rate_limits.admit(exchange, pool.name, partial(in_chat, asked))
         await self._forwarder.http(self._call(exchange, pool, CHAT_PATH, body, sessions.in_chat(asked)))
 
@@ -148,14 +146,16 @@ class Edge:
         """`/agents/NAME/rest` -> the agent's pool and `/rest`."""
         name, slash, rest = exchange.path[len(b"/agents/") :].partition(b"/")
         pool = self._routing.pool(name.decode("latin-1"))
-        self._meant(exchange, pool)
+        self._assign(exchange, pool)
         return pool, slash + rest
 
     @staticmethod
-    def _meant(exchange: Exchange, pool: Pool) -> None:
+    def _assign(exchange: Exchange, pool: Pool) -> None:
+        """The request is for this agent."""
         exchange.agent = pool.name
         if pool.settings.access_log.enabled:
-            exchange.access = AccessLine(pool)
+            line = AccessLine(pool.name, pool.settings.access_log, pool.settings.load_balancing.strategy, pool.rng)
+            exchange.observers = (*exchange.observers, line)
 
     def _call(self, exchange: Exchange, pool: Pool, path: str, body: Body = None, in_body: str | None = None) -> Call:
         """Everything about the request that a choice may depend on."""

@@ -1,8 +1,8 @@
-"""One line of JSON per request, for agents that want it (`accessLog`).
+"""One line of JSON per request, for agents whose `accessLog` is enabled.
 
-An `AccessLine` rides on the exchange from the moment its agent is known; it is told of each instance that is asked, and written
-once, in whatever way the exchange ends. Never in it: bodies, headers, queries, names of users and sessions. Not for counting:
-that is what metrics are for, which see every request and cost less.
+An `AccessLine` observes the exchange from the moment the agent is known and is written once, however the exchange ends.
+It never contains bodies, headers, queries, user names or session names. Not for counting: metrics see every request and cost
+less.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ import time
 from datetime import datetime, timezone
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import TYPE_CHECKING
+from random import Random
 
+from cluster.config import AccessLog
+from cluster.messages import Member
 from cluster.telemetry.tally import is_error
-from deployments.balancing.backend import CLIENT_CLOSED_REQUEST, Lease
 from deployments.request.exchange import CLIENT_DISCONNECTED, Exchange
 from deployments.request.tracing import trace_id_of
-
-if TYPE_CHECKING:
-    from deployments.balancing.pool import Pool
+from deployments.types import SentHeaders
+from policies.errors import CLIENT_CLOSED_REQUEST
 
 log = logging.getLogger("swiftclaw.access")
 
-FILE_BYTES, FILES = 64 * 2**20, 4  # the file's size before another is begun, and how many old ones are kept
+FILE_BYTES, FILES = 64 * 2**20, 4  # a file's size before it is rotated, and how many rotated files are kept
 LONGEST_PATH = 2000
 
 
 def to_file(path: Path) -> None:
-    """From now on the lines of this process go there; the file is made with the first one."""
+    """Write the lines of this process to `path`; the first line creates the file."""
     handler = RotatingFileHandler(path, maxBytes=FILE_BYTES, backupCount=FILES, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.addHandler(handler)
@@ -39,54 +39,54 @@ def to_file(path: Path) -> None:
 
 
 class AccessLine:
-    """What the line of one request will say."""
+    """The log line of one request: a `RequestObserver`."""
 
-    __slots__ = ("_attempts", "_lease", "_name", "_queued_s", "_rng", "_settings", "_strategy", "_waits_since")
+    __slots__ = ("_agent", "_attempts", "_first_byte_at", "_instance", "_queued_s", "_queued_since", "_rng", "_settings",
+                 "_strategy")  # fmt: skip
 
-    def __init__(self, pool: Pool) -> None:
-        self._name, self._rng = pool.name, pool.rng
-        self._settings = pool.settings.access_log
-        self._strategy = pool.settings.load_balancing.strategy
-        self._lease: Lease | None = None  # the last that was taken
+    def __init__(self, agent: str, settings: AccessLog, strategy: str, rng: Random) -> None:
+        self._agent, self._settings, self._strategy, self._rng = agent, settings, strategy, rng
+        self._instance: Member | None = None  # of the last attempt
+        self._first_byte_at: float | None = None
         self._attempts = 0
         self._queued_s = 0.0
-        self._waits_since: float | None = None
+        self._queued_since: float | None = None
 
-    def waits(self, now: float) -> None:
-        """It stands in the line."""
-        self._waits_since = now
+    def queued(self, now: float) -> None:
+        self._queued_since = now
 
-    def asks(self, lease: Lease) -> None:
-        """It has a place, and is sent."""
-        self._lease = lease
+    def attempt_started(self, exchange: Exchange, instance: Member, now: float, headers: SentHeaders) -> SentHeaders:
+        self._instance, self._first_byte_at = instance, None
         self._attempts += 1
-        self._leave_line(lease.started_at)
+        self._end_wait(now)
+        return headers
 
-    def end(self, exchange: Exchange) -> None:
-        """Nothing more happens. Writes the line, if it is wanted."""
+    def attempt_ended(self, status: int | None, ok: bool | None, first_byte_at: float | None) -> None:
+        self._first_byte_at = first_byte_at
+
+    def ended(self, exchange: Exchange) -> None:
+        """Write the line, if the settings ask for it."""
         settings, status = self._settings, exchange.status or CLIENT_CLOSED_REQUEST
         failed = is_error(status) or exchange.failure not in (None, CLIENT_DISCONNECTED)
         if not failed and (settings.errors_only or self._rng.random() * 100 >= settings.sample_percent):
             return
         now = time.monotonic()
-        self._leave_line(now)
+        self._end_wait(now)
         log.info(json.dumps(self._line(exchange, status, now)))
 
-    def _leave_line(self, now: float) -> None:
-        if self._waits_since is not None:
-            self._queued_s += now - self._waits_since
-            self._waits_since = None
+    def _end_wait(self, now: float) -> None:
+        if self._queued_since is not None:
+            self._queued_s += now - self._queued_since
+            self._queued_since = None
 
     def _line(self, exchange: Exchange, status: int, now: float) -> dict[str, object]:
-        total_s, lease = now - exchange.started_at, self._lease
-        member = lease.backend.member if lease is not None else None
-        first_byte_at = lease.first_byte_at if lease is not None else None
+        total_s, instance, first_byte_at = now - exchange.started_at, self._instance, self._first_byte_at
         line: dict[str, object] = {
             "time": datetime.fromtimestamp(time.time() - total_s, timezone.utc).isoformat(timespec="milliseconds"),
-            "agent": self._name,
-            "instance": member and member.id,
-            "version": member and member.version,
-            "region": member and member.region,
+            "agent": self._agent,
+            "instance": instance and instance.id,
+            "version": instance and instance.version,
+            "region": instance and instance.region,
             "strategy": self._strategy,
             "attempts": self._attempts,
             "queue_ms": _ms(self._queued_s),
@@ -98,7 +98,7 @@ class AccessLine:
             "path": exchange.path.decode("latin-1")[:LONGEST_PATH],
             "request_id": exchange.request_id,
         }
-        trace_id = exchange.span.trace_id if exchange.span is not None else trace_id_of(exchange)
+        trace_id = exchange.trace_id or trace_id_of(exchange)
         if trace_id is not None:
             line["trace_id"] = trace_id
         return line

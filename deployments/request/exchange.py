@@ -12,14 +12,11 @@ import re
 import time
 from collections.abc import AsyncIterator
 from random import getrandbits
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from cluster.messages import Member
 from deployments.types import Body, Headers, Receive, Scope, Send, SentHeaders
 from policies.errors import BadRequest, PayloadTooLarge, SwiftClawError
-
-if TYPE_CHECKING:
-    from deployments.request.access_log import AccessLine
-    from deployments.request.tracing import RequestSpan
 
 WATCH_AFTER_S = 0.02  # most answers are quicker, and need no task that waits for their client to go
 READ_AHEAD = 64 * 1024  # bodies up to this size are read before an instance is chosen
@@ -37,6 +34,26 @@ class DeadlineExceeded(Exception):
 
 class _Moved(Exception):
     """The instance that was asked has been given up: another one is."""
+
+
+class RequestObserver(Protocol):
+    """Follows one request through the gateway, for its access log line or its trace; the edge attaches it.
+
+    Per attempt: `queued` if the request had to wait, `attempt_started`, `attempt_ended`. Then `ended`, once.
+    """
+
+    def queued(self, now: float) -> None:
+        """The request entered the wait queue."""
+
+    def attempt_started(self, exchange: Exchange, instance: Member, now: float, headers: SentHeaders) -> SentHeaders:
+        """The request is about to be sent to `instance`. Returns the headers to send, which may be `headers` themselves."""
+        ...
+
+    def attempt_ended(self, status: int | None, ok: bool | None, first_byte_at: float | None) -> None:
+        """`status` None: no response arrived. `ok` False: the instance failed; None: the attempt proves nothing."""
+
+    def ended(self, exchange: Exchange) -> None:
+        """The response is complete, or the client has disconnected."""
 
 
 class Exchange:
@@ -58,8 +75,8 @@ class Exchange:
         self.agent: str | None = None  # whom it is for, once that is known
         self.counted = False  # by the instance that was to answer it
         self.failure: str | None = None  # the named error that it ended with, or CLIENT_DISCONNECTED
-        self.access: AccessLine | None = None  # None: no line is written about it
-        self.span: RequestSpan | None = None  # None: nobody traces
+        self.observers: tuple[RequestObserver, ...] = ()
+        self.trace_id: str | None = None  # of the gateway's own span; None: this process makes none
         given = self.header(b"x-request-id")
         self.request_id = given.decode() if given and _GOOD_ID.fullmatch(given) else f"{getrandbits(128):032x}"
         self._body_done = False

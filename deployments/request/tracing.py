@@ -1,8 +1,8 @@
-"""The trace that a request belongs to: continued here where the process has an OpenTelemetry tracer provider.
+"""Distributed tracing, in processes that have an OpenTelemetry tracer provider.
 
-A server span per request, below it a client span for each instance that is asked, whose context goes there in the request's
-headers. Without the OpenTelemetry API, or with it and no provider, nothing is made, and what the client sent
-(`traceparent`, `tracestate`) goes through as it is. Source: W3C Trace Context; OpenTelemetry's conventions for HTTP spans.
+One server span per request and, below it, one client span per attempt, whose context travels to the instance in the request's
+headers. Without the OpenTelemetry API, or without a provider, no span is made and the client's `traceparent` and `tracestate`
+are forwarded unchanged. Source: W3C Trace Context; OpenTelemetry's conventions for HTTP spans.
 """
 
 from __future__ import annotations
@@ -13,23 +13,22 @@ from typing import TYPE_CHECKING
 
 try:
     from opentelemetry import propagate, trace
-except ImportError:  # it comes with Ray, which might do without it one day
+except ImportError:  # a dependency of Ray today, not of this project
     trace = None  # type: ignore[assignment]
 
+from cluster.messages import Member
 from deployments.request.exchange import CLIENT_DISCONNECTED, Exchange
 from deployments.types import SentHeaders
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
 
-    from deployments.balancing.backend import Lease
-
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"))
 
 
 def of_process() -> Tracing | None:
-    """None: nobody has set a tracer provider in this process, so there is nothing to do."""
+    """None when this process has no tracer provider."""
     if trace is None:
         return None
     provider = trace.get_tracer_provider()
@@ -39,7 +38,7 @@ def of_process() -> Tracing | None:
 
 
 def trace_id_of(exchange: Exchange) -> str | None:
-    """The trace that the client says its request belongs to."""
+    """The trace id in the client's `traceparent` header."""
     match = _TRACEPARENT.fullmatch(exchange.header(b"traceparent") or b"")
     return match[1].decode() if match and match[1].strip(b"0") else None
 
@@ -50,12 +49,15 @@ class Tracing:
     def __init__(self, provider: trace.TracerProvider) -> None:
         self._tracer = provider.get_tracer("swiftclaw")
 
-    def begin(self, exchange: Exchange) -> RequestSpan:
-        return RequestSpan(self._tracer, exchange)
+    def observe(self, exchange: Exchange) -> None:
+        """Start the request's span, which follows it to its end."""
+        span = RequestSpan(self._tracer, exchange)
+        exchange.observers = (*exchange.observers, span)
+        exchange.trace_id = span.trace_id
 
 
 class RequestSpan:
-    """A request from its arrival to its end."""
+    """The spans of one request: a `RequestObserver`."""
 
     def __init__(self, tracer: trace.Tracer, exchange: Exchange) -> None:
         self._tracer = tracer
@@ -65,11 +67,11 @@ class RequestSpan:
         carrier: dict[str, list[str]] = {}
         for name, value in exchange.headers:
             carrier.setdefault(name.decode("latin-1"), []).append(value.decode("latin-1"))
-        came_with = propagate.extract(carrier)
+        parent = propagate.extract(carrier)
         since_s = time.monotonic() - exchange.started_at
         self._span = tracer.start_span(
             self._name,
-            came_with,
+            parent,
             kind=trace.SpanKind.SERVER,
             attributes={
                 "http.request.method": self._method,
@@ -80,35 +82,43 @@ class RequestSpan:
             },
             start_time=time.time_ns() - int(since_s * 1e9),
         )
-        self._context = trace.set_span_in_context(self._span, came_with)
-        self._asked = 0
+        self._context = trace.set_span_in_context(self._span, parent)
+        self._attempts = 0
+        self._attempt: trace.Span = trace.INVALID_SPAN  # the newest client span
 
     @property
     def trace_id(self) -> str:
         return trace.format_trace_id(self._span.get_span_context().trace_id)
 
-    def ask(self, agent: str, lease: Lease) -> AttemptSpan:
-        """One instance is asked."""
-        member = lease.backend.member
-        span = self._tracer.start_span(
+    def queued(self, now: float) -> None:
+        """Waiting is part of the server span."""
+
+    def attempt_started(self, exchange: Exchange, instance: Member, now: float, headers: SentHeaders) -> SentHeaders:
+        """Start a client span. Returns `headers` with it as the parent of the instance's own spans."""
+        self._attempt = self._tracer.start_span(
             self._name,
             self._context,
             kind=trace.SpanKind.CLIENT,
             attributes={
                 "http.request.method": self._method,
-                "http.request.resend_count": self._asked,
-                "server.address": member.host,
-                "server.port": member.port,
-                "swiftclaw.agent": agent,
-                "swiftclaw.instance": member.id,
-                "swiftclaw.version": member.version,
-                "swiftclaw.region": member.region,
+                "http.request.resend_count": self._attempts,
+                "server.address": instance.host,
+                "server.port": instance.port,
+                "swiftclaw.agent": exchange.agent or "",
+                "swiftclaw.instance": instance.id,
+                "swiftclaw.version": instance.version,
+                "swiftclaw.region": instance.region,
             },
         )
-        self._asked += 1
-        return AttemptSpan(span, trace.set_span_in_context(span, self._context))
+        self._attempts += 1
+        return _propagated(headers, trace.set_span_in_context(self._attempt, self._context))
 
-    def end(self, exchange: Exchange) -> None:
+    def attempt_ended(self, status: int | None, ok: bool | None, first_byte_at: float | None) -> None:
+        broke_off = ok is False and status is not None and status < 500
+        error = "no_answer" if status is None else "broke_off" if broke_off else None
+        _end(self._attempt, status, error, failed=ok is False)
+
+    def ended(self, exchange: Exchange) -> None:
         if exchange.agent is not None:
             self._span.set_attribute("swiftclaw.agent", exchange.agent)
         status, failure = exchange.status, exchange.failure
@@ -116,25 +126,14 @@ class RequestSpan:
         _end(self._span, status or None, failure, failed=status >= 500 or broke_off)
 
 
-class AttemptSpan:
-    """One instance being asked, until its answer's last byte."""
-
-    def __init__(self, span: trace.Span, context: Context) -> None:
-        self._span, self._context = span, context
-
-    def headers(self, sent: SentHeaders) -> SentHeaders:
-        """`sent` with this span as the one that the instance's work is part of."""
-        told: dict[str, str] = {}
-        propagator = propagate.get_global_textmap()
-        propagator.inject(told, self._context)
-        fields = {field.encode() for field in propagator.fields}
-        ours = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in told.items()]
-        return [*(header for header in sent if header[0] not in fields), *ours]
-
-    def end(self, status: int | None, ok: bool | None) -> None:
-        """`status` None: it gave no answer. `ok` False: that is a failure of the instance."""
-        broke_off = ok is False and status is not None and status < 500
-        _end(self._span, status, "no_answer" if status is None else "broke_off" if broke_off else None, failed=ok is False)
+def _propagated(headers: SentHeaders, context: Context) -> SentHeaders:
+    """`headers` with the trace context of `context` in place of the client's."""
+    injected: dict[str, str] = {}
+    propagator = propagate.get_global_textmap()
+    propagator.inject(injected, context)
+    replaced = {field.encode() for field in propagator.fields}
+    ours = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in injected.items()]
+    return [*(header for header in headers if header[0] not in replaced), *ours]
 
 
 def _end(span: trace.Span, status: int | None, error: str | None, *, failed: bool) -> None:
@@ -150,7 +149,7 @@ def _end(span: trace.Span, status: int | None, error: str | None, *, failed: boo
 
 
 def _route(path: bytes) -> str:
-    """The path with what varies left out; "": of nothing that is served."""
+    """The path with its variable parts as placeholders; empty for a path that is not served."""
     if path.startswith(b"/agents/"):
         rest = path[len(b"/agents/") :].partition(b"/")[2]
         return "/agents/{agent}/messages" if rest == b"messages" else "/agents/{agent}/{path}"

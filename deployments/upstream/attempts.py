@@ -50,13 +50,11 @@ class Attempts:
         if lease is None:
             timeout_s = pool.settings.limits.connection_timeout_s
             self._exchange.deadline(timeout_s + LEEWAY_S)
-            if self._exchange.access is not None:
-                self._exchange.access.waits(time.monotonic())
+            for observer in self._exchange.observers:
+                observer.queued(time.monotonic())
             self._waiting = await pool.line.wait(self._request, self._tried, timeout_s, self._waiting)
             lease = self._waiting.future.result()
             self._exchange.deadline(pool.settings.request_timeout_s)
-        if self._exchange.access is not None:
-            self._exchange.access.asks(lease)
         self._asked += 1
         if self._asked == 1:
             lease.backend.tally.routed(time.monotonic() - self._began)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from cluster.transport.http_protocol import IDLE
 from deployments.balancing.agents import AgentTable
-from deployments.balancing.backend import CLIENT_CLOSED_REQUEST, Lease
+from deployments.balancing.backend import Lease
 from deployments.balancing.pool import Pool
 from deployments.request import headers
 from deployments.request.exchange import ClientDisconnected, DeadlineExceeded, Exchange
@@ -25,7 +25,7 @@ from deployments.upstream.attempts import GATEWAY_ERRORS, Attempts
 from deployments.upstream.connection import ConnectionBroken, InstanceResponse, NotConnected
 from deployments.upstream.connection_pool import ConnectionPool
 from policies.base import Request
-from policies.errors import InstanceFailed, Overloaded, RequestTimeout, SwiftClawError
+from policies.errors import CLIENT_CLOSED_REQUEST, InstanceFailed, Overloaded, RequestTimeout, SwiftClawError
 
 log = logging.getLogger("swiftclaw.gateway")
 
@@ -88,11 +88,10 @@ class Forwarder:
         answer: InstanceResponse | None = None
         again = False
         lease.goes_elsewhere = lambda: attempts.moves(lease)
-        span = exchange.span.ask(pool.name, lease) if exchange.span is not None else None
         try:
             limited = [*sent, headers.limit(pool.settings.limits.max_connections_per_instance)]
-            if span is not None:
-                limited = span.headers(limited)
+            for observer in exchange.observers:
+                limited = observer.attempt_started(exchange, member, lease.started_at, limited)
             answer = await self._upstream.request(
                 exchange.method, member.host, member.port, call.path, limited, call.body, pool.settings.timeouts.connection_s
             )
@@ -141,8 +140,8 @@ class Forwarder:
                 answer.close()
             lease.release(code, time.monotonic(), ok)
             exchange.counted = exchange.counted or code is not None
-            if span is not None:
-                span.end(answer.status if answer is not None else None, ok)
+            for observer in exchange.observers:
+                observer.attempt_ended(answer.status if answer is not None else None, ok, lease.first_byte_at)
         if again:
             await attempts.pause()
         return False

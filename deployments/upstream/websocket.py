@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 
 from deployments.balancing.agents import AgentTable
-from deployments.balancing.backend import CLIENT_CLOSED_REQUEST, Lease
+from deployments.balancing.backend import Lease
 from deployments.request.exchange import Exchange
 from deployments.request.headers import from_instance, limit
 from deployments.request.sessions import set_cookie
@@ -18,7 +18,7 @@ from deployments.upstream.attempts import Attempts
 from deployments.upstream.connection import ConnectionBroken, NotConnected
 from deployments.upstream.connection_pool import ConnectionPool
 from deployments.upstream.forward import Call, Forwarder
-from policies.errors import InstanceFailed, RequestTimeout
+from policies.errors import CLIENT_CLOSED_REQUEST, InstanceFailed, RequestTimeout
 
 GOING_AWAY, INTERNAL_ERROR, NO_STATUS = 1001, 1011, 1005
 
@@ -45,11 +45,10 @@ class WebSocketForwarder:
         code: int | None = CLIENT_CLOSED_REQUEST
         ok: bool | None = None
         status: int | None = None  # of its answer
-        span = exchange.span.ask(pool.name, lease) if exchange.span is not None else None
         try:
             limited = [*headers, limit(pool.settings.limits.max_connections_per_instance)]
-            if span is not None:
-                limited = span.headers(limited)
+            for observer in exchange.observers:
+                limited = observer.attempt_started(exchange, member, lease.started_at, limited)
             connecting = self._upstream.websocket(member.host, member.port, call.path, limited, protocols)
             socket = await asyncio.wait_for(connecting, pool.settings.request_timeout_s)
             lease.heard(time.monotonic(), None)
@@ -89,8 +88,8 @@ class WebSocketForwarder:
         finally:
             lease.release(code, time.monotonic(), ok)
             exchange.counted = exchange.counted or code is not None
-            if span is not None:
-                span.end(status, ok)
+            for observer in exchange.observers:
+                observer.attempt_ended(status, ok, lease.first_byte_at)
 
 
 def _raw(declined: aiohttp.WSServerHandshakeError) -> SentHeaders:
