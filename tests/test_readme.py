@@ -1,85 +1,37 @@
-"""What the pages say is so: commands are run, links lead somewhere, tables and figures are those of code and results.
-
-As a program, this copies the figures: `python tests/test_readme.py`.
-"""
+"""The documentation describes the program: commands exist or run, examples answer, links resolve, figures are current."""
 
 from __future__ import annotations
 
-import ast
 import asyncio
+import itertools
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import click
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[1]
-PAGES = (
-    "README.md",
-    "CONTRIBUTING.md",
-    "CHANGELOG.md",
-    "docs/command-line.md",
-    "docs/monitoring.md",
-    "docs/rate-limits.md",
-    "docs/security.md",
-    "docs/strategies.md",
-    "docs/versions.md",
-)
-README = ROOT / "README.md"
-ADDRESS = "127.0.0.1:8000"
+from benchmarks import update_docs
+from cluster.admin.app import AdminApp
+from cluster.config import agent_from_block, parse
+from policies.errors import STATUS
+from swiftclaw import cli
+from tests.cluster.conftest import StandIn
+from tests.deployments.conftest import DataPlane
 
-RUN_ELSEWHERE = {  # a command of the pages -> a test that runs it, or what it stands for
-    ".venv/bin/swiftclaw status": (
-        "tests/integration/test_main_job.py::test_status_and_instances_as_json_are_what_the_api_gives"
-    ),
-    ".venv/bin/swiftclaw instances my-agent --health": (
-        "tests/swiftclaw/cli/commands/test_reading.py::test_health_shows_the_reason_and_the_breaker"
-    ),
-    ".venv/bin/swiftclaw test failover my-agent --instance instance-1": (
-        "tests/integration/test_failover.py::test_a_killed_instance_is_replaced_and_its_traffic_is_shared_evenly"
-    ),
-    **dict.fromkeys(
-        (
-            ".venv/bin/swiftclaw deploy shop --canary 10",
-            ".venv/bin/swiftclaw status shop",
-            ".venv/bin/swiftclaw promote shop --canary 100",
-        ),
-        "tests/integration/test_rollouts.py::test_from_10_percent_to_all_of_it_and_no_request_fails",
-    ),
-    ".venv/bin/swiftclaw rollback shop": (
-        "tests/integration/test_rollouts.py::test_a_rollback_in_the_middle_is_noticed_by_nobody"
-    ),
-    ".venv/bin/swiftclaw metrics my-agent": (
-        "tests/swiftclaw/cli/commands/test_metrics.py::test_bars_are_as_long_as_the_numbers_and_the_longest_is_the_largest"
-    ),
-    ".venv/bin/swiftclaw metrics my-agent --metric response-times": (
-        "tests/swiftclaw/cli/commands/test_metrics.py::test_an_instance_without_requests_has_no_times"
-    ),
-    ".venv/bin/swiftclaw events": "tests/swiftclaw/cli/commands/test_metrics.py::test_events_are_a_line_each",
-    ".venv/bin/swiftclaw down": "tests/integration/conftest.py::a_cluster",
-    ".venv/bin/serve run cluster.yaml": (
-        "tests/integration/test_serve_run.py::test_serve_run_brings_up_gateways_and_agents_and_ends_with_ctrl_c"
-    ),
-}
-RUN_HERE = {  # here it is only asked how it is used: what it does in full takes minutes
-    "scripts/up": ["scripts/up", "--help"],
-    ".venv/bin/swiftclaw check": [".venv/bin/swiftclaw", "check"],
-    ".venv/bin/python benchmarks/compare.py": [sys.executable, "benchmarks/compare.py", "--help"],
-    ".venv/bin/python benchmarks/simulate.py": [sys.executable, "benchmarks/simulate.py", "--help"],
-}
-RUNS_THIS = {  # whoever reads this has run them; that one calls the other is tested
-    "scripts/test",
-    "scripts/lint",
-    ".venv/bin/pytest tests/policies",
-    ".venv/bin/pytest tests --ignore=tests/integration",
-    ".venv/bin/python tests/test_readme.py",
-}
+ROOT = Path(__file__).parents[1]
+PAGES = [path.relative_to(ROOT).as_posix() for path in (*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")))]
+ADDRESS = "127.0.0.1:8000"
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 
 
 def text_of(page: str) -> str:
@@ -91,68 +43,160 @@ def fenced(page: str, language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    return [line for page in PAGES for block in fenced(page, "bash") for line in block.splitlines() if line.strip()]
+    """Every line of every `bash` block, once."""
+    lines = [line for page in PAGES for block in fenced(page, "bash") for line in block.splitlines() if line.strip()]
+    return list(dict.fromkeys(lines))
 
 
-CURLS = [command for command in commands() if command.startswith("curl ")]
-OTHERS = [command for command in dict.fromkeys(commands()) if command not in CURLS]
+def starting_with(*programs: str) -> list[str]:
+    return [command for command in commands() if command.startswith(programs)]
+
+
+CURLS = starting_with("curl ")
+SWIFTCLAW = starting_with(".venv/bin/swiftclaw ")
+SERVE = starting_with(".venv/bin/serve ")
+PYTHON = starting_with(".venv/bin/python ")
+PYTEST = starting_with(".venv/bin/pytest ")
+SCRIPTS = starting_with("scripts/")
+
+
+def arguments(command: str) -> list[str]:
+    return shlex.split(command)[1:]
 
 
 # --- commands -----------------------------------------------------------------------------------------------------------
 
 
-def test_every_command_is_run_somewhere() -> None:
-    assert set(OTHERS) == {*RUN_ELSEWHERE, *RUN_HERE, *RUNS_THIS}
-    assert CURLS
+def test_every_command_belongs_to_a_test_below() -> None:
+    assert sorted(commands()) == sorted([*CURLS, *SWIFTCLAW, *SERVE, *PYTHON, *PYTEST, *SCRIPTS])
+    assert all((CURLS, SWIFTCLAW, SERVE, PYTHON, PYTEST, SCRIPTS))
 
 
-@pytest.mark.parametrize("command", RUN_ELSEWHERE)
-def test_the_test_that_runs_it_is_there(command: str) -> None:
-    file, _, name = RUN_ELSEWHERE[command].partition("::")
-    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
-    (found,) = [n for n in ast.walk(ast.parse(text_of(file))) if isinstance(n, functions) and n.name == name]
-    for word in command.removeprefix(".venv/bin/").removeprefix("swiftclaw ").split():
-        assert f'"{word}"' in ast.get_source_segment(text_of(file), found, padded=True).replace("'", '"')
+def resolve(group: click.Command, words: list[str]) -> tuple[click.Command, list[str]]:
+    """The command that `words` name, and what is left of them. Raises KeyError for an unknown one."""
+    while isinstance(group, click.Group):
+        group, words = group.commands[words[0]], words[1:]
+    return group, words
 
 
-@pytest.mark.parametrize("command", RUN_HERE)
-def test_it_can_be_typed(command: str) -> None:
-    run = RUN_HERE[command]
-    if run[0].startswith(".venv/"):  # whichever environment the tests run in
-        run = [str(Path(sys.executable).parent / Path(run[0]).name), *run[1:]]
-    if run[0] == "scripts/up" and not (ROOT / ".venv/.swiftclaw-installed").is_file():
-        subprocess.run(["bash", "-n", *run[:1]], cwd=ROOT, check=True)  # it would install; no test should
-        return
-    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+def parsed(group: click.Command, words: list[str]) -> dict[str, Any]:
+    """The parameters as click converts and checks them; the command itself is not run. Raises ClickException."""
+    command, rest = resolve(group, words)
+    return command.make_context(command.name, rest).params
+
+
+@pytest.mark.parametrize("command", SWIFTCLAW)
+def test_swiftclaw_accepts_the_command(command: str) -> None:
+    assert parsed(cli.cli, arguments(command)) is not None
+
+
+def test_swiftclaw_rejects_what_does_not_exist() -> None:
+    for line in ("status --no-such-option", "instances", "scale shop --instances many", "test failover shop"):
+        with pytest.raises(click.ClickException):
+            parsed(cli.cli, line.split())
+    with pytest.raises(KeyError):
+        parsed(cli.cli, ["no-such-command"])
+
+
+def test_swiftclaw_check_accepts_the_file(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert cli.run(["check"]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", SERVE)
+def test_ray_serve_accepts_the_command(command: str) -> None:
+    from ray.serve.scripts import cli as serve
+
+    assert (ROOT / parsed(serve, arguments(command))["config_or_import_path"]).is_file()
+
+
+@pytest.mark.parametrize("command", PYTHON)
+def test_the_program_starts_and_accepts_the_options(command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, *arguments(command), "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
-    assert re.match("[Uu]sage: |cluster.yaml is valid: ", done.stdout)
+    assert done.stdout.startswith("usage: ")
 
 
-def test_scripts_call_each_other() -> None:
+@pytest.mark.parametrize("command", PYTEST)
+def test_pytest_finds_the_files_and_markers(command: str, pytestconfig: pytest.Config) -> None:
+    words = arguments(command)
+    files = [word.removeprefix("--ignore=") for word in words if "/" in word or word == "tests"]
+    markers = [word for flag, word in itertools.pairwise(words) if flag == "-m"]
+    registered = {marker.partition(":")[0] for marker in pytestconfig.getini("markers")}
+    assert files or markers
+    assert [file for file in files if not (ROOT / file).exists()] == []
+    assert set(markers) <= registered
+
+
+@pytest.mark.parametrize("command", SCRIPTS)
+def test_the_script_is_a_program(command: str) -> None:
+    script = ROOT / command.split()[0]
+    assert script.stat().st_mode & 0o111
+    subprocess.run(["bash", "-O", "extglob", "-n", script], check=True)
+
+
+def test_the_build_server_runs_all_scripts() -> None:
     assert "exec scripts/test" in text_of(".ci/run")
     assert "\nscripts/lint\n" in text_of("scripts/test")
-    for script in ("up", "test", "lint"):
-        assert f"scripts/{script}" in commands() and (ROOT / "scripts" / script).stat().st_mode & 0o111
 
 
-# --- examples -----------------------------------------------------------------------------------------------------------
+# --- commands and options that the text mentions --------------------------------------------------------------------------
+
+
+def options(command: click.Command) -> set[str]:
+    return {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+
+
+def mentions() -> list[tuple[str, str]]:
+    """(page, words) of every `swiftclaw …` in a line of text."""
+    found = [(page, words) for page in PAGES for words in re.findall(r"`swiftclaw ([^`\n]+)`", text_of(page))]
+    assert found
+    return found
+
+
+@pytest.mark.parametrize(("page", "words"), dict.fromkeys(mentions()))
+def test_a_mentioned_command_has_the_mentioned_options(page: str, words: str) -> None:
+    command, rest = resolve(cli.cli, words.split())
+    assert set(OPTION.findall(" ".join(rest))) <= options(command)
+
+
+def test_the_table_of_commands_is_that_of_the_command_line() -> None:
+    rows = re.findall(r"^\| `swiftclaw ([^`]*)` \| (.*) \|$", text_of("README.md"), re.MULTILINE)
+    assert [words.split()[0] for words, _ in rows] == list(cli.COMMANDS)
+    for words, description in rows:
+        command, _ = resolve(cli.cli, words.split())
+        assert set(OPTION.findall(description)) <= options(command), words
+
+
+def test_the_common_options_are_those_of_every_reading_command() -> None:
+    (sentence,) = re.findall(r"^.*Commands that read take .*$", text_of("README.md"), re.MULTILINE)
+    for name in ("status", "instances", "metrics", "events"):
+        assert set(OPTION.findall(sentence)) <= options(cli.COMMANDS[name])
+
+
+# --- examples -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-async def address(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
+async def plane(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[DataPlane]:
     """The example agent behind a gateway, in this process and without Ray."""
     from examples.support import agent, customers
-    from tests.deployments.conftest import DataPlane
 
     monkeypatch.setattr(agent, "name", "my-agent")
     plane = DataPlane(blocks={"my-agent": {"loadBalancing": {"sessionAffinity": {"enabled": True}}}})
     await plane.start()
     try:
         await plane.add(agent, 3)
-        yield plane.url.removeprefix("http://")
+        yield plane
     finally:
         await plane.stop()
         customers.clear()
+
+
+def at(plane: DataPlane, example: str) -> str:
+    return example.replace(ADDRESS, plane.url.removeprefix("http://"))
 
 
 async def output(*command: str) -> str:
@@ -164,39 +208,51 @@ async def output(*command: str) -> str:
     return out.decode()
 
 
-@pytest.mark.skipif(not shutil.which("curl"), reason="there is no curl here")
-async def test_the_curls_answer_as_it_says(address: str) -> None:
-    answers = [await output("bash", "-c", command.replace(ADDRESS, address)) for command in CURLS]
-    (said,) = re.findall(r"^The first answers `(.*?)`", text_of("README.md"), re.MULTILINE)
-    assert json.loads(answers[0]) == json.loads(answers[1]) == json.loads(said)
+@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
+async def test_the_curl_commands_return_what_the_readme_says(plane: DataPlane) -> None:
+    answers = [await output("bash", "-c", at(plane, command)) for command in CURLS]
+    (reply,) = re.findall(r"^The first request returns `(.*?)`", text_of("README.md"), re.MULTILINE)
+    assert json.loads(answers[0]) == json.loads(answers[1]) == json.loads(reply)
     assert answers[2].startswith("data: {") and answers[2].endswith("data: [DONE]\n\n")
 
 
-@pytest.mark.parametrize(("about", "says"), [("openai", "order 1042"), ("websockets", "hello\n")])
-async def test_the_python_clients_are_answered(address: str, about: str, says: str) -> None:
-    (example,) = [block for block in fenced("README.md", "python") if f"from {about}" in block]
-    assert says in await output(sys.executable, "-c", example.replace(ADDRESS, address))
+@pytest.mark.parametrize(("library", "answer"), [("openai", "order 1042"), ("websockets", "hello\n")])
+async def test_the_python_clients_get_an_answer(plane: DataPlane, library: str, answer: str) -> None:
+    (example,) = [block for block in fenced("README.md", "python") if f"from {library}" in block]
+    assert answer in await output(sys.executable, "-c", at(plane, example))
 
 
-async def test_connect_is_called_as_it_is_defined() -> None:
-    """It needs Ray; tests/integration/test_main_job.py runs the same calls."""
-    (example,) = [block for block in fenced("README.md", "python") if "import connect\n\n\nasync" in block]
-    check = f"""
-import inspect, ast
-from swiftclaw.client import AgentHandle, connect
-inspect.signature(connect).bind("my-agent")
-calls = [n for n in ast.walk(ast.parse({example!r})) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
-for call in calls:
-    if getattr(call.func.value, "id", "") == "agent":
-        method = getattr(AgentHandle, call.func.attr)
-        inspect.signature(method).bind(None, *call.args, **{{k.arg: k.value for k in call.keywords}})
-        print(call.func.attr)
-"""
-    assert set((await output(sys.executable, "-c", check)).split()) == {"ask", "stream"}
+class InProcessHandle:
+    """A Serve handle to a gateway, without Serve: the gateway's own methods on the edge of a `DataPlane`."""
+
+    def __init__(self, plane: DataPlane) -> None:
+        from deployments.gateway.gateway import Gateway
+
+        gateway: Any = SimpleNamespace(_edge=plane.edge)
+        self.ask = SimpleNamespace(remote=partial(Gateway.ask, gateway))
+        self.stream = SimpleNamespace(remote=partial(Gateway.stream, gateway))
+
+    def options(self, **_: Any) -> InProcessHandle:
+        return self
 
 
-async def test_the_agent_of_ones_own_answers_and_its_entry_is_valid() -> None:
-    from cluster.config import agent_from_block
+async def test_connect_gets_an_answer(
+    plane: DataPlane, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """How `connect` itself finds a gateway is part of tests/integration/test_main_job.py."""
+    import swiftclaw
+    from swiftclaw.client import AgentHandle
+
+    handle = InProcessHandle(plane)
+    monkeypatch.setattr(swiftclaw, "connect", lambda agent: AgentHandle(agent, handle), raising=False)
+    (example,) = [block for block in fenced("README.md", "python") if "from swiftclaw import connect" in block]
+    names: dict[str, Any] = {}
+    exec(example, names)
+    await names["track_order"]()
+    assert capsys.readouterr().out == "your order 1042 is being packed.\nyour order 1042 is being packed."
+
+
+async def test_your_own_agent_answers_and_its_entry_is_valid() -> None:
     from swiftclaw.agent import Turn
 
     (example,) = [block for block in fenced("README.md", "python") if "import Agent\n" in block]
@@ -204,17 +260,22 @@ async def test_the_agent_of_ones_own_answers_and_its_entry_is_valid() -> None:
     exec(example, names)
     assert await names["agent"].answer(Turn("hello", "s", None)) == "hello"
     (entry,) = fenced("README.md", "yaml")
-    for name, block in yaml.safe_load(entry)["agents"].items():
-        assert (ROOT / "cluster.yaml").is_file() and agent_from_block(name, block, ROOT).agent == f"{name}:agent"
+    assert [block["agent"] for block in yaml.safe_load(entry)["agents"].values()] == ["shop:agent"]
 
 
-# --- tables, lists, links -----------------------------------------------------------------------------------------------
+SETTINGS = [(page, block) for page in PAGES for block in fenced(page, "yaml") if not block.startswith("scrape_configs:")]
 
 
-def test_the_table_of_commands_is_the_command_lines() -> None:
-    from swiftclaw.cli import COMMANDS
+@pytest.mark.parametrize(("page", "fragment"), SETTINGS)
+def test_a_fragment_of_cluster_yaml_is_valid(page: str, fragment: str) -> None:
+    block = yaml.safe_load(fragment)
+    if not {"agents", "gateways"} & set(block):
+        agent_from_block("my-agent", {"agent": "m:agent", **block}, ROOT)
+        return
+    parse({"agents": {"my-agent": {"agent": "m:agent"}}, **block}, ROOT)
 
-    assert re.findall(r"^\| `swiftclaw (\S+?)[` ]", text_of("README.md"), re.MULTILINE) == list(COMMANDS)
+
+# --- tables, links, names -------------------------------------------------------------------------------------------------
 
 
 def test_the_heads_of_tables_are_those_that_are_printed() -> None:
@@ -232,85 +293,63 @@ def test_the_heads_of_tables_are_those_that_are_printed() -> None:
     assert re.sub(r"instance-\d ap-southeast-1", "instance-1 ap-southeast-1", shown).count(first[:-2]) == 2
 
 
-def test_the_admin_ports_paths_are_all_there() -> None:
-    served = set(re.findall(r'Route\("(/[^"]*)"', text_of("cluster/admin/app.py")))
-    (table,) = re.findall(r"\| admin port \|.*?\n\n", text_of("README.md"), re.DOTALL)
-    assert set(re.findall(r"(/(?:metrics|api|dashboard)[^` ]*)`", table)) == served
+def test_the_admin_ports_paths_are_its_routes(tmp_path: Path) -> None:
+    routes = {getattr(route, "path", "") for route in AdminApp(StandIn(tmp_path, {})).app().routes}
+    (table,) = re.findall(r"^\| admin port .*?\n\n", text_of("README.md"), re.MULTILINE | re.DOTALL)
+    assert set(re.findall(r"(/(?:metrics|api|dashboard)[^` ]*)`", table)) == routes
+
+
+async def test_the_public_ports_paths_are_served(plane: DataPlane) -> None:
+    (table,) = re.findall(r"^\| public port .*?\n\n", text_of("README.md"), re.MULTILINE | re.DOTALL)
+    rows = re.findall(r"`(GET|POST) (/[^` ]+)`", table)
+    assert len(rows) == 5
+    for method, path in rows:
+        body = (
+            {"message": "hello"}
+            if path.startswith("/agents")
+            else {"model": "my-agent", "messages": [{"role": "user", "content": "hello"}]}
+        )
+        async with plane.client.request(
+            method, path.replace("{agent}", "my-agent"), json=body if method == "POST" else None
+        ) as answer:
+            assert answer.status == 200, (path, await answer.text())
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page: str) -> None:
+def test_an_error_has_the_status_of_the_table(page: str) -> None:
+    for status, kind in re.findall(r"\b([45]\d\d)`? `?([a-z]+_[a-z_]+|overloaded)\b", text_of(page)):
+        assert STATUS[kind] == int(status)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of the headings, as GitHub makes them."""
+    heads = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_resolve(page: str) -> None:
     for link in re.findall(r"\]\(([^)]+)\)", text_of(page)):
-        if not link.startswith("https://"):
-            assert (ROOT / page).parent.joinpath(link.partition("#")[0]).exists(), link
+        if link.startswith("https://"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (ROOT / page).parent.joinpath(name) if name else ROOT / page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_files_that_are_named_exist(page: str) -> None:
     made_up = {"shop.py", "policies/strategies/power_of_two.py", "tests/policies/strategies/test_power_of_two.py"}
     named = re.findall(r"`((?:\.?[\w-]+/)*[\w.-]+\.(?:py|md|yaml|toml|lock)|(?:[\w-]+/)+)`", text_of(page))
-    alone = {path.name for path in (*ROOT.glob("policies/**/*.py"), *ROOT.glob("tests/policies/**/*.py"))}
+    alone = {path.name for folder in ("policies", "tests/policies", "benchmarks") for path in ROOT.glob(f"{folder}/**/*.py")}
     assert [name for name in named if name not in made_up | alone and not (ROOT / name).exists()] == []
 
 
-# --- figures that are copied from the results ---------------------------------------------------------------------------
-
-RESULTS = ROOT / "benchmarks/results"
-SIMULATED = ("round-robin", "least-connections", "response-time", "power of two", "shortest queue")
+def test_the_readme_stays_short() -> None:
+    assert len(text_of("README.md").splitlines()) < 250
 
 
-def between(page: str, marker: str) -> str:
-    (found,) = re.findall(rf"<!-- {marker}:begin -->\n(.*?)<!-- {marker}:end -->", text_of(page), re.DOTALL)
-    return str(found)
-
-
-def compared() -> str:
-    """What was measured on which machine, and the table. Nothing before the first run."""
-    file = RESULTS / "compare.md"
-    if not file.is_file():
-        return ""
-    paragraphs = file.read_text("utf-8").split("\n\n")
-    table = next(index for index, paragraph in enumerate(paragraphs) if paragraph.startswith("| "))
-    link = "What each of them is, and every run: [compare.md](benchmarks/results/compare.md)."
-    return "\n\n".join([*paragraphs[1 : table + 1], link]) + "\n"
-
-
-def simulated() -> str:
-    """Two of the tables, with the rows that a choice between strategies needs."""
-    page = (RESULTS / "simulation.md").read_text("utf-8")
-    parts = [page.split("\n\n")[1]]
-    for title in ("Mean time over the central queue's", "One bad instance"):
-        (rows,) = re.findall(rf"^## {title}\n\n((?:\|.*\n?)+)", page, re.MULTILINE)
-        head, rule, *others = rows.splitlines()
-        kept = [row for row in others if row.removeprefix("| ").startswith(SIMULATED)]
-        parts.append("\n".join([f"| {title} {head.removeprefix('|').lstrip()}", rule, *kept]))
-    return "\n\n".join(parts) + "\n"
-
-
-def metrics_cost() -> str:
-    """The sentences under the table."""
-    (found,) = re.findall(r"^Metrics add .*\n", (RESULTS / "metrics-cost.md").read_text("utf-8"), re.MULTILINE)
-    return str(found)
-
-
-COPIES: Mapping[tuple[str, str], Any] = {
-    ("README.md", "compare"): compared,
-    ("README.md", "metrics-cost"): metrics_cost,
-    ("docs/strategies.md", "simulation"): simulated,
-}
-
-
-@pytest.mark.parametrize(("page", "marker"), COPIES)
+@pytest.mark.parametrize(("page", "marker"), update_docs.BLOCKS)
 def test_figures_are_those_of_the_results(page: str, marker: str) -> None:
-    assert between(page, marker) == COPIES[page, marker](), "python tests/test_readme.py copies them"
-
-
-def copy() -> None:
-    for (page, marker), made in COPIES.items():
-        old = f"<!-- {marker}:begin -->\n{between(page, marker)}<!-- {marker}:end -->"
-        new = f"<!-- {marker}:begin -->\n{made()}<!-- {marker}:end -->"
-        (ROOT / page).write_text(text_of(page).replace(old, new), "utf-8")
-
-
-if __name__ == "__main__":
-    copy()
+    assert update_docs.block(page, marker) == update_docs.BLOCKS[page, marker](), "run benchmarks/update_docs.py"

@@ -255,12 +255,12 @@ def test_the_report_fits_80_columns_and_says_all_of_it() -> None:
             assert expected in text
 
 
-def test_the_report_in_the_readme_is_one_that_is_printed() -> None:
-    readme = (Path(__file__).parents[4] / "README.md").read_text("utf-8")
+def test_the_report_in_the_docs_is_one_that_is_printed() -> None:
+    page = (Path(__file__).parents[4] / "docs/failures.md").read_text("utf-8")
     heads = [
         line.rstrip() for line in shown(made(trial(), traffic())).splitlines() if line.startswith(("SECOND", "WHILE AWAY"))
     ]
-    assert len(heads) == 2 and all(f"\n{head}\n" in readme for head in heads)
+    assert len(heads) == 2 and all(f"\n{head}\n" in page for head in heads)
 
 
 def test_a_bar_is_as_long_as_what_the_instance_answered() -> None:

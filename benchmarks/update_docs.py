@@ -1,0 +1,104 @@
+"""Copies benchmark results into the documentation: `python benchmarks/update_docs.py`, after a benchmark has run.
+
+README.md and docs/strategies.md mark the copied blocks with `<!-- NAME:begin -->` and `<!-- NAME:end -->`. A test compares
+the blocks with `benchmarks/results/`, so that a figure in the text is never older than the measurement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import textwrap
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks/results"
+SIMULATED = ("round-robin", "least-connections", "response-time", "power of two", "shortest queue")
+
+
+def comparison() -> str:
+    """The rows with the most connections, what they show, and the machine. Empty before the first run."""
+    file = RESULTS / "compare.json"
+    if not file.is_file():
+        return ""
+    document = json.loads(file.read_text("utf-8"))
+    fewest, most = min(document["settings"]["connections"]), max(document["settings"]["connections"])
+    rows = {(row["contender"], row["connections"]): row for row in document["table"]}
+    lines = [f"| {most} connections | req/s | range | p50 ms | p99 ms | errors |", "| --- | ---: | ---: | ---: | ---: | ---: |"]
+    lines += [_row(title, rows[contender, most]) for contender, title in document["contenders"].items()]
+    ours, alone = rows["swiftclaw", most], rows["swiftclaw", fewest]
+    serve, fast = (rows[contender, most] for contender in ("serve", "serve-haproxy"))
+    finding = (
+        f"At {most} connections SwiftClaw answers {ours['ratios']['serve']:.0f} times as many requests per second as Ray Serve "
+        f"as installed and {ours['ratios']['serve-haproxy']:.1f} times as many as its high-throughput mode (SwiftClaw's "
+        f"slowest round against their fastest: {ours['lowest'] / serve['highest']:.0f} and "
+        f"{ours['lowest'] / fast['highest']:.1f} times). It reaches {_percent(ours)} of HAProxy's throughput, and "
+        f"{_percent(alone)} with {_connections(fewest)}: the gateway is a Python event loop that shares the cores with the "
+        "instances and the load. A gateway process uses at most one core; `replicas` adds processes."
+    )
+    machine = document["machine"]
+    source = (
+        f"{document['made']}; {machine['cpu']}, {machine['cores']} cores; Python {machine['versions']['python']}, Ray "
+        f"{machine['versions']['ray']}. Versions, method, other connection counts: [compare.md](benchmarks/results/compare.md)."
+    )
+    return "\n".join([*lines, "", textwrap.fill(finding, 125), "", source]) + "\n"
+
+
+def _row(title: str, row: Mapping[str, Any]) -> str:
+    span = f"{row['lowest']:,.0f} to {row['highest']:,.0f}"
+    return f"| {title} | {row['per_second']:,.0f} | {span} | {row['p50_ms']:.2f} | {row['p99_ms']:.2f} | {row['errors']} |"
+
+
+def _percent(row: Mapping[str, Any]) -> str:
+    return f"{100 * row['ratios']['haproxy']:.0f} %"
+
+
+def _connections(count: int) -> str:
+    return "one connection" if count == 1 else f"{count} connections"
+
+
+def simulation() -> str:
+    """Two of the simulation's tables, with the rows that help to choose a strategy."""
+    page = (RESULTS / "simulation.md").read_text("utf-8")
+    parts = [page.split("\n\n")[1]]
+    for title in ("Mean time over the central queue's", "One bad instance"):
+        (table,) = re.findall(rf"^## {title}\n\n((?:\|.*\n?)+)", page, re.MULTILINE)
+        head, rule, *rows = table.splitlines()
+        kept = [row for row in rows if row.removeprefix("| ").startswith(SIMULATED)]
+        parts.append("\n".join([f"| {title} {head.removeprefix('|').lstrip()}", rule, *kept]))
+    return "\n\n".join(parts) + "\n"
+
+
+def metrics_cost() -> str:
+    """The sentence below the table of metrics-cost.md."""
+    (sentence,) = re.findall(r"^Metrics add .*\n", (RESULTS / "metrics-cost.md").read_text("utf-8"), re.MULTILINE)
+    return str(sentence)
+
+
+BLOCKS: Mapping[tuple[str, str], Callable[[], str]] = {  # (page, marker) -> what stands between the marks
+    ("README.md", "compare"): comparison,
+    ("README.md", "metrics-cost"): metrics_cost,
+    ("docs/strategies.md", "simulation"): simulation,
+}
+
+
+def block(page: str, marker: str) -> str:
+    """The text that the page has between the marks now."""
+    text = (ROOT / page).read_text("utf-8")
+    (content,) = re.findall(rf"<!-- {marker}:begin -->\n(.*?)<!-- {marker}:end -->", text, re.DOTALL)
+    return str(content)
+
+
+def update() -> None:
+    for (page, marker), generate in BLOCKS.items():
+        old = f"<!-- {marker}:begin -->\n{block(page, marker)}<!-- {marker}:end -->"
+        new = f"<!-- {marker}:begin -->\n{generate()}<!-- {marker}:end -->"
+        (ROOT / page).write_text((ROOT / page).read_text("utf-8").replace(old, new), "utf-8")
+
+
+if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
+    update()
