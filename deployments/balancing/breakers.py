@@ -8,14 +8,11 @@ is frozen is out after that time and not after the request's own.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING
 
 from cluster.config import CircuitBreaker
 from cluster.messages import BreakerReport
+from deployments.balancing.backend import Backend
 from policies.breaker import Breaker, BreakerUpdate
-
-if TYPE_CHECKING:
-    from deployments.balancing.backend import Backend
 
 
 class Breakers:
@@ -43,7 +40,7 @@ class Breakers:
                 backend.breaker = Breaker(settings.failure_threshold, settings.reset_timeout_s)
             else:
                 backend.breaker.update(settings.failure_threshold, settings.reset_timeout_s, now)
-            backend.instance.healthy = backend.well and backend.passes(now)
+            backend.instance.healthy = backend.passes_checks and backend.breaker_allows(now)
         for held in (self._tripped, self._untold):
             for replica in [replica for replica in held if replica not in here or here[replica].breaker is None]:
                 del held[replica]
@@ -64,10 +61,6 @@ class Breakers:
             if before == "open":
                 self._untold[backend.member.replica] = backend
         return breaker.generation
-
-    def is_probe(self, backend: Backend, generation: int | None) -> bool:
-        breaker = backend.breaker
-        return breaker is not None and breaker.state == "half-open" and breaker.generation == generation
 
     def judge(self, backend: Backend, ok: bool | None, now: float, generation: int) -> None:
         """One request's verdict; `ok` None: it has none."""
@@ -91,18 +84,18 @@ class Breakers:
                 oldest = next(iter(backend.awaiting))
                 if oldest.started_at + self._timeout_s > now:
                     break
-                oldest.overdue(now)
-            if backend.late and backend.breaker is not None and backend.breaker.state != "closed":
-                for lease in list(backend.late):
-                    if lease.goes_elsewhere is not None and lease.goes_elsewhere():
-                        del backend.late[lease]
+                oldest.mark_overdue(now)
+            if backend.overdue and backend.breaker is not None and backend.breaker.state != "closed":
+                for lease in list(backend.overdue):
+                    if lease.move_elsewhere is not None and lease.move_elsewhere():
+                        del backend.overdue[lease]
 
     def refresh(self, now: float) -> None:
         """Those whose time has come may be probed."""
         if not self._tripped:
             return
         for backend in list(self._tripped.values()):
-            if not backend.instance.healthy and backend.well and backend.passes(now):
+            if not backend.instance.healthy and backend.passes_checks and backend.breaker_allows(now):
                 self._note(backend, now)
 
     def adopt(self, told: Mapping[str, BreakerReport], gateway: str, backends: Mapping[str, Backend], now: float) -> None:
@@ -131,7 +124,9 @@ class Breakers:
 
     def wait_s(self, backends: Iterable[Backend], now: float) -> float | None:
         """Until the first of these may be probed; None: at least one of them may be asked already, or there is none."""
-        waits = [backend.breaker.retry_after_s(now) for backend in backends if backend.breaker and not backend.passes(now)]
+        waits = [
+            backend.breaker.retry_after_s(now) for backend in backends if backend.breaker and not backend.breaker_allows(now)
+        ]
         return min(waits) if waits else None
 
     def _note(self, backend: Backend, now: float) -> None:
@@ -142,5 +137,5 @@ class Breakers:
             self._tripped[backend.member.replica] = backend
             if backend.breaker.state == "open":
                 self._opened(backend)
-        backend.instance.healthy = backend.well and backend.passes(now)
+        backend.instance.healthy = backend.passes_checks and backend.breaker_allows(now)
         self.changed += 1

@@ -1,7 +1,8 @@
-"""One agent at one gateway: who may take a request, and the choice itself. All sync.
+"""One agent at one gateway: which instances may take a request, and the choice among them. All sync.
 
-Who may is decided here, once, before any strategy: health and drain (the Controller's word), the breaker, room, and
-what this request has tried already. What a strategy sees is what is left.
+Eligibility is decided here, once, before any strategy: health and drain (from the Controller), the breaker, capacity, and
+the instances that this request has tried already. A strategy sees what is left. The properties of one instance that these
+decisions are made of stand on `Backend` (available = in service, breaker allows, not suspect).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from deployments.balancing.version_router import VersionRouter
 from deployments.balancing.wait_queue import AgentWaitQueue, NoCapacity
 from policies.base import Instance, Options, Request
 from policies.chooser import Chooser
-from policies.errors import CircuitOpen, NoHealthyInstance, SwiftClawError
+from policies.errors import CLIENT_CLOSED_REQUEST, CircuitOpen, NoHealthyInstance, SwiftClawError
 from policies.lifecycle.slow_start import warm_weights
 from policies.load.distance import Distances
 from policies.load.load_view import LoadView
@@ -26,69 +27,74 @@ from policies.retry import Budget
 from policies.sessions.session_token import Tokens
 from policies.weighted import weights_of
 
-REFRESH_S = 0.5  # how often weights and slowness are looked at
-SUSPECT_S = 1.0  # one that refused a connection is left alone this long, unless the Controller says otherwise
-DOUBT_S = 0.5  # that others fill an instance is believed this long; then it is asked, which costs it next to nothing
+REFRESH_S = 0.5  # how often weights and slowness are brought up to date
+SUSPECT_S = 1.0  # an instance that refused a connection gets no request for this long, unless the Controller reports it healthy
 
 
 class Pool:
-    """One agent."""
+    """The instances of one agent as this gateway sees them; the `LeaseOwner` of their leases."""
 
     def __init__(
         self, name: str, view: AgentView, rng: Random, distances: Distances, keys: Sequence[bytes], now: float
     ) -> None:
         self.name = name
         self._backends: dict[str, Backend] = {}  # by replica
-        self.versions = self._chooser = VersionRouter(name, lambda: Chooser(view.settings.load_balancing.strategy, rng), rng)
+        self.versions = VersionRouter(name, lambda: Chooser(view.settings.load_balancing.strategy, rng), rng)
         self._revision = 0
         self.rng = rng
         self.slowness = Slowness()
         self.loads = LoadView()
         self.circuits = Breakers(lambda backend: self.slowness.forget(backend.member.id))
-        self.line = AgentWaitQueue(self)
+        self.line = AgentWaitQueue(name, self.choose, self.may_have_capacity)
         self.budget = Budget(view.settings.retry.budget_percent)
-        self.retries = 0  # since they were last told
+        self.retries = 0  # since the last observation
         self.describe(view, distances, keys, now)
 
+    def __repr__(self) -> str:
+        healthy = sum(backend.healthy for backend in self._by_id.values())
+        active = sum(backend.tally.active for backend in self._by_id.values())
+        counts = f"{healthy} of {len(self._by_id)} instances healthy, {active} requests in flight from here"
+        return f"<Pool of {self.name}: {counts}, {len(self.line)} waiting>"
+
     def describe(self, view: AgentView, distances: Distances, keys: Sequence[bytes], now: float) -> None:
-        """Take over what is new; counts, turns, breakers and sessions of what stays are kept."""
+        """Apply a new snapshot of the agent; the counts, turns, breakers and sessions of instances that stay are kept."""
         self.view, self.settings = view, view.settings
         balancing, limits = view.settings.load_balancing, view.settings.limits
         self.affinity = balancing.session_affinity if view.session_affinity else None
         self.tokens = Tokens(keys, self.affinity.ttl_s) if self.affinity else None
-        self._chooser.configure(
+        self.versions.configure(
             balancing.strategy,
             Options(regions=balancing.regions, distances=distances),
             self.affinity.ttl_s if self.affinity else None,
         )
-        self.versions.share(view.versions)
+        self.versions.update_share(view.versions)
         self.by_client = balancing.strategy == "geographic"
         self._by_slowness = balancing.strategy == "response-time"
         self.slowness.window_s = balancing.window_s
         self.budget.budget_percent = view.settings.retry.budget_percent
         self.line.configure(limits.max_connections)
-        self._meet(view.members, limits.max_connections_per_instance)
+        self._sync_members(view.members, limits.max_connections_per_instance)
         self._limited_in_all = limits.max_connections < limits.max_connections_per_instance * len(self._everyone)
         self.circuits.configure(view.settings.circuit_breaker, view.settings.request_timeout_s, self._backends.values(), now)
         self._refresh_at = 0.0
 
-    def _meet(self, members: Sequence[Member], capacity: int) -> None:
-        known, self._backends = self._backends, {}
+    def _sync_members(self, members: Sequence[Member], capacity: int) -> None:
+        before, self._backends = self._backends, {}
         for member in members:
-            backend = known.get(member.replica)
+            backend = before.get(member.replica)
             if backend is None:
-                backend = Backend(self.name, member)
+                backend = Backend(self.name, member, self.loads)
                 self.slowness.forget(member.id)
-            backend.describe(member, capacity)
+            backend.update(member, capacity)
             self._backends[member.replica] = backend
-        for replica, backend in known.items():
+        for replica, backend in before.items():
             if replica not in self._backends:
                 self.loads.forget(backend.instance)
         self._by_id = {backend.member.id: backend for backend in self._backends.values()}
         self._everyone = [backend.instance for backend in self._by_id.values()]
         self._suspects = any(backend.suspect_until > 0 for backend in self._by_id.values())
         self._reachable: list[Instance] = []
-        self._seen_change = -1
+        self._candidates_of = -1  # the count of breaker changes that `_reachable` was made at
         self._revision += 1
 
     def backends(self) -> Collection[Backend]:
@@ -96,135 +102,152 @@ class Pool:
 
     @property
     def ready(self) -> bool:
-        """Whether somebody can take a new request, room aside."""
-        return any(instance.healthy and not instance.draining for instance in self._everyone)
+        """Whether some instance takes new requests, capacity aside."""
+        return any(backend.healthy and not backend.instance.draining for backend in self._by_id.values())
 
     # --- the choice -----------------------------------------------------------------------------------------------
 
     def choose(self, request: Request, tried: Collection[str], now: float) -> Lease:
-        """A place for the request. `tried`: ids that were asked already. Raises NoCapacity, CircuitOpen, NoHealthyInstance."""
+        """A lease for the request. `tried`: ids of instances asked before.
+
+        Raises NoCapacity, CircuitOpen, NoHealthyInstance.
+        """
         if now >= self._refresh_at:
             self._refresh(now)
         self.circuits.refresh(now)
-        if self.circuits.changed != self._seen_change:
-            self._look_again(now)
-        if not self._is_ready:  # a panic needs somebody who is well, or nobody would ever be told that all are ill
-            raise self._nobody(tried, now)
+        if self.circuits.changed != self._candidates_of:
+            self._rebuild_candidates(now)
+        if not self._is_ready:  # a level panics only while some instance is healthy: with none, every request gets the reason
+            raise self._why_unavailable(tried, now)
         self.loads.refresh(self._everyone, now)
         if self._limited_in_all and sum([instance.load for instance in self._everyone]) >= self.settings.limits.max_connections:
             raise NoCapacity
+        # `Backend.full` and `suspect` written out: a call for each of a thousand instances would double the cost of a choice.
         eligible = [instance for instance in self._reachable if instance.load < instance.capacity]
         if tried or self._suspects:
-            eligible = [instance for instance in eligible if instance.id not in tried and not self._is_suspect(instance, now)]
-        chosen = self._chooser.choose(eligible, self._everyone, request, self._revision)
+            eligible = [instance for instance in eligible if self._may_try(instance, tried, now)]
+        chosen = self.versions.choose(eligible, self._everyone, request, self._revision)
         if chosen is None:
-            chosen = self._in_doubt(request, tried, now)
+            chosen = self._possibly_stale_full(request, tried, now)
         if chosen is None:
-            raise self._nobody(tried, now)
+            raise self._why_unavailable(tried, now)
         return Lease(self, self._by_id[chosen.id], now, request.now)
 
-    def _look_again(self, now: float) -> None:
-        """Health or a breaker has changed: who may be asked, and what the levels are made of."""
-        self._seen_change = self.circuits.changed
+    def _rebuild_candidates(self, now: float) -> None:
+        """After a change of health or of a breaker: the instances that may be asked, and what the levels are made of."""
+        self._candidates_of = self.circuits.changed
         self._revision += 1
-        self._reachable = [backend.instance for backend in self._by_id.values() if backend.answers and backend.passes(now)]
+        self._reachable = [
+            backend.instance for backend in self._by_id.values() if backend.reachable and backend.breaker_allows(now)
+        ]
         self._is_ready = self.ready
 
-    def _in_doubt(self, request: Request, tried: Collection[str], now: float) -> Instance | None:
-        """Of those that only others' requests fill, as was heard some time ago: asking is the way to find out."""
-        doubtful = [
+    def _may_try(self, instance: Instance, tried: Collection[str], now: float) -> bool:
+        return instance.id not in tried and not self._by_id[instance.id].suspect(now)
+
+    def _possibly_stale_full(self, request: Request, tried: Collection[str], now: float) -> Instance | None:
+        """One of those that only other gateways' requests fill, by an old report: asking is the way to find out."""
+        candidates = [
             instance
             for instance in self._reachable
-            if self._is_doubtful(instance, now) and instance.id not in tried and not self._is_suspect(instance, now)
+            if self._by_id[instance.id].possibly_stale(now) and self._may_try(instance, tried, now)
         ]
-        return self._chooser.choose(doubtful, self._everyone, request, self._revision) if doubtful else None
+        return self.versions.choose(candidates, self._everyone, request, self._revision) if candidates else None
 
-    def _is_doubtful(self, instance: Instance, now: float) -> bool:
-        return instance.load >= instance.capacity > self.loads.own(instance) and now - self.loads.heard_at(instance) > DOUBT_S
-
-    def may_have_room(self, now: float) -> bool:
-        """False: it is not worth asking for one who waits. True also when nobody is left to wait for."""
-        return not self.ready or any(
-            instance.load < instance.capacity or self._is_doubtful(instance, now) for instance in self._everyone
+    def may_have_capacity(self, now: float) -> bool:
+        """False: every instance is full. True also when none is ready: a waiting request then gets the reason at once."""
+        return (
+            not self.ready
+            or any(instance.load < instance.capacity for instance in self._everyone)
+            or any(backend.possibly_stale(now) for backend in self._by_id.values())
         )
 
-    def _nobody(self, tried: Collection[str], now: float) -> SwiftClawError | NoCapacity:
-        """Why nobody can be asked."""
+    def _why_unavailable(self, tried: Collection[str], now: float) -> SwiftClawError | NoCapacity:
+        """The reason why no instance can take the request."""
         candidates = [
             backend
             for backend in self._by_id.values()
-            if backend.well
-            and not backend.instance.draining
-            and backend.instance.weight > 0
-            and backend.instance.id not in tried
-            and not self._is_suspect(backend.instance, now)
+            if backend.in_service and backend.instance.weight > 0 and self._may_try(backend.instance, tried, now)
         ]
-        if any(backend.passes(now) and backend.instance.load >= backend.instance.capacity for backend in candidates):
+        # There are three cases. An instance is only full: the request waits for it.
+        if any(backend.breaker_allows(now) and backend.full for backend in candidates):
             return NoCapacity()
+        # The rest have open breakers: the first probe may be sent in `wait_s`.
         wait_s = self.circuits.wait_s(candidates, now)
         if wait_s is not None:
             return CircuitOpen(
-                f"the circuit breaker of every instance of {self.name} that could be asked is open",
+                f"the circuit breaker of every healthy instance of {self.name} is open",
                 agent=self.name,
                 retry_after_s=max(1.0, wait_s),
             )
-        return NoHealthyInstance(f"no instance of {self.name} can take a request now", agent=self.name, retry_after_s=1)
+        # Nothing is in service, or everything that is has been tried.
+        return NoHealthyInstance(f"no healthy instance of {self.name} is available", agent=self.name, retry_after_s=1)
 
     def is_last(self, backend: Backend, tried: Collection[str]) -> bool:
-        """Whether nobody is left to ask after this one."""
+        """Whether no other instance is left to try."""
         now = time.monotonic()
-        return not any(
-            other.well
-            and not other.instance.draining
-            and other is not backend
-            and other.member.id not in tried
-            and other.passes(now)
-            and other.suspect_until <= now
-            for other in self._by_id.values()
-        )
+        others = (other for other in self._by_id.values() if other is not backend and other.member.id not in tried)
+        return not any(other.available(now) for other in others)
 
     def home(self, request: Request) -> Backend | None:
-        """Where the request's session lives, once it was chosen for."""
-        name = self._chooser.home(request)
+        """The instance that the request's session is bound to, after `choose`."""
+        name = self.versions.home(request)
         return self._by_id.get(name) if name else None
 
-    # --- what is learned ------------------------------------------------------------------------------------------
+    # --- what leases report (`LeaseOwner`) --------------------------------------------------------------------------
 
-    def answered(self, instance: Instance, on_arrival: float, seconds: float, now: float, *, failed: bool) -> None:
-        """One answer's time; a failure tells at once."""
-        changed = self.slowness.record(instance.id, on_arrival, seconds, now, failed=failed)
-        if changed is not None and self._by_slowness:
-            instance.slowness = changed
+    def sent(self, backend: Backend, now: float) -> int | None:
+        self.loads.sent(backend.instance)
+        return self.circuits.sent(backend, now)
+
+    def load_reported(self, backend: Backend, in_flight: int, now: float) -> None:
+        self.loads.reported(backend.instance, in_flight, now)
+
+    def judged(self, backend: Backend, ok: bool | None, now: float, generation: int) -> None:
+        self.circuits.judge(backend, ok, now, generation)
+
+    def released(self, lease: Lease, status: int | None, now: float) -> None:
+        """Free the capacity, learn from the time that the answer took, and let the next waiting request have it."""
+        instance = lease.backend.instance
+        self.loads.done(instance)
+        if status is not None and status != CLIENT_CLOSED_REQUEST:
+            seconds = (lease.first_byte_at or now) - lease.started_at
+            slowness = self.slowness.record(instance.id, lease.load_on_arrival, seconds, now, failed=status >= 500)
+            if slowness is not None and self._by_slowness:
+                instance.slowness = slowness
+            if status < 500:
+                self.loads.answered(now - lease.started_at)
+        self.line.move(now)
+
+    # --- what else is learned -----------------------------------------------------------------------------------------
 
     def suspect(self, backend: Backend, now: float) -> None:
+        """The instance refused a connection: it gets no request for a moment."""
         backend.suspect_until = now + SUSPECT_S
         self._suspects = True
 
     def adopt(self, told: Mapping[str, BreakerReport], gateway: str, now: float) -> None:
-        """Other gateways' breakers."""
+        """Merge what other gateways report about the breakers of this agent's instances."""
         self.circuits.adopt(told, gateway, self._backends, now)
 
     def tick(self, now: float) -> None:
-        """What happens by time alone; several times a second."""
+        """Do what is due by time alone: overdue requests, expired waits; called several times a second."""
         self.circuits.overdue(self._backends.values(), now)
         if len(self.line):
             self.line.expire(now)
             self.line.move(now)
 
-    def _is_suspect(self, instance: Instance, now: float) -> bool:
-        return self._by_id[instance.id].suspect_until > now
-
     def _refresh(self, now: float) -> None:
-        """What changes with time: weights while something warms up, slowness, suspicions that have passed."""
+        """Bring up to date what changes with time: weights during slow start, slowness, suspicions that have expired."""
         self._refresh_at = now + REFRESH_S
         balancing = self.settings.load_balancing
         weights = weights_of(balancing.weighted, self._by_id)
         if balancing.slow_start_s:
-            today = time.time()
-            ages = {name: today - backend.member.started_at for name, backend in self._by_id.items()}
+            wall_clock_s = time.time()
+            ages = {name: wall_clock_s - backend.member.started_at for name, backend in self._by_id.items()}
             weights = warm_weights(weights, ages, balancing.slow_start_s)
         ratios = self.slowness.all(now) if self._by_slowness else {}
         for instance in self._everyone:
             instance.weight = weights[instance.id]
             instance.slowness = ratios.get(instance.id, 1.0)
-        self._suspects = any(backend.suspect_until > now for backend in self._by_id.values())
+        self._suspects = any(backend.suspect(now) for backend in self._by_id.values())

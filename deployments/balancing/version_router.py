@@ -25,13 +25,13 @@ class VersionRouter:
         self._choosers: dict[str, Chooser] = {}
         self._all = make()  # without a share
         self._turns = Turns(0)
-        self._everyone: dict[str, list[Instance]] = {}
+        self._by_version: dict[str, list[Instance]] = {}
         self._stamp: object = None
 
     def __repr__(self) -> str:
         return f"<VersionRouter of {self._agent}: {self._share}>"
 
-    def share(self, share: VersionShare | None) -> None:
+    def update_share(self, share: VersionShare | None) -> None:
         """The Controller's word. Takes effect with the next request."""
         before, self._share = self._share, share
         self._stamp = None
@@ -50,7 +50,7 @@ class VersionRouter:
         for chooser in (self._all, *self._choosers.values()):
             chooser.configure(strategy, options, affinity_ttl_s)
 
-    def of(self, session: str | None, pinned: str | None = None, *, fresh: bool = False) -> str | None:
+    def version_for(self, session: str | None, pinned: str | None = None, *, fresh: bool = False) -> str | None:
         """The version for a new request. `pinned`: what a valid token says; `fresh`: the session was made for this one."""
         share = self._share
         if share is None:
@@ -69,11 +69,11 @@ class VersionRouter:
         if self._share is None:
             return self._all.choose(eligible, everyone, request, stamp)
         if stamp is None or stamp != self._stamp:
-            self._sort(everyone, stamp)
+            self._group(everyone, stamp)
         for version in self._order(request.version):
-            alone = len(self._everyone[version]) == len(everyone)
+            alone = len(self._by_version[version]) == len(everyone)
             own = eligible if alone else [instance for instance in eligible if instance.version == version]
-            chosen = self._choosers[version].choose(own, self._everyone[version], request, stamp) if own else None
+            chosen = self._choosers[version].choose(own, self._by_version[version], request, stamp) if own else None
             if chosen is not None:
                 return chosen
         return None
@@ -88,9 +88,9 @@ class VersionRouter:
                 return home
         return None
 
-    def _sort(self, everyone: Sequence[Instance], stamp: object) -> None:
+    def _group(self, everyone: Sequence[Instance], stamp: object) -> None:
         self._stamp = stamp
-        self._everyone = {name: [i for i in everyone if i.version == name] for name in self._choosers}
+        self._by_version = {name: [i for i in everyone if i.version == name] for name in self._choosers}
 
     def _order(self, wanted: str | None) -> list[str]:
         """The wanted version first; those without anybody who is well last."""
@@ -98,10 +98,10 @@ class VersionRouter:
         assert share is not None
         others = [name for name in self._choosers if name != wanted and name not in share.leaving]
         names = [wanted, *others] if wanted in self._choosers else others
-        return [name for name in names if self._has_somebody(name)]
+        return [name for name in names if self._has_healthy(name)]
 
-    def _has_somebody(self, version: str) -> bool:
-        return any(instance.healthy for instance in self._everyone.get(version, ()))
+    def _has_healthy(self, version: str) -> bool:
+        return any(instance.healthy for instance in self._by_version.get(version, ()))
 
 
 def _maker(rng: Random, strategy: str, options: Options, affinity_ttl_s: float | None) -> Callable[[], Chooser]:

@@ -1,34 +1,32 @@
-"""The requests of one agent that wait at one gateway for a place on an instance: first come, first served.
+"""The requests of one agent that wait at one gateway for capacity on an instance: first come, first served.
 
-`policies.limits.Queue` decides who is next; here is what waits (a future per request). A place that is granted is taken
-in the same step, so that no newcomer gets between. Whoever gives up, in whatever way, leaves the line or gives the
-place back.
+`policies.wait_queue.WaitQueue` decides which request is next; this adds what the request awaits (a future). Granted capacity
+is taken in the same step, so that no newcomer can take it first. A request that stops waiting, for any reason, leaves the
+queue or gives its lease back.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+from deployments.balancing.backend import Lease
 from policies.base import Request
 from policies.errors import Overloaded, SwiftClawError
 from policies.wait_queue import Waiter, WaitQueue
 
-if TYPE_CHECKING:
-    from deployments.balancing.backend import Lease
-    from deployments.balancing.pool import Pool
+Choose = Callable[[Request, Collection[str], float], Lease]
 
 
 class NoCapacity(Exception):
-    """Somebody could take the request, but has no place for it now."""
+    """Every available instance is full."""
 
 
 @dataclass(slots=True, eq=False)
 class WaitingRequest:
-    """A request in the line. `lease`: given, and not fetched yet."""
+    """A request in the queue. `future`: its lease, once granted."""
 
     request: Request
     tried: Collection[str]
@@ -37,34 +35,42 @@ class WaitingRequest:
 
 
 class AgentWaitQueue:
-    """`len(line)` wait."""
+    """`len()` is the number of waiting requests.
 
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
+    `choose` takes a lease for a request (Raises NoCapacity, or SwiftClawError); `may_have_capacity` is False when calling
+    `choose` would be in vain.
+    """
+
+    def __init__(self, agent: str, choose: Choose, may_have_capacity: Callable[[float], bool]) -> None:
+        self._agent, self._choose, self._may_have_capacity = agent, choose, may_have_capacity
         self._queue: WaitQueue[WaitingRequest] = WaitQueue(1)
         self._moving = False
 
     def __len__(self) -> int:
         return len(self._queue)
 
+    def __repr__(self) -> str:
+        return f"<AgentWaitQueue of {self._agent}: {len(self._queue)} of {self._queue.max_waiting} requests waiting>"
+
     def configure(self, max_waiting: int) -> None:
         self._queue.max_waiting = max_waiting
 
     def take(self, request: Request, tried: Collection[str], now: float) -> Lease | None:
-        """A place at once, or None: wait. Raises SwiftClawError."""
+        """A lease at once, or None: the request has to wait. Raises SwiftClawError."""
         if len(self._queue) and self._queue.ahead(now):
             return None
         try:
-            return self._pool.choose(request, tried, now)
+            return self._choose(request, tried, now)
         except NoCapacity:
             return None
 
     async def wait(
         self, request: Request, tried: Collection[str], timeout_s: float, before: WaitingRequest | None = None
     ) -> WaitingRequest:
-        """Wait for a place: `fetch` it from what this returns. Raises Overloaded (or what became of the agent).
+        """Wait for capacity; the lease is the result of the returned request's future.
 
-        `before`: this request's place turned out to be taken; it goes back to the front of the line, with its deadline.
+        `before`: the instance that this request was granted refused it as full; it returns to the front of the queue with
+        its deadline. Raises Overloaded, or why the agent can no longer answer.
         """
         now = time.monotonic()
         waiting = WaitingRequest(request, tried, asyncio.get_running_loop().create_future())
@@ -73,11 +79,7 @@ class AgentWaitQueue:
         else:
             waiting.waiter = self._queue.join(now, timeout_s, waiting)
         if waiting.waiter is None:
-            raise Overloaded(
-                f"{len(self._queue)} requests wait for a place already",
-                agent=self._pool.name,
-                retry_after_s=self._queue.retry_after_s(now),
-            )
+            raise self._overloaded(f"the wait queue is full ({len(self._queue)} requests)", now)
         try:
             await waiting.future
         except BaseException:
@@ -88,24 +90,24 @@ class AgentWaitQueue:
         return waiting
 
     def move(self, now: float) -> None:
-        """A place may have become free, or nobody may be left who could give one."""
+        """Grant what capacity there is; called whenever some may have been freed, or the last available instance lost."""
         if not len(self._queue) or self._moving:
             return
         self._moving = True
         try:
-            while self._pool.may_have_room(now) and (waiter := self._queue.grant(now)) is not None:
+            while self._may_have_capacity(now) and (waiter := self._queue.grant(now)) is not None:
                 if not self._give(waiter, now):
                     break
         finally:
             self._moving = False
 
     def _give(self, waiter: Waiter[WaitingRequest], now: float) -> bool:
-        """False: there is no place after all."""
+        """False: there is no capacity after all."""
         waiting = waiter.wake
-        if waiting.future.done():  # its client is gone, and it has not had time to leave
+        if waiting.future.done():  # its client has disconnected, and its task has not run since
             return True
         try:
-            waiting.future.set_result(self._pool.choose(waiting.request, waiting.tried, now))
+            waiting.future.set_result(self._choose(waiting.request, waiting.tried, now))
         except NoCapacity:
             waiting.waiter = self._queue.rejoin(waiter, waiting)
             return False
@@ -114,19 +116,16 @@ class AgentWaitQueue:
         return True
 
     def expire(self, now: float) -> None:
-        """Whoever has waited for too long is refused."""
+        """Refuse the requests that have waited too long."""
         for waiter in self._queue.expire(now):
             if not waiter.wake.future.done():
-                waiter.wake.future.set_exception(
-                    Overloaded(
-                        "no instance had a place for the request in time",
-                        agent=self._pool.name,
-                        retry_after_s=self._queue.retry_after_s(now),
-                    )
-                )
+                waiter.wake.future.set_exception(self._overloaded("timed out waiting for a free instance", now))
 
     def dismiss(self, error: SwiftClawError) -> None:
-        """Everybody is refused."""
+        """Refuse every waiting request."""
         while (waiter := self._queue.grant(0.0)) is not None:
             if not waiter.wake.future.done():
                 waiter.wake.future.set_exception(error)
+
+    def _overloaded(self, message: str, now: float) -> Overloaded:
+        return Overloaded(message, agent=self._agent, retry_after_s=self._queue.retry_after_s(now))

@@ -171,7 +171,9 @@ class Edge:
             now=exchange.started_at,
             pin=session.token.instance if session.token else None,
             fresh=session.fresh,
-            version=pool.versions.of(session.name, session.token.version if session.token else None, fresh=session.fresh),
+            version=pool.versions.version_for(
+                session.name, session.token.version if session.token else None, fresh=session.fresh
+            ),
         )
         return Call(exchange, pool, request, path, body, session)
 

@@ -72,7 +72,7 @@ class Attempts:
     def refused(self, lease: Lease, head: Head) -> None:
         """It says that it has not begun. One that is full may have a place later, one that leaves will not."""
         if head.refused == FULL:
-            lease.full(time.monotonic(), head.report)
+            lease.refused_full(time.monotonic(), head.report)
         else:
             self.skip(lease)
 

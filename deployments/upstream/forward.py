@@ -87,7 +87,7 @@ class Forwarder:
         ok: bool | None = None  # what this says of the instance
         answer: InstanceResponse | None = None
         again = False
-        lease.goes_elsewhere = lambda: attempts.moves(lease)
+        lease.move_elsewhere = lambda: attempts.moves(lease)
         try:
             limited = [*sent, headers.limit(pool.settings.limits.max_connections_per_instance)]
             for observer in exchange.observers:
@@ -103,7 +103,7 @@ class Forwarder:
                 attempts.refused(lease, head)
                 return False
             ok = None if answer.status == TOO_MANY else answer.status < 500
-            lease.heard(time.monotonic(), head.report, failed=ok is False)
+            lease.answered(time.monotonic(), head.report, failed=ok is False)
             if answer.status in GATEWAY_ERRORS and attempts.repeats(lease):
                 code, again = None, True
             else:
@@ -149,7 +149,12 @@ class Forwarder:
     @staticmethod
     async def _relay(call: Call, lease: Lease, answer: InstanceResponse, head: Head) -> None:
         exchange, idle_s = call.exchange, call.pool.settings.timeouts.idle_s
-        returned = [*head.headers, (b"x-request-id", exchange.request_id.encode()), *lease.backend.told, *exchange.told]
+        returned = [
+            *head.headers,
+            (b"x-request-id", exchange.request_id.encode()),
+            *lease.backend.response_headers,
+            *exchange.told,
+        ]
         cookie = set_cookie(exchange, call.pool, call.request, call.session)
         if cookie is not None:
             returned.append((b"set-cookie", cookie))
@@ -158,14 +163,14 @@ class Forwarder:
         await exchange.start(answer.status, returned)
         whole = answer.whole()
         if whole is not None:
-            lease.ends(answer.status, time.monotonic())
+            lease.count(answer.status, time.monotonic())
             await exchange.write(whole, more=False)
             return
         async for piece in answer.pieces():
             if head.streamed:
                 exchange.deadline(idle_s)
             await exchange.write(piece, more=True)
-        lease.ends(answer.status, time.monotonic())
+        lease.count(answer.status, time.monotonic())
         await exchange.write(b"", more=False)
 
 

@@ -51,11 +51,11 @@ class WebSocketForwarder:
                 limited = observer.attempt_started(exchange, member, lease.started_at, limited)
             connecting = self._upstream.websocket(member.host, member.port, call.path, limited, protocols)
             socket = await asyncio.wait_for(connecting, pool.settings.request_timeout_s)
-            lease.heard(time.monotonic(), None)
+            lease.answered(time.monotonic(), None)
             status = code = 101
             ok = True
             async with socket:
-                accepted = [(b"x-request-id", exchange.request_id.encode()), *lease.backend.told, *exchange.told]
+                accepted = [(b"x-request-id", exchange.request_id.encode()), *lease.backend.response_headers, *exchange.told]
                 cookie = set_cookie(exchange, pool, call.request, call.session)
                 if cookie is not None:
                     accepted.append((b"set-cookie", cookie))
@@ -79,7 +79,7 @@ class WebSocketForwarder:
                 attempts.refused(lease, head)
                 return False
             code, ok = declined.status, declined.status < 500
-            lease.heard(time.monotonic(), head.report, failed=not ok)
+            lease.answered(time.monotonic(), head.report, failed=not ok)
             await _decline(exchange, declined.status)
             return True
         except ConnectionBroken as error:

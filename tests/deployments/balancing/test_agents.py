@@ -63,7 +63,7 @@ def test_whatever_instances_report_the_load_is_never_below_what_is_in_flight_her
             held.append(pool.choose(Request(now=0.0), (), 0.0))
         else:
             lease = held.pop()
-            lease.heard(0.1, LoadReport(reported, 0))
+            lease.answered(0.1, LoadReport(reported, 0))
             lease.release(200, 0.2)
         backend = next(iter(pool.backends()))
         assert backend.tally.active == len(held) <= backend.instance.load

@@ -97,7 +97,7 @@ def test_an_answer_that_has_begun_is_in_time_however_long_it_takes() -> None:
     pool = routing.pool("a")
     held = [pool.choose(Request(agent="a", now=0.0), ["instance-2"], 0.0) for _ in range(5)]
     for lease in held:
-        lease.heard(1.0, None)
+        lease.answered(1.0, None)
     routing.tick(100.0)
     assert "instance-1" in {ask(pool, 100.0, ok=True) for _ in range(20)}
 

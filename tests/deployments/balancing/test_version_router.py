@@ -23,7 +23,7 @@ V2 = [Instance(f"instance-{n}", version="v2") for n in (4, 5)]
 def versions(share: VersionShare | None, *, sessions: bool = False, seed: int = 1) -> VersionRouter:
     rng = Random(seed)
     made = VersionRouter("a", lambda: Chooser("round-robin", rng, None, 60 if sessions else None), rng)
-    made.share(share)
+    made.update_share(share)
     return made
 
 
@@ -32,7 +32,7 @@ def ten(percent: float = 10.0) -> VersionShare:
 
 
 def pick(made: VersionRouter, everyone: Sequence[Instance], session: str | None = None, **more: str) -> Instance | None:
-    version = made.of(session, more.get("pinned"))
+    version = made.version_for(session, more.get("pinned"))
     return made.choose(everyone, everyone, Request("a", session, version=version, pin=more.get("pin")))
 
 
@@ -56,33 +56,40 @@ def test_within_a_version_the_strategy_chooses() -> None:
 
 def test_more_for_the_canary_moves_sessions_only_to_it_and_each_once() -> None:
     made, names = versions(ten(10), sessions=True), [f"session {n}" for n in range(10_000)]
-    before = {name: made.of(name) for name in names}
+    before = {name: made.version_for(name) for name in names}
     assert abs(sum(version == "v2" for version in before.values()) - 1000) < 100
     for percent in (25, 50, 100):
-        made.share(ten(percent))
-        after = {name: made.of(name) for name in names}
+        made.update_share(ten(percent))
+        after = {name: made.version_for(name) for name in names}
         assert all(after[name] == "v2" for name in names if before[name] == "v2")
         assert abs(sum(version == "v2" for version in after.values()) - 100 * percent) < 250
         before = after
-    made.share(ten(10))
-    assert {name for name in names if made.of(name) == "v2"} == {name for name in names if versions(ten(10)).of(name) == "v2"}
+    made.update_share(ten(10))
+    assert {name for name in names if made.version_for(name) == "v2"} == {
+        name for name in names if versions(ten(10)).version_for(name) == "v2"
+    }
 
 
 def test_every_gateway_says_the_same_of_a_session() -> None:
     one, other = versions(ten(30), seed=1), versions(ten(30), seed=2)
-    assert all(one.of(f"s{n}") == other.of(f"s{n}") for n in range(500))
+    assert all(one.version_for(f"s{n}") == other.version_for(f"s{n}") for n in range(500))
 
 
 def test_a_pinned_session_stays_in_both_directions_while_its_version_has_anybody_well() -> None:
     made = versions(ten(1), sessions=True)
-    assert all(made.of(f"s{n}", "v2") == "v2" for n in range(50))
-    made.share(ten(99))
-    assert all(made.of(f"s{n}", "v1") == "v1" for n in range(50))
+    assert all(made.version_for(f"s{n}", "v2") == "v2" for n in range(50))
+    made.update_share(ten(99))
+    assert all(made.version_for(f"s{n}", "v1") == "v1" for n in range(50))
 
 
 def test_a_version_that_is_gone_pins_nobody_and_one_that_leaves_keeps_its_own() -> None:
     made = versions(VersionShare("v2", None, 0, ("v1",)), sessions=True)
-    assert [made.of("s", "v1"), made.of("s", "v0"), made.of("s"), made.of(None)] == ["v1", "v2", "v2", "v2"]
+    assert [made.version_for("s", "v1"), made.version_for("s", "v0"), made.version_for("s"), made.version_for(None)] == [
+        "v1",
+        "v2",
+        "v2",
+        "v2",
+    ]
 
 
 def test_nobody_new_goes_to_a_version_that_leaves_or_to_one_without_a_share() -> None:
@@ -112,7 +119,7 @@ def test_when_all_of_its_version_were_tried_the_other_one_is_asked() -> None:
 def test_without_a_share_all_are_alike() -> None:
     made = versions(None)
     counted = Counter(chosen.id for _ in range(50) if (chosen := pick(made, V1 + V2)))
-    assert set(counted.values()) == {10} and made.of("s", "v2") is None
+    assert set(counted.values()) == {10} and made.version_for("s", "v2") is None
 
 
 # --- through sockets ----------------------------------------------------------------------------------------------------

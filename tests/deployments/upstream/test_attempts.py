@@ -108,7 +108,7 @@ async def test_who_waits_for_an_instance_that_is_given_up_is_answered_by_another
 async def test_one_that_is_only_late_is_waited_for(plane: DataPlane) -> None:
     async with frozen_first(plane, "50ms", threshold=3) as left:
         asked = [asyncio.create_task(plane.client.get("/agents/a/x")) for _ in range(2)]
-        await until(lambda: sum(len(backend.late) for backend in plane.routing.pool("a").backends()) == 2)
+        await until(lambda: sum(len(backend.overdue) for backend in plane.routing.pool("a").backends()) == 2)
         await asyncio.sleep(0.1)  # some ticks more
         assert left == []
         for one in asked:
