@@ -47,8 +47,6 @@ CLOSING_A_CIRCLE = {
     "cluster.admin.views -> cluster.controller",
     "deployments.balancing.agents -> deployments.gateway.counts_file",
     "deployments.balancing.agents -> deployments.request.client_address",
-    "deployments.balancing.backend -> deployments.balancing.pool",
-    "deployments.balancing.wait_queue -> deployments.balancing.pool",
     "deployments.request.access_log -> deployments.request.exchange",
     "deployments.request.tracing -> deployments.request.exchange",
     "policies.base -> policies.load.distance",
