@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -18,9 +17,9 @@ from typing import Any
 import ray
 
 from cluster.admin.app import AdminApp
-from cluster.admin.prometheus import InstanceRow
-from cluster.admin.sampler import sample_forever
-from cluster.config import Settings, parse
+from cluster.admin.ray_metrics import RayMetrics
+from cluster.admin.sampler import Sampler
+from cluster.config import parse
 from cluster.config.agent_settings import HealthCheck
 from cluster.desired.apps import AppStatus
 from cluster.desired.autoscaling import Autoscaling
@@ -28,7 +27,6 @@ from cluster.desired.canary_analysis import CanaryAnalysis
 from cluster.desired.desired import DesiredState
 from cluster.desired.failpoints import Failpoints
 from cluster.desired.packages import Package, Packages
-from cluster.desired.rollout import instances_for
 from cluster.desired.rollout_manager import DeployRequest
 from cluster.desired.state import State, Store
 from cluster.fleet.event_recorder import EventRecorder
@@ -46,6 +44,7 @@ from cluster.telemetry.history import MetricHistory
 from cluster.telemetry.totals import MetricTotals
 from cluster.transport.listener import Listener, bind_in_time
 from cluster.transport.rpc import RpcAddress, RpcServer
+from cluster.view import ClusterView
 from policies.lifecycle.draining import DrainTerms
 
 log = logging.getLogger("swiftclaw.controller")
@@ -66,16 +65,19 @@ class Controller:
         self.versions = self._desired.versions
         self.registry = Registry(self._changed)
         self.registry.restore(self._state.instances)
-        self.witness = EventRecorder(self.events, self.registry)
-        self.circuits = SharedBreakers()
-        self.ledger = MetricTotals()
-        self.history = MetricHistory()
-        self.autoscaling = Autoscaling(self.registry, self._state.counts)
-        self.analysis = CanaryAnalysis(self.ledger, self._is_tripped)
-        self._gateways = Gateways(self.witness, self.ledger, self._changed)
+        self._recorder = EventRecorder(self.events, self.registry)
+        self._breakers = SharedBreakers()
+        self._totals = MetricTotals()
+        self._autoscaling = Autoscaling(self.registry, self._state.counts)
+        self._analysis = CanaryAnalysis(self._totals, self._is_tripped)
+        self._gateways = Gateways(self._recorder, self._totals, self._changed)
         self._reconciler = Reconciler(
-            self._desired, placement, self.registry, self._gateways, self.autoscaling, self.analysis, self._changed, at,
+            self._desired, placement, self.registry, self._gateways, self._autoscaling, self._analysis, self._changed, at,
             instance_host,
+        )  # fmt: skip
+        self.view = ClusterView(
+            self._desired, self.registry, self._gateways, self._breakers, self.versions, self._analysis, self._autoscaling,
+            self._reconciler, self._totals, MetricHistory(), self.events,
         )  # fmt: skip
         self._watch = LivenessWatch(self.registry, self._key)
         self._checks = HealthChecker(self.registry, self._key, self._health_check_of, Random())
@@ -87,14 +89,14 @@ class Controller:
 
     async def start(self) -> None:
         """Open the admin port and begin to reconcile. Raises PortInUse."""
-        admin = self.settings.admin
-        self._admin = Listener(AdminApp(self).app(), await bind_in_time(admin.host, admin.port), grace_s=1)
+        admin = self._desired.settings.admin
+        self._admin = Listener(AdminApp(self.view).app(), await bind_in_time(admin.host, admin.port), grace_s=1)
         await self._admin.start()
         await self._control.open(self._instance_host or ray.util.get_node_ip_address())
         for record in self.registry:
             self._attend(record)
         self._spawn(self._reconciler.run_for_ever())
-        self._spawn(sample_forever(self))
+        self._spawn(Sampler(self.view, self._recorder, RayMetrics().export).run_forever())
 
     async def stop(self) -> None:
         for task in self._tasks:
@@ -141,16 +143,16 @@ class Controller:
         if not await self._gateways.wait_for_news(seen, self._reconciler.knows):
             return None
         shares, now = self.versions.shares(), time.monotonic()
-        view = self.registry.view(self.settings, self._gateways.version, self._key, self._session_keys, shares)
-        circuits, desired = self.circuits.to_tell(now), self.versions.to_keep()
+        view = self.registry.view(self._desired.settings, self._gateways.version, self._key, self._session_keys, shares)
+        circuits, desired = self._breakers.to_tell(now), self.versions.to_keep()
         return replace(view, peers=self._gateways.peers(), circuits=circuits, desired=desired)
 
     async def observe(self, seen: Observation) -> None:
         """What a gateway saw since its last observation."""
         self._gateways.told(seen.gateway)
-        if not self.ledger.add(seen, time.monotonic()):
+        if not self._totals.add(seen, time.monotonic()):
             return
-        self.autoscaling.heard(seen, time.monotonic())
+        self._autoscaling.heard(seen, time.monotonic())
         self._hear_of_circuits(seen)
         for _, replica in seen.unreachable:
             record = self.registry.get(replica)
@@ -167,11 +169,11 @@ class Controller:
 
         What could not start is tried again.
         """
-        if parse(args, Path(folder)).admin != self.settings.admin:
+        if parse(args, Path(folder)).admin != self._desired.settings.admin:
             raise ValueError("admin: cannot change while SwiftClaw runs; use `swiftclaw down` first")
         before = self._desired.file
         self._desired.hear(args, folder)
-        self.witness.applied(before, self._desired.file)
+        self._recorder.applied(before, self._desired.file)
         self._reconciler.try_again()
         self._changed()
         await self._reconciler.round()
@@ -222,7 +224,7 @@ class Controller:
 
     async def scale(self, agent: str, region: str | None, instances: int) -> str:
         """For `swiftclaw scale`. What was changed, as a sentence. Raises ValueError where the bounds forbid it."""
-        change = self.autoscaling.fix(self._desired.file, agent, region, instances, time.time())
+        change = self._autoscaling.fix(self._desired.file, agent, region, instances, time.time())
         self._desired.scaled([change])
         await self._reconciler.round()
         return str(change)
@@ -253,56 +255,6 @@ class Controller:
             counts[agent] = counts.get(agent, 0) + record.in_flight
         return counts
 
-    # --- what is shown --------------------------------------------------------------------------------------------
-
-    @property
-    def settings(self) -> Settings:
-        """What holds now: the file's, with the versions and the counts of now."""
-        return self._desired.settings
-
-    @property
-    def gateways(self) -> dict[str, tuple[GatewayHello, float, str | None]]:
-        """By id: the gateway, when it was heard last, and which version of the snapshot it has."""
-        return self._gateways.present
-
-    def is_current(self, gateway: str) -> bool:
-        return self._gateways.is_current(gateway)
-
-    @property
-    def observed(self) -> dict[str, AppStatus]:
-        return self._reconciler.observed
-
-    @property
-    def problems(self) -> dict[str, str]:
-        """Serve app -> why it cannot start."""
-        return self._reconciler.problems
-
-    @property
-    def warnings(self) -> list[str]:
-        return self._reconciler.warnings
-
-    def agents(self) -> Iterable[str]:
-        return self.settings.agents
-
-    def rows(self) -> Iterable[InstanceRow]:
-        now = time.monotonic()
-        for record in self.registry:
-            circuit = self.circuits.state(record.registration.replica, now)
-            yield InstanceRow(record.key, record.state, record.cpu_percent, circuit)
-
-    def weights(self) -> Iterable[tuple[str, str, float]]:
-        """(agent, version, percent of the traffic)."""
-        for agent, share in self.versions.shares().items():
-            yield agent, share.stable, 100 - share.percent
-            if share.canary:
-                yield agent, share.canary, share.percent
-
-    def desired(self) -> Iterable[tuple[str, str, str, int]]:
-        for agent, deployed in self.versions.deployed(self.settings).items():
-            for one in deployed:
-                for region, wanted in self.settings.agents[agent].regions.items():
-                    yield agent, one.settings.version, region, instances_for(one.percent, wanted.instances)
-
     # --- inside ---------------------------------------------------------------------------------------------------
 
     async def _stop(self, apps: list[str]) -> list[str]:
@@ -313,7 +265,7 @@ class Controller:
         return apps
 
     def _drain_terms(self, agent: str) -> DrainTerms | None:
-        settings = self.settings.agents.get(agent)
+        settings = self._desired.settings.agents.get(agent)
         if settings is None:
             return None
         within_s = self._down_within_s
@@ -329,14 +281,14 @@ class Controller:
 
     def _is_tripped(self, agent: str, version: str) -> bool:
         replicas = [record.registration.replica for record in self.registry.of(agent, version)]
-        return self.circuits.all_tripped(replicas, time.monotonic())
+        return self._breakers.all_tripped(replicas, time.monotonic())
 
     def _hear_of_circuits(self, seen: Observation) -> None:
         """What one gateway has found out reaches the others with the next snapshot."""
         present = {replica: record for _, replica in seen.circuits if (record := self.registry.get(replica)) is not None}
         told = {replica: news for (_, replica), news in seen.circuits.items() if replica in present}
-        for replica, (_, state) in self.circuits.hear(seen.gateway, told, time.monotonic()).items():
-            self.witness.circuit(present[replica], state)
+        for replica, (_, state) in self._breakers.hear(seen.gateway, told, time.monotonic()).items():
+            self._recorder.circuit(present[replica], state)
         if any(news.state != "half-open" for news in told.values()):  # probing is one gateway's own affair
             self._changed()
 
@@ -345,17 +297,17 @@ class Controller:
         self._checks.attend(record)
 
     def _health_check_of(self, agent: str) -> HealthCheck | None:
-        settings = self.settings.agents.get(agent)
+        settings = self._desired.settings.agents.get(agent)
         return settings.health_check if settings else None
 
     def _changed(self) -> None:
         """What gateways are told has changed: remembered, told as events, and announced to them."""
         self._gateways.count_change()
-        self.circuits.keep({record.registration.replica for record in self.registry})
+        self._breakers.keep({record.registration.replica for record in self.registry})
         self._state.instances = self.registry.dump()
         self._desired.save()
-        self.witness.instances(self.registry)
-        self.witness.levels(self.settings, self.registry)
+        self._recorder.instances(self.registry)
+        self._recorder.levels(self._desired.settings, self.registry)
         self._spawn(self._gateways.announce())
 
     def _spawn(self, work: Any) -> None:

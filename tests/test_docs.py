@@ -15,7 +15,8 @@ from cluster.desired.rollout import CanaryState, Version
 from cluster.telemetry.events import KINDS
 from swiftclaw import cli
 from swiftclaw.cli.commands.metrics import METRICS
-from tests.cluster.conftest import Port, port
+from tests.cluster.conftest import port
+from tests.cluster.stand_in import Port
 
 __all__ = ["port"]  # the fixture: an admin port without Ray
 
@@ -52,12 +53,12 @@ def rows(said: Iterable[str]) -> list[str]:
 
 def canary(port: Port) -> None:
     """v2 with 20 % of the traffic, on an instance in each region."""
-    rollouts, now = port.controller.versions.rollouts, time.time()
+    rollouts, now = port.cluster.rollouts.rollouts, time.time()
     version = Version("v2", {"agent": "m:agent"})
     rollouts["my-agent"] = replace(
         rollouts["my-agent"], canary=CanaryState(version, target=20, percent=20, changed_at=now, deadline_at=now + 60)
     )
-    port.controller.start_instance("my-agent", "canary", "us-east-1", "v2")
+    port.cluster.start_instance("my-agent", "canary", "us-east-1", "v2")
 
 
 def test_every_view_is_shown() -> None:
@@ -79,7 +80,7 @@ async def test_it_has_the_columns_and_rows_that_are_printed(
     monkeypatch.chdir(tmp_path)
     if view == "status my-agent":
         canary(port)
-    port.controller.serve(30, 3, errors=0.1)
+    port.cluster.serve(30, 3, errors=0.1)
     now = await printed(port, view, capsys)
     assert max(map(len, now)) <= 80
     assert rows(SHOWN[view].splitlines()) == rows(now)
@@ -89,7 +90,7 @@ async def test_events_are_lines_as_they_are_printed(
     port: Port, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    port.controller.registry.judge("us-east-1-0", False, "database", time.time())
+    port.cluster.registry.judge("us-east-1-0", False, "database", time.time())
     form = re.compile(rf"\d\d:\d\d:\d\d (?=.{{8}} )(?:{'|'.join(KINDS)}) +\S.*")
     shown, now = SHOWN["events"].splitlines(), await printed(port, "events", capsys)
     assert [line for line in (*shown, *now) if not form.fullmatch(line)] == []

@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -22,9 +21,7 @@ from cluster.config.fields import ConfigError
 from cluster.config.values import duration
 from cluster.telemetry.events import KINDS
 from cluster.telemetry.history import COLUMNS
-
-if TYPE_CHECKING:
-    from cluster.controller import Controller
+from cluster.view import ClusterView
 
 DASHBOARD = Path(__file__).parent / "dashboard"
 POINTS = 120  # of a history, unless asked for otherwise
@@ -42,10 +39,10 @@ class BadQuery(ValueError):
 class AdminApp:
     """Routes to the views of one Controller."""
 
-    def __init__(self, controller: Controller) -> None:
-        self._controller = controller
-        self._views = Views(controller)
-        self._live = Live(controller, self._views)
+    def __init__(self, view: ClusterView) -> None:
+        self._view = view
+        self._views = Views(view)
+        self._live = Live(view, self._views)
 
     def app(self) -> Starlette:
         of_agent = self._of_agent
@@ -67,8 +64,7 @@ class AdminApp:
         )
 
     async def metrics(self, _: Request) -> Response:
-        controller = self._controller
-        return Response(exposition(controller.ledger, controller), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(exposition(self._view), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def status(self, _: Request) -> Response:
         return JSONResponse(self._views.status())
@@ -113,11 +109,11 @@ class AdminApp:
         if _flag(request, "follow"):
             stream = self._later(agent, kind, after, limit)
             return StreamingResponse(stream, media_type="text/event-stream", headers=STREAM)
-        found = self._controller.events.find(agent=agent, kind=kind, after=after, limit=limit)
+        found = self._view.events.find(agent=agent, kind=kind, after=after, limit=limit)
         return JSONResponse([event.as_json() for event in found])
 
     async def _later(self, agent: str | None, kind: str | None, after: int, limit: int | None) -> AsyncIterator[str]:
-        events = self._controller.events
+        events = self._view.events
         while True:
             upto = events.last
             for event in events.find(agent=agent, kind=kind, after=after, limit=limit):

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cluster.admin.views import Views
 from cluster.telemetry.history import COLUMNS
 from cluster.telemetry.tally import Key
+from cluster.view import ClusterView
 from policies.load.distance import Distances
-
-if TYPE_CHECKING:
-    from cluster.controller import Controller
 
 REFUSED = ("requests", "errors", "connections")  # in the series of what no instance got: see `refusals_of`
 WEIGHT = ("connections",)  # in the series of a version's weight: see `weight_of`
@@ -21,13 +19,13 @@ WEIGHT = ("connections",)  # in the series of a version's weight: see `weight_of
 class Live:
     """Over one Controller."""
 
-    def __init__(self, controller: Controller, views: Views) -> None:
-        self._controller, self._views = controller, views
+    def __init__(self, view: ClusterView, views: Views) -> None:
+        self._view, self._views = view, views
         self._made: dict[str, tuple[float, dict[str, Any]]] = {}  # by agent: made when
 
     def history(self, agent: str, window_s: float, points: int, columns: Sequence[str] = COLUMNS) -> dict[str, Any]:
         """Series by instance, gone ones too, and what no instance got: see cluster/telemetry/history.py."""
-        history, now = self._controller.history, time.time()
+        history, now = self._view.history, time.time()
         read = history.read(agent, now, window_s, points, columns)
         instances = {key: values for key, values in read.rows.items() if key[3]}
         weights = history.read(agent, now, window_s, points, WEIGHT).rows
@@ -56,11 +54,11 @@ class Live:
         return frame
 
     def _frame(self, agent: str) -> dict[str, Any]:
-        controller = self._controller
+        view = self._view
         load = self._views.load(agent)
         instances = self._views.instances(agent)
-        records = controller.registry.of(agent)
-        read = controller.history.read(agent, time.time(), 5, 5, ("requests",)).rows
+        records = view.registry.of(agent)
+        read = view.history.read(agent, time.time(), 5, 5, ("requests",)).rows
         for instance, share, record in zip(instances, load["instances"], records, strict=True):
             seen = [count for count in read.get(record.key, {}).get("requests", []) if count is not None]
             instance["window_requests"], instance["share"] = share["requests"], share["share"]
@@ -74,38 +72,38 @@ class Live:
             "window_s": load["window_s"],
             "total": load["total"],
             "agent": described,
-            "agents": list(controller.settings.agents),
-            "gateways": [hello.settings.region for hello, _, _ in controller.gateways.values()],
-            "desired_gateways": sum(gateway.replicas for gateway in controller.settings.gateways),
+            "agents": list(view.settings.agents),
+            "gateways": [hello.settings.region for hello, _, _ in view.gateways.present.values()],
+            "desired_gateways": sum(gateway.replicas for gateway in view.settings.gateways),
             "instances": instances,
             "limits": self._limits(agent),
             "distances": self._distances(agent),
-            "last_event": controller.events.last,
-            "warnings": controller.warnings,
+            "last_event": view.events.last,
+            "warnings": list(view.placement.warnings),
         }
 
     def _limits(self, agent: str) -> dict[str, Any]:
-        controller, settings = self._controller, self._controller.settings.agents[agent]
-        ledger, limit = controller.ledger, settings.rate_limit
-        healthy = sum(record.state == "healthy" for record in controller.registry.of(agent))
+        view, settings = self._view, self._view.settings.agents[agent]
+        totals, limit = view.totals, settings.rate_limit
+        healthy = sum(record.state == "healthy" for record in view.registry.of(agent))
         return {
             "max_connections": settings.limits.max_connections,
             "max_connections_per_instance": settings.limits.max_connections_per_instance,
             "capacity": healthy * settings.limits.max_connections_per_instance,
-            "in_flight": sum(record.in_flight for record in controller.registry.of(agent)),
-            "queued": ledger.queued(agent),
-            "refused": ledger.refused(agent) - ledger.rate_limited(agent),
-            "rate_limited": ledger.rate_limited(agent),
-            "retries": ledger.retries.get(agent, 0),
+            "in_flight": sum(record.in_flight for record in view.registry.of(agent)),
+            "queued": totals.queued(agent),
+            "refused": totals.refused(agent) - totals.rate_limited(agent),
+            "rate_limited": totals.rate_limited(agent),
+            "retries": totals.retries.get(agent, 0),
             "rate_limit": {"requests": limit.requests, "window_s": limit.window_s} if limit.enabled else None,
         }
 
     def _distances(self, agent: str) -> dict[str, dict[str, dict[str, Any]]]:
         """Milliseconds from each gateway's region to each of the agent's, and whether they are configured, measured or
         estimated; null twice when nothing is known."""
-        settings = self._controller.settings
+        settings = self._view.settings
         distances = Distances(settings.distances_ms)
-        for (one, other), ms in self._controller.ledger.measured().items():
+        for (one, other), ms in self._view.totals.measured().items():
             distances.measured(one, other, ms)
         here = dict.fromkeys([*(gateway.region for gateway in settings.gateways), *settings.agents[agent].regions])
         return {one: {other: _far(distances, one, other) for other in settings.agents[agent].regions} for one in here}

@@ -1,138 +1,116 @@
-"""The ledger and the Controller's gauges as Prometheus text: the whole cluster on one scrape target.
+"""Prometheus text of the whole cluster, on one scrape target: the counts of all gateways and the state of every instance.
 
-Labels are bounded: agents, versions and regions as configured, instances by their reused names, status codes by number. A
-request that no instance got has an empty `instance`.
+Label values are bounded: agents, versions and regions as configured, reused instance names, numeric status codes. A request
+that reached no instance has an empty `instance` label. Not for histories: see cluster/telemetry/history.py.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from cluster.telemetry.tally import BUCKETS_S, LABELS, ROUTING_BUCKETS_S, Key
-from cluster.telemetry.totals import RATE_LIMITED, MetricTotals
+from cluster.telemetry.tally import BUCKETS_S, LABELS, ROUTING_BUCKETS_S
+from cluster.telemetry.totals import MetricTotals
+from cluster.view import ClusterView
 
 CIRCUITS = {"closed": 0, "open": 1, "half-open": 2}
 AGENT = ("agent",)
-PLACE = ("agent", "version", "region")
+GROUP = ("agent", "version", "region")
+
+# Help texts of the series that Ray's metrics have too (cluster/admin/ray_metrics.py).
+REQUESTS_HELP = "Requests by status code. `instance` is empty for requests that reached no instance."
+ACTIVE_HELP = "Requests in flight."
+UP_HELP = "1 if the instance is healthy and accepts requests, else 0."
+CPU_HELP = "CPU usage of the instance's process, in percent of one core."
+CIRCUIT_HELP = "State of the circuit breaker: 0 closed, 1 open, 2 half-open."
+QUEUED_HELP = "Requests in the wait queue for a free instance."
+WEIGHT_HELP = "Share of the agent's traffic that the version receives, in percent."
 
 
-@dataclass(frozen=True)
-class InstanceRow:
-    """One instance as the registry has it."""
-
-    key: Key
-    state: str
-    cpu_percent: float | None = None
-    circuit: str | None = None  # None: no breaker
-
-
-class Gauges(Protocol):
-    """What the Controller knows besides the counts."""
-
-    def agents(self) -> Iterable[str]: ...
-
-    def rows(self) -> Iterable[InstanceRow]: ...
-
-    def desired(self) -> Iterable[tuple[str, str, str, int]]:
-        """(agent, version, region, instances that should run)."""
-
-    def weights(self) -> Iterable[tuple[str, str, float]]:
-        """(agent, version, percent of the traffic)."""
-
-
-def exposition(ledger: MetricTotals, gauges: Gauges) -> bytes:
-    """In Prometheus' text format."""
+def exposition(view: ClusterView) -> bytes:
+    """All series in Prometheus text format."""
     registry = CollectorRegistry()
-    registry.register(_Collected(ledger, gauges))
+    registry.register(_Collector(view))
     return generate_latest(registry)
 
 
-class _Collected:
-    """The shape that prometheus_client asks for."""
+class _Collector:
+    """The interface that prometheus_client calls."""
 
-    def __init__(self, ledger: MetricTotals, gauges: Gauges) -> None:
-        self._ledger, self._gauges = ledger, gauges
+    def __init__(self, view: ClusterView) -> None:
+        self._view = view
 
     def collect(self) -> Iterator[Metric]:
-        yield from _requests(self._ledger)
-        yield from _agents(self._ledger, self._gauges)
-        yield from _instances(self._ledger, self._gauges)
+        yield from _requests(self._view.totals)
+        yield from _agents(self._view)
+        yield from _instances(self._view)
 
 
-def _requests(ledger: MetricTotals) -> Iterator[Metric]:
-    requests = CounterMetricFamily(
-        "swiftclaw_requests", "Requests answered by an instance, or refused (instance empty), by status code.",
-        labels=(*LABELS, "code"),
-    )  # fmt: skip
+def _requests(totals: MetricTotals) -> Iterator[Metric]:
+    requests = CounterMetricFamily("swiftclaw_requests", REQUESTS_HELP, labels=(*LABELS, "code"))
     duration = HistogramMetricFamily(
-        "swiftclaw_request_duration_seconds", "From the request's arrival to the end of its answer.", labels=LABELS
+        "swiftclaw_request_duration_seconds", "Time from the request's arrival to the end of its response.", labels=LABELS
     )
-    first = HistogramMetricFamily(
-        "swiftclaw_time_to_first_byte_seconds", "From the request's arrival to the head of its answer.", labels=LABELS
+    first_byte = HistogramMetricFamily(
+        "swiftclaw_time_to_first_byte_seconds", "Time from the request's arrival to its response headers.", labels=LABELS
     )
     routing = HistogramMetricFamily(
-        "swiftclaw_routing_seconds", "From the request's admission to the choice of its instance, waiting in line included.",
+        "swiftclaw_routing_seconds", "Time from admission to the choice of an instance, including time in the wait queue.",
         labels=LABELS,
     )  # fmt: skip
-    for key, totals in ledger.totals.items():
-        for code, count in sorted(totals.codes.items()):
+    for key, counts in totals.instances.items():
+        for code, count in sorted(counts.codes.items()):
             requests.add_metric((*key, str(code)), count)
-        duration.add_metric(key, _cumulative(BUCKETS_S, totals.durations), totals.duration_sum_s)
-        first.add_metric(key, _cumulative(BUCKETS_S, totals.first_bytes), totals.first_byte_sum_s)
-        routing.add_metric(key, _cumulative(ROUTING_BUCKETS_S, totals.routings), totals.routing_sum_s)
-    for (agent, code), count in sorted(ledger.refusals.items()):
+        duration.add_metric(key, _cumulative(BUCKETS_S, counts.durations), counts.duration_sum_s)
+        first_byte.add_metric(key, _cumulative(BUCKETS_S, counts.first_bytes), counts.first_byte_sum_s)
+        routing.add_metric(key, _cumulative(ROUTING_BUCKETS_S, counts.routings), counts.routing_sum_s)
+    for (agent, code), count in sorted(totals.refusals.items()):
         requests.add_metric((agent, "", "", "", str(code)), count)
-    yield from (requests, duration, first, routing)
+    yield from (requests, duration, first_byte, routing)
 
 
-def _agents(ledger: MetricTotals, gauges: Gauges) -> Iterator[Metric]:
-    limited = CounterMetricFamily("swiftclaw_rate_limited", "Requests of users who had asked too often.", labels=AGENT)
+def _agents(view: ClusterView) -> Iterator[Metric]:
+    totals = view.totals
+    limited = CounterMetricFamily("swiftclaw_rate_limited", "Requests rejected by a rate limit (status 429).", labels=AGENT)
     retries = CounterMetricFamily(
-        "swiftclaw_retries",
-        "Requests sent again after an attempt that failed; not those that found nobody there.",
-        labels=AGENT,
+        "swiftclaw_retries", "Requests retried after a failed attempt. Refused connections are not counted.", labels=AGENT
     )
-    queued = GaugeMetricFamily("swiftclaw_queued_requests", "Requests that wait for a place on an instance.", labels=AGENT)
-    weights = GaugeMetricFamily(
-        "swiftclaw_version_weight", "Percent of the traffic that a version gets.", labels=("agent", "version")
-    )
-    desired = GaugeMetricFamily("swiftclaw_desired_instances", "Instances that should run.", labels=PLACE)
-    for agent in gauges.agents():
-        limited.add_metric((agent,), ledger.refusals.get((agent, RATE_LIMITED), 0))
-        retries.add_metric((agent,), ledger.retries.get(agent, 0))
-        queued.add_metric((agent,), ledger.queued(agent))
-    for agent, version, percent in gauges.weights():
+    queued = GaugeMetricFamily("swiftclaw_queued_requests", QUEUED_HELP, labels=AGENT)
+    weights = GaugeMetricFamily("swiftclaw_version_weight", WEIGHT_HELP, labels=("agent", "version"))
+    desired = GaugeMetricFamily("swiftclaw_desired_instances", "Instances that should run.", labels=GROUP)
+    for agent in view.settings.agents:
+        limited.add_metric((agent,), totals.rate_limited(agent))
+        retries.add_metric((agent,), totals.retries.get(agent, 0))
+        queued.add_metric((agent,), totals.queued(agent))
+    for agent, version, percent in view.weights():
         weights.add_metric((agent, version), percent)
-    for agent, version, region, count in gauges.desired():
+    for agent, version, region, count in view.desired_instances():
         desired.add_metric((agent, version, region), count)
     yield from (limited, retries, queued, weights, desired)
 
 
-def _instances(ledger: MetricTotals, gauges: Gauges) -> Iterator[Metric]:
-    active = GaugeMetricFamily("swiftclaw_active_connections", "Requests in flight.", labels=LABELS)
-    up = GaugeMetricFamily("swiftclaw_instance_up", "1 when it may take requests.", labels=LABELS)
-    cpu = GaugeMetricFamily("swiftclaw_instance_cpu_percent", "Of one core.", labels=LABELS)
-    circuit = GaugeMetricFamily("swiftclaw_circuit_state", "0 closed, 1 open, 2 half-open.", labels=LABELS)
-    states = GaugeMetricFamily("swiftclaw_instances", "Instances by state.", labels=(*PLACE, "state"))
-    counted: dict[tuple[str, str, str, str], int] = defaultdict(int)
-    for agent, version, region, _ in gauges.desired():
-        counted[agent, version, region, "healthy"] = 0  # said, not left out: an alert compares it
-    for row in gauges.rows():
-        active.add_metric(row.key, ledger.active(row.key))
+def _instances(view: ClusterView) -> Iterator[Metric]:
+    active = GaugeMetricFamily("swiftclaw_active_connections", ACTIVE_HELP, labels=LABELS)
+    up = GaugeMetricFamily("swiftclaw_instance_up", UP_HELP, labels=LABELS)
+    cpu = GaugeMetricFamily("swiftclaw_instance_cpu_percent", CPU_HELP, labels=LABELS)
+    circuit = GaugeMetricFamily("swiftclaw_circuit_state", CIRCUIT_HELP, labels=LABELS)
+    states = GaugeMetricFamily("swiftclaw_instances", "Instances by state.", labels=(*GROUP, "state"))
+    by_state: dict[tuple[str, str, str, str], int] = defaultdict(int)
+    for agent, version, region, _ in view.desired_instances():
+        by_state[agent, version, region, "healthy"] = 0  # exposed even when zero: an alert compares it
+    for row in view.instances():
+        active.add_metric(row.key, view.totals.active(row.key))
         up.add_metric(row.key, int(row.state == "healthy"))
         if row.cpu_percent is not None:
             cpu.add_metric(row.key, row.cpu_percent)
         if row.circuit is not None:
             circuit.add_metric(row.key, CIRCUITS[row.circuit])
         agent, version, region, _ = row.key
-        counted[agent, version, region, row.state] += 1
-    for labels, count in sorted(counted.items()):
+        by_state[agent, version, region, row.state] += 1
+    for labels, count in sorted(by_state.items()):
         states.add_metric(labels, count)
     yield from (active, up, cpu, circuit, states)
 

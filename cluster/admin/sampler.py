@@ -1,70 +1,79 @@
-"""Once a second, what the gateways and instances said goes into the history and into Ray's own metrics."""
+"""Once a second, samples the cluster into the history, into events about rejected requests, and into Ray's own metrics."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from itertools import count
-from typing import TYPE_CHECKING
 
 from cluster.admin.live import refusals_of, weight_of
-from cluster.admin.ray_metrics import RayMetrics
+from cluster.fleet.event_recorder import EventRecorder
 from cluster.telemetry.history import InstanceSample
 from cluster.telemetry.tally import BUCKETS_S
 from cluster.telemetry.totals import InstanceTotals
-
-if TYPE_CHECKING:
-    from cluster.controller import Controller
+from cluster.view import ClusterView
 
 log = logging.getLogger("swiftclaw.controller")
 
 EVERY_S = 1.0
-RAY_EVERY = 5  # Ray itself hands its metrics on every ten seconds
-NOTHING = InstanceTotals()
+EXPORT_EVERY = 5  # samples; Ray itself reports its metrics every ten seconds
+NO_TOTALS = InstanceTotals()
 ZEROS = (0,) * (len(BUCKETS_S) + 1)  # how long refusals took is not known
 
 
-async def sample_forever(controller: Controller) -> None:
-    """On the beginning of every second, so that a second's slot is one second of observations."""
-    ray_metrics = RayMetrics()
-    for second in count():
-        now = time.time()
-        begins = now - now % EVERY_S + EVERY_S
-        await asyncio.sleep(begins - now)
-        try:
-            # Woken a moment too early it is that second all the same: else it would have no sample, and the one before two.
-            controller.history.add(max(begins, time.time()), samples(controller))
-            witness_limits(controller)
-            if second % RAY_EVERY == 0:
-                ray_metrics.tell(controller.ledger, controller)
-        except Exception:  # the next second tries again
-            log.exception("the history misses a second")
+class Sampler:
+    """Takes a sample at the beginning of every second, so that a second's slot holds one second of observations."""
+
+    def __init__(
+        self,
+        view: ClusterView,
+        recorder: EventRecorder,
+        export: Callable[[ClusterView], None],
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """`export` passes the view on to Ray's metrics."""
+        self._view, self._recorder, self._export = view, recorder, export
+        self._clock, self._sleep = clock, sleep
+
+    async def run_forever(self) -> None:
+        for number in count():
+            now = self._clock()
+            begins = now - now % EVERY_S + EVERY_S
+            await self._sleep(begins - now)
+            try:
+                # The loop may wake slightly early. Record under the intended second anyway, or that slot stays empty and
+                # the previous one gets two samples.
+                self._view.history.add(max(begins, self._clock()), samples(self._view))
+                record_limits(self._view, self._recorder, time.monotonic())
+                if number % EXPORT_EVERY == 0:
+                    self._export(self._view)
+            except Exception:  # the next second tries again
+                log.exception("the sample of this second could not be taken; the history has a gap")
 
 
-def witness_limits(controller: Controller) -> None:
-    """What users were refused, as events."""
-    ledger, now = controller.ledger, time.monotonic()
-    for agent in controller.settings.agents:
-        controller.witness.limit(agent, "rate-limited", ledger.rate_limited(agent), now)
-        controller.witness.limit(
-            agent, "refused for want of room or of somebody well", ledger.refusals.get((agent, 503), 0), now
-        )
+def record_limits(view: ClusterView, recorder: EventRecorder, now: float) -> None:
+    """Record as events that requests are being rejected, or no longer are. `now` is in monotonic seconds."""
+    for agent in view.settings.agents:
+        recorder.limit(agent, "rate-limited", view.totals.rate_limited(agent), now)
+        rejected = view.totals.refusals.get((agent, 503), 0)
+        recorder.limit(agent, "rejected (no capacity or no healthy instance)", rejected, now)
 
 
-def samples(controller: Controller) -> Iterator[InstanceSample]:
+def samples(view: ClusterView) -> Iterator[InstanceSample]:
     """Every instance, and for every agent what no instance got."""
-    ledger = controller.ledger
-    for record in controller.registry:
-        totals = ledger.totals.get(record.key, NOTHING)
+    totals = view.totals
+    for record in view.registry:
+        counts = totals.instances.get(record.key, NO_TOTALS)
         yield InstanceSample(
-            record.key, totals.requests, totals.errors, totals.duration_sum_s, totals.durations,
+            record.key, counts.requests, counts.errors, counts.duration_sum_s, counts.durations,
             record.in_flight, record.cpu_percent,
         )  # fmt: skip
-    for agent in controller.settings.agents:
-        limited = ledger.rate_limited(agent)
-        yield InstanceSample(refusals_of(agent), ledger.refused(agent) - limited, limited, 0.0, ZEROS, ledger.queued(agent))
-    for agent, version, percent in controller.weights():
+    for agent in view.settings.agents:
+        limited = totals.rate_limited(agent)
+        yield InstanceSample(refusals_of(agent), totals.refused(agent) - limited, limited, 0.0, ZEROS, totals.queued(agent))
+    for agent, version, percent in view.weights():
         if version:
             yield InstanceSample(weight_of(agent, version), 0, 0, 0.0, (), round(percent))

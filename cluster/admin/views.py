@@ -6,17 +6,14 @@ Made to be asked often: 200 instances cost milliseconds. What the dashboard show
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cluster.desired.rollout import Rollout
 from cluster.fleet.registry import InstanceRecord
 from cluster.telemetry.tally import Key
 from cluster.telemetry.totals import WINDOW_S, RecentStats
+from cluster.view import ClusterView
 from policies.weighted import weights_of
-
-if TYPE_CHECKING:
-    from cluster.controller import Controller
-
 
 HEALTH_OF = {
     "starting": "unknown",
@@ -31,15 +28,15 @@ HEALTH_OF = {
 class Views:
     """Over one Controller."""
 
-    def __init__(self, controller: Controller) -> None:
-        self._controller = controller
+    def __init__(self, view: ClusterView) -> None:
+        self._view = view
 
     def known(self, agent: str) -> bool:
-        return agent in self._controller.settings.agents
+        return agent in self._view.settings.agents
 
     def status(self) -> dict[str, Any]:
         """The cluster at a glance: what `swiftclaw up` waits for."""
-        controller = self._controller
+        view = self._view
         return {
             "agents": self.agents(),
             "gateways": [
@@ -51,27 +48,27 @@ class Views:
                     "tls": hello.settings.tls is not None,
                     "node": hello.node,
                     "pid": hello.pid,
-                    "current": controller.is_current(hello.gateway),
+                    "current": view.gateways.is_current(hello.gateway),
                 }
-                for hello, _, _ in controller.gateways.values()
+                for hello, _, _ in view.gateways.present.values()
             ],
-            "desired_gateways": sum(gateway.replicas for gateway in controller.settings.gateways),
-            "apps": {name: vars(app) for name, app in sorted(controller.observed.items())},
-            "problems": controller.problems,
-            "warnings": controller.warnings,
+            "desired_gateways": sum(gateway.replicas for gateway in view.settings.gateways),
+            "apps": {name: vars(app) for name, app in sorted(view.placement.observed.items())},
+            "problems": dict(view.placement.problems),
+            "warnings": list(view.placement.warnings),
         }
 
     def agents(self) -> list[dict[str, Any]]:
-        return [self.agent(name) for name in self._controller.settings.agents]
+        return [self.agent(name) for name in self._view.settings.agents]
 
     def agent(self, name: str) -> dict[str, Any]:
-        controller = self._controller
-        settings = controller.settings.agents[name]
-        records = controller.registry.of(name)
-        rollout = controller.versions.rollouts[name]
+        view = self._view
+        settings = view.settings.agents[name]
+        records = view.registry.of(name)
+        rollout = view.rollouts.rollouts[name]
         versions = sorted({*(one.name for one in rollout.versions), *(record.registration.version for record in records)})
         weights = self._version_weights(name)
-        counts = [controller.ledger.requests(record.key) for record in records]
+        counts = [view.totals.requests(record.key) for record in records]
         affinity = settings.load_balancing.session_affinity.enabled
         return {
             "name": name,
@@ -103,17 +100,17 @@ class Views:
                 }
                 for region, wanted in settings.regions.items()
             },
-            "rollout": {**_rollout(rollout), "analysis": controller.analysis.notes.get(name, "")},
-            "requests": sum(requests for requests, _ in counts) + controller.ledger.refused(name),
+            "rollout": {**_rollout(rollout), "analysis": view.analysis.notes.get(name, "")},
+            "requests": sum(requests for requests, _ in counts) + view.totals.refused(name),
             "errors": sum(errors for _, errors in counts)
-            + controller.ledger.refused(name)
-            - controller.ledger.rate_limited(name),  # those are no errors of the agent's
+            + view.totals.refused(name)
+            - view.totals.rate_limited(name),  # those are no errors of the agent's
         }
 
     def _of_version(self, agent: str, version: str) -> dict[str, Any]:
         """Its instances that should be and that are healthy, and its requests of the last minute."""
-        records = self._controller.registry.of(agent, version)
-        wanted = (count for name, one, _, count in self._controller.desired() if (name, one) == (agent, version))
+        records = self._view.registry.of(agent, version)
+        wanted = (count for name, one, _, count in self._view.desired_instances() if (name, one) == (agent, version))
         return {
             "desired": sum(wanted),
             "healthy": sum(record.state == "healthy" for record in records),
@@ -122,30 +119,28 @@ class Views:
 
     def _scaled(self, name: str, region: str, records: list[InstanceRecord]) -> dict[str, Any]:
         """The count of the stable version: how many there should be, how many there are, why it was last changed."""
-        settings = self._controller.settings.agents[name]
-        reason, at = self._controller.autoscaling.last(name, region)
+        settings = self._view.settings.agents[name]
+        reason, at = self._view.autoscaling.last(name, region)
         own = [r for r in records if r.registration.version == settings.version and r.registration.region == region]
         return {
             "desired": settings.regions[region].instances,
-            "least": self._controller.autoscaling.least(settings, region),
+            "least": self._view.autoscaling.least(settings, region),
             "actual": sum(not record.draining for record in own),
             "reason": reason,
             "at": at,
         }
 
     def instances(self, agent: str) -> list[dict[str, Any]]:
-        records = self._controller.registry.of(agent)
-        named = self._controller.settings.agents[agent].load_balancing.weighted
+        records = self._view.registry.of(agent)
+        named = self._view.settings.agents[agent].load_balancing.weighted
         weights = weights_of(named, (record.id for record in records))
         now = time.monotonic()
-        return [
-            self._instance(record, weights[record.id], self._controller.ledger.recent(record.key, now)) for record in records
-        ]
+        return [self._instance(record, weights[record.id], self._view.totals.recent(record.key, now)) for record in records]
 
     def _instance(self, record: InstanceRecord, weight: float, recent: RecentStats) -> dict[str, Any]:
-        controller = self._controller
+        view = self._view
         known = record.registration
-        requests, errors = controller.ledger.requests(record.key)
+        requests, errors = view.totals.requests(record.key)
         return {
             "id": record.id,
             "version": known.version,
@@ -157,10 +152,10 @@ class Views:
                 "reason": record.held or record.reason,
                 "checked_at": record.checked_at,
             },
-            "circuit": controller.circuits.state(known.replica, time.monotonic()),
+            "circuit": view.breakers.state(known.replica, time.monotonic()),
             "weight": weight,
             "connections": record.in_flight,
-            "active_connections": controller.ledger.active(record.key),
+            "active_connections": view.totals.active(record.key),
             "requests": requests,
             "errors": errors,
             "error_rate": recent.error_rate,
@@ -175,7 +170,7 @@ class Views:
 
     def load(self, agent: str) -> dict[str, Any]:
         now = time.monotonic()
-        rows = [(record, self._controller.ledger.recent(record.key, now)) for record in self._controller.registry.of(agent)]
+        rows = [(record, self._view.totals.recent(record.key, now)) for record in self._view.registry.of(agent)]
         total = sum(recent.requests for _, recent in rows)
         return {
             "agent": agent,
@@ -197,11 +192,11 @@ class Views:
         }
 
     def _together(self, keys: list[Key], now: float) -> dict[str, Any]:
-        recent = self._controller.ledger.recently(keys, now)
+        recent = self._view.totals.recently(keys, now)
         return {**vars(recent), "error_rate": recent.error_rate}
 
     def _version_weights(self, agent: str) -> dict[str, float]:
-        return {version: percent for name, version, percent in self._controller.weights() if name == agent}
+        return {version: percent for name, version, percent in self._view.weights() if name == agent}
 
 
 def _role(version: str, rollout: Rollout) -> str:

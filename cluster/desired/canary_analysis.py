@@ -88,7 +88,7 @@ class CanaryAnalysis:
     def _counted(self, agent: str) -> Counted:
         return {
             key: (totals.requests, totals.errors, totals.duration_sum_s)
-            for key, totals in self._ledger.totals.items()
+            for key, totals in self._ledger.instances.items()
             if key[0] == agent
         }
 

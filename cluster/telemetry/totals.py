@@ -103,7 +103,7 @@ class MetricTotals:
     """All observations of all gateways."""
 
     def __init__(self) -> None:
-        self.totals: dict[Key, InstanceTotals] = {}
+        self.instances: dict[Key, InstanceTotals] = {}
         self.refusals: dict[tuple[str, int], int] = defaultdict(int)  # (agent, status): no instance got the request
         self.retries: dict[str, int] = defaultdict(int)  # by agent
         self._active: dict[str, dict[Key, int]] = {}  # by gateway
@@ -132,9 +132,9 @@ class MetricTotals:
     def _count(self, seen: Observation, now: float) -> None:
         for key, counts in seen.instances.items():
             if counts.codes or counts.routings:
-                totals = self.totals.get(key)
+                totals = self.instances.get(key)
                 if totals is None:
-                    totals = self.totals[key] = InstanceTotals()
+                    totals = self.instances[key] = InstanceTotals()
                 totals.add(counts, now)
         for refusal, count in seen.refusals.items():
             self.refusals[refusal] += count
@@ -167,7 +167,7 @@ class MetricTotals:
 
     def requests(self, key: Key) -> tuple[int, int]:
         """(all, errors) since the Controller started."""
-        totals = self.totals.get(key)
+        totals = self.instances.get(key)
         return (totals.requests, totals.errors) if totals else (0, 0)
 
     def refused(self, agent: str) -> int:
@@ -183,7 +183,7 @@ class MetricTotals:
 
     def recently(self, keys: Iterable[Key], now: float) -> RecentStats:
         """All of them together over the last WINDOW_S seconds."""
-        windows = [self.totals[key].window for key in keys if key in self.totals]
+        windows = [self.instances[key].window for key in keys if key in self.instances]
         for window in windows:
             window.expire(now)
         requests = sum(window.requests for window in windows)

@@ -14,7 +14,7 @@ import pytest
 from cluster.admin.app import AdminApp
 from cluster.messages import Observation
 from cluster.transport.listener import Listener, bind
-from tests.cluster.conftest import REGIONS, Port, StandIn
+from tests.cluster.stand_in import REGIONS, Port, StandIn
 
 
 async def frames(answer: aiohttp.ClientResponse, count: int) -> list[tuple[int | None, Any]]:
@@ -33,7 +33,7 @@ async def frames(answer: aiohttp.ClientResponse, count: int) -> list[tuple[int |
 
 
 async def test_the_load_adds_up_to_the_requests_that_were_made(port: Port) -> None:
-    made = port.controller.serve(20, 3)
+    made = port.cluster.serve(20, 3)
     load = await port.get("/api/agents/my-agent/load")
     assert load["total"] == made == sum(row["requests"] for row in load["instances"])
     assert sum(row["share"] for row in load["instances"]) == pytest.approx(100, abs=0.1)
@@ -44,7 +44,7 @@ async def test_the_load_adds_up_to_the_requests_that_were_made(port: Port) -> No
 
 
 async def test_what_is_live_is_what_the_other_answers_say(port: Port) -> None:
-    port.controller.serve(20, 3, errors=0.2)
+    port.cluster.serve(20, 3, errors=0.2)
     live = await port.get("/api/agents/my-agent/live?once=1")
     load = await port.get("/api/agents/my-agent/load")
     rows = await port.get("/api/agents/my-agent/instances")
@@ -57,15 +57,16 @@ async def test_what_is_live_is_what_the_other_answers_say(port: Port) -> None:
     far = live["distances"]["us-east-1"]
     assert far["us-east-1"]["ms"] == 0
     assert far["eu-west-1"]["ms"] < far["ap-southeast-1"]["ms"]
-    assert live["last_event"] == port.controller.events.last
+    assert live["last_event"] == port.cluster.events.last
 
 
 async def test_a_distance_says_where_it_is_known_from_and_what_gateways_measured_counts(port: Port) -> None:
-    controller, east, west, south = port.controller, *REGIONS
-    controller._desired.settings = replace(controller.settings, distances_ms={east: {south: 200.0}, south: {east: 200.0}})
+    cluster, east, west, south = port.cluster, *REGIONS
+    settings = replace(cluster.desired.settings, distances_ms={east: {south: 200.0}, south: {east: 200.0}})
+    cluster.desired.settings = settings
     told = [("g1", {east: {west: 81.5, south: 7.0}}), ("g2", {west: {east: 80.0}})]
     for gateway, measured in told:
-        controller.ledger.add(Observation(gateway, {}, distances_ms=measured), time.monotonic())
+        cluster.totals.add(Observation(gateway, {}, distances_ms=measured), time.monotonic())
     far = (await port.get("/api/agents/my-agent/live?once=1"))["distances"]
     assert far[east][south] == far[south][east] == {"ms": 200.0, "source": "configured"}
     assert far[east][west] == far[west][east] == {"ms": 80.0, "source": "measured"}
@@ -73,19 +74,19 @@ async def test_a_distance_says_where_it_is_known_from_and_what_gateways_measured
 
 
 async def test_measurements_of_a_gateway_that_is_gone_are_forgotten(port: Port) -> None:
-    ledger = port.controller.ledger
-    ledger.add(Observation("g2", {}, distances_ms={"a": {"b": 5.0}}), time.monotonic())
-    assert ledger.measured() == {("a", "b"): 5.0}
-    ledger.forget_gateway("g2")
-    assert ledger.measured() == {}
+    totals = port.cluster.totals
+    totals.add(Observation("g2", {}, distances_ms={"a": {"b": 5.0}}), time.monotonic())
+    assert totals.measured() == {("a", "b"): 5.0}
+    totals.forget_gateway("g2")
+    assert totals.measured() == {}
 
 
 async def test_a_regions_healthy_instances_are_counted_among_those_that_should_be_there(port: Port) -> None:
     """Of the stable version, both; a canary's are under `versions`, with its own."""
-    port.controller.start_instance("my-agent", "another", REGIONS[0], "v2")
-    port.controller.registry.judge("us-east-1-0", False, "ill", time.time())
+    port.cluster.start_instance("my-agent", "another", REGIONS[0], "v2")
+    port.cluster.registry.judge("us-east-1-0", False, "ill", time.time())
     for _ in range(3):
-        port.controller.registry.judge("us-east-1-0", False, "ill", time.time())
+        port.cluster.registry.judge("us-east-1-0", False, "ill", time.time())
     agent = await port.get("/api/agents/my-agent")
     there = agent["regions"][REGIONS[0]]
     assert (there["instances"], there["healthy"]) == (3, 2)
@@ -100,7 +101,7 @@ async def test_live_is_a_stream_of_frames(port: Port) -> None:
 
 
 async def test_history_has_the_columns_that_are_asked_for_and_all_requests(port: Port) -> None:
-    made = port.controller.serve(30, 2, upto=int(time.time()) - 1)
+    made = port.cluster.serve(30, 2, upto=int(time.time()) - 1)
     read = await port.get("/api/agents/my-agent/history?window=1m&columns=requests,p95_ms")
     assert (read["step_s"], len(read["times"]), len(read["instances"])) == (1, 60, 7)
     assert set(read["instances"][0]) == {"id", "version", "region", "requests", "p95_ms"}
@@ -142,10 +143,10 @@ async def test_events_are_listed_and_chosen_from(port: Port) -> None:
 async def test_who_follows_events_gets_the_next_one_and_resumes_behind_the_last(port: Port) -> None:
     async with port.client.get("/api/events?follow=1&limit=1") as answer:
         ((last, _),) = await frames(answer, 1)
-        port.controller.events.add("scale", "one more", agent="my-agent")
+        port.cluster.events.add("scale", "one more", agent="my-agent")
         ((_, event),) = await frames(answer, 1)
         assert event["message"] == "one more"
-    port.controller.events.add("scale", "and another")
+    port.cluster.events.add("scale", "and another")
     async with port.client.get("/api/events?follow=1", headers={"Last-Event-ID": str(last)}) as answer:
         resumed = await frames(answer, 2)
     assert [event["message"] for _, event in resumed] == ["one more", "and another"]
@@ -166,11 +167,11 @@ async def test_the_page_and_what_it_needs_are_served_and_nothing_else_is_loaded(
 
 async def test_two_hundred_instances_are_answered_in_little_time(tmp_path: Path) -> None:
     """Each bound is many times what it takes here; the figure itself is in the README."""
-    controller = StandIn(tmp_path, {"big": {"regions": {region: {"instances": 70} for region in REGIONS}}})
+    cluster = StandIn(tmp_path, {"big": {"regions": {region: {"instances": 70} for region in REGIONS}}})
     for number in range(200):
-        controller.start_instance("big", f"r{number}", REGIONS[number % 3])
-    controller.serve(65, 5)
-    listener = Listener(AdminApp(controller).app(), bind("127.0.0.1", 0), grace_s=0)
+        cluster.start_instance("big", f"r{number}", REGIONS[number % 3])
+    cluster.serve(65, 5)
+    listener = Listener(AdminApp(cluster.view).app(), bind("127.0.0.1", 0), grace_s=0)
     await listener.start()
     try:
         async with aiohttp.ClientSession(f"http://127.0.0.1:{listener.port}") as client:

@@ -1,4 +1,4 @@
-"""The dashboard in a real browser, over a stand-in Controller: what it shows, how it fails, who can use it, how quick it is."""
+"""The dashboard in a real browser, over a stand-in cluster: what it shows, how it fails, who can use it, how quick it is."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from typing import Any
 import pytest
 
 from cluster.admin.app import AdminApp
-from cluster.admin.sampler import samples
 from cluster.desired.rollout import CanaryState, Version
 from cluster.transport.listener import Listener, bind
 from tests.browser import CHROMIUM, Tab, browser
-from tests.cluster.conftest import REGIONS, Port, StandIn, seven
+from tests.cluster.stand_in import REGIONS, Port, StandIn, seven
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="there is no chromium")
 
@@ -50,14 +49,14 @@ def row(number: int, column: int) -> str:
 
 
 @asynccontextmanager
-async def going_on(controller: StandIn, per_second: float) -> AsyncIterator[None]:
+async def going_on(cluster: StandIn, per_second: float) -> AsyncIterator[None]:
     """Load that does not stop."""
 
     async def serve_for_ever() -> None:
         while True:
             await asyncio.sleep(1 - time.time() % 1)
-            controller.serve_second(time.monotonic(), per_second)
-            controller.history.add(time.time(), samples(controller))
+            cluster.serve_second(time.monotonic(), per_second)
+            cluster.sample(time.time())
 
     task = asyncio.create_task(serve_for_ever())
     try:
@@ -70,8 +69,8 @@ async def going_on(controller: StandIn, per_second: float) -> AsyncIterator[None
 
 @pytest.mark.parametrize(("width", "theme"), SCREENS)
 async def test_every_view_fits_the_screen_and_whoever_looks(port: Port, tab: Tab, width: int, theme: str) -> None:
-    port.controller.serve(90, 3, errors=0.1)
-    port.controller.registry.judge("us-east-1-0", False, "database", time.time())
+    port.cluster.serve(90, 3, errors=0.1)
+    port.cluster.registry.judge("us-east-1-0", False, "database", time.time())
     for view in VIEWS:
         await look(tab, port, view, width=width, theme=theme)
         await tab.until("document.querySelectorAll('#panel .card').length >= 2")
@@ -106,7 +105,7 @@ async def test_what_is_serious_would_be_found(port: Port, tab: Tab) -> None:
 
 
 async def test_the_load_view_shows_the_numbers_of_the_api(port: Port, tab: Tab) -> None:
-    made = port.controller.serve(50, 4, errors=0.2)
+    made = port.cluster.serve(50, 4, errors=0.2)
     await look(tab, port, "load")
     await tab.until(f"document.querySelector('[data-figure^=Requests\\\\,]').innerText === '{made:,}'")
     load = await port.get("/api/agents/my-agent/load")
@@ -119,7 +118,7 @@ async def test_the_load_view_shows_the_numbers_of_the_api(port: Port, tab: Tab) 
 
 
 async def test_the_latency_and_limits_views_show_the_numbers_of_the_api(port: Port, tab: Tab) -> None:
-    port.controller.serve(50, 4)
+    port.cluster.serve(50, 4)
     await look(tab, port, "latency")
     instances = await port.get("/api/agents/my-agent/instances")
     await tab.until(f"({ROWS}).length === 7")
@@ -129,8 +128,8 @@ async def test_the_latency_and_limits_views_show_the_numbers_of_the_api(port: Po
 
     shown = await tab.evaluate(ROWS)
     assert [one[4:6] for one in shown] == [[said(one["p50_ms"]), said(one["p95_ms"])] for one in instances]
-    port.controller.ledger.refusals["my-agent", 429] = 12
-    port.controller.ledger.refusals["my-agent", 503] = 3
+    port.cluster.totals.refusals["my-agent", 429] = 12
+    port.cluster.totals.refusals["my-agent", 503] = 3
     await look(tab, port, "limits")
     await tab.until("document.querySelector('.side').innerText.includes('12 since')")
     assert "3 since" in await tab.evaluate("document.querySelector('.side').innerText")
@@ -139,17 +138,17 @@ async def test_the_latency_and_limits_views_show_the_numbers_of_the_api(port: Po
 async def test_it_follows_an_instance_that_falls_ill_and_recovers(port: Port, tab: Tab) -> None:
     await look(tab, port, "health")
     await tab.until(f"{row(2, 3)} === 'healthy'")
-    port.controller.registry.judge("us-east-1-1", False, "database", time.time())
+    port.cluster.registry.judge("us-east-1-1", False, "database", time.time())
     await tab.until(f"{row(2, 3)} === 'unhealthy' && {row(2, 6)} === 'database'")
     await tab.until("document.querySelector('.events li')?.innerText.includes('instance-2 is unhealthy: database')")
-    port.controller.registry.judge("us-east-1-1", True, "", time.time())
+    port.cluster.registry.judge("us-east-1-1", True, "", time.time())
     await tab.until(f"{row(2, 3)} === 'healthy'")
-    port.controller.registry.remove("us-east-1-1")
+    port.cluster.registry.remove("us-east-1-1")
     await tab.until(f"({ROWS}).length === 6")
 
 
 async def test_it_shows_the_canarys_share_moving(port: Port, tab: Tab) -> None:
-    rollouts = port.controller.versions.rollouts
+    rollouts = port.cluster.rollouts.rollouts
 
     def share(percent: float) -> None:
         canary = CanaryState(
@@ -162,8 +161,8 @@ async def test_it_shows_the_canarys_share_moving(port: Port, tab: Tab) -> None:
         rollouts["my-agent"] = replace(rollouts["my-agent"], canary=canary)
 
     share(10)
-    port.controller.start_instance("my-agent", "canary", "us-east-1", "v2")
-    port.controller.serve(20, 2)
+    port.cluster.start_instance("my-agent", "canary", "us-east-1", "v2")
+    port.cluster.serve(20, 2)
     await look(tab, port, "rollout")
     text = "document.querySelector('section[data-version=\"{}\"]')?.innerText"
     await tab.until(f"{text.format('v2')}?.includes('10 %') && {text.format('v1')}.includes('90 %')")
@@ -174,8 +173,8 @@ async def test_it_shows_the_canarys_share_moving(port: Port, tab: Tab) -> None:
 
 
 async def test_it_survives_a_controller_that_restarts(tmp_path: Path) -> None:
-    controller = seven(tmp_path / "before")
-    listener = Listener(AdminApp(controller).app(), bind("127.0.0.1", 0), grace_s=0)
+    cluster = seven(tmp_path / "before")
+    listener = Listener(AdminApp(cluster.view).app(), bind("127.0.0.1", 0), grace_s=0)
     await listener.start()
     number = listener.port
     async with browser() as tab:
@@ -186,12 +185,12 @@ async def test_it_survives_a_controller_that_restarts(tmp_path: Path) -> None:
         said = await tab.evaluate("document.querySelector('#banner').innerText")
         assert "does not answer" in said and "The numbers are of" in said
         assert len(await tab.evaluate(ROWS)) == 7
-        controller = seven(tmp_path / "after")
-        listener = Listener(AdminApp(controller).app(), bind("127.0.0.1", number), grace_s=0)
+        cluster = seven(tmp_path / "after")
+        listener = Listener(AdminApp(cluster.view).app(), bind("127.0.0.1", number), grace_s=0)
         await listener.start()
         try:
             await tab.until(f"{LIVE} && document.querySelector('#banner').hidden")
-            controller.registry.judge("us-east-1-0", False, "after the restart", time.time())
+            cluster.registry.judge("us-east-1-0", False, "after the restart", time.time())
             await tab.until("document.querySelector('.events li')?.innerText.includes('after the restart')")
             refused = "net::ERR_CONNECTION_REFUSED", "net::ERR_INCOMPLETE_CHUNKED_ENCODING", "net::ERR_EMPTY_RESPONSE"
             assert [error for error in tab.errors if not any(known in error for known in refused)] == []
@@ -204,7 +203,7 @@ async def test_it_says_so_when_there_is_no_agent_no_such_agent_or_no_traffic(por
     await tab.until("document.querySelector('#panel').innerText.includes('No requests in this time range.')")
     await tab.open(f"{port.url}/dashboard?agent=nobody")
     await tab.until("document.querySelector('#banner').innerText.includes('There is no agent nobody here')")
-    none = Listener(AdminApp(StandIn(tmp_path / "none", {})).app(), bind("127.0.0.1", 0), grace_s=0)
+    none = Listener(AdminApp(StandIn(tmp_path / "none", {}).view).app(), bind("127.0.0.1", 0), grace_s=0)
     await none.start()
     await tab.open(f"http://127.0.0.1:{none.port}/dashboard")
     await tab.until("document.querySelector('#panel').innerText.includes('No agent runs here yet')")
@@ -229,7 +228,7 @@ async def test_paused_it_keeps_what_it_shows(port: Port, tab: Tab) -> None:
     await tab.evaluate("document.querySelector('#pause').click(); 0")
     assert (await tab.evaluate("document.querySelector('#connection').innerText")).startswith("Paused at")
     before = len(tab.urls)
-    port.controller.registry.judge("us-east-1-0", False, "database", time.time())
+    port.cluster.registry.judge("us-east-1-0", False, "database", time.time())
     later = await port.get("/api/agents/my-agent/live?once=1")
     await tab.until(f"Date.now() / 1000 > {later['at'] + 2}")  # two frames later
     assert await tab.evaluate(row(1, 3)) == "healthy" and len(tab.urls) == before
@@ -246,17 +245,17 @@ async def test_the_theme_that_was_chosen_is_remembered(port: Port, tab: Tab) -> 
 
 async def test_with_two_hundred_instances_it_stays_responsive(tmp_path: Path) -> None:
     """The browser's own measure of the time between frames, while 1,000 requests/s are recorded."""
-    controller = StandIn(tmp_path, {"my-agent": {"regions": {region: {"instances": 70} for region in REGIONS}}})
+    cluster = StandIn(tmp_path, {"my-agent": {"regions": {region: {"instances": 70} for region in REGIONS}}})
     for number in range(200):
-        controller.start_instance("my-agent", f"r{number}", REGIONS[number % 3])
-    controller.serve(100, 5)
-    listener = Listener(AdminApp(controller).app(), bind("127.0.0.1", 0), grace_s=0)
+        cluster.start_instance("my-agent", f"r{number}", REGIONS[number % 3])
+    cluster.serve(100, 5)
+    listener = Listener(AdminApp(cluster.view).app(), bind("127.0.0.1", 0), grace_s=0)
     await listener.start()
     measure = """new Promise(done => { const gaps = []; let last = performance.now(); const end = last + 6000;
       const frame = now => { gaps.push(now - last); last = now; now < end ? requestAnimationFrame(frame) : done(gaps); };
       requestAnimationFrame(frame); })"""
     try:
-        async with going_on(controller, 5), browser() as tab:
+        async with going_on(cluster, 5), browser() as tab:
             await tab.open(f"http://127.0.0.1:{listener.port}/dashboard?agent=my-agent&view=load")
             await tab.until(f"({ROWS}).length === 200")
             seen: list[float] = []

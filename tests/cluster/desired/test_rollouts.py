@@ -309,7 +309,7 @@ def test_code_that_cannot_be_frozen_runs_from_its_folder_and_that_is_told(
     world = World(tmp_path)
     world.rounds()
     assert {spec.start.package for spec in world.serve.apps.values() if isinstance(spec.start, InstanceSpec)} == {""}
-    (warning,) = [said for said in world.controller.warnings if "frozen" in said]
+    (warning,) = [said for said in world.controller.view.placement.warnings if "frozen" in said]
     assert warning.startswith("a: its code is not frozen") and warning.endswith("it is too large")
 
 
@@ -346,7 +346,7 @@ def test_a_canary_runs_beside_with_its_own_code_and_takes_over_at_100(world: Wor
     world.rounds()
     assert world.serve.versions() == {"v2"}
     assert {app: spec.replicas for app, spec in world.serve.apps.items() if app[0] == "a"} == {"a.v2.us": 3, "a.v2.eu": 1}
-    assert world.controller.settings.agents["a"].version == "v2"
+    assert world.controller.view.settings.agents["a"].version == "v2"
 
 
 def test_unchanged_code_and_settings_are_no_new_version(world: World) -> None:
@@ -366,7 +366,7 @@ def test_other_settings_of_the_agent_are_applied_without_a_new_version(world: Wo
     starts = list(world.serve.starts)
     assert world.run(world.controller.deploy("a", DeployRequest(block, package.digest))) == ("settings", "v1")
     world.rounds()
-    assert world.controller.settings.agents["a"].load_balancing.strategy == "least-connections"
+    assert world.controller.view.settings.agents["a"].load_balancing.strategy == "least-connections"
     assert world.serve.starts == starts
 
 
@@ -377,10 +377,10 @@ def test_settings_come_with_their_version_when_it_is_stable_and_regions_stay(wor
     world.controller.versions.packages.put(package)
     world.run(world.controller.deploy("a", DeployRequest(block, package.digest, 10)))
     world.rounds()
-    assert world.controller.settings.agents["a"].load_balancing.strategy == "round-robin"
+    assert world.controller.view.settings.agents["a"].load_balancing.strategy == "round-robin"
     world.run(world.controller.promote("a", 100))
     world.rounds()
-    after = world.controller.settings.agents["a"]
+    after = world.controller.view.settings.agents["a"]
     assert after.load_balancing.strategy == "least-connections"
     assert {name: region.instances for name, region in after.regions.items()} == {"us": 3, "eu": 1}
 
@@ -454,7 +454,7 @@ def test_an_app_of_a_lost_state_folder_goes_on_with_what_the_gateways_know(world
     world.start()
     assert world.rollout.canary is None, "it knows only the file"
     hello = SimpleNamespace(desired=kept)
-    world.controller.gateways["g"] = (hello, 0.0, "abc.7")  # type: ignore[assignment]
+    world.controller.view.gateways.present["g"] = (hello, 0.0, "abc.7")  # type: ignore[assignment]
     starts = list(world.serve.starts)
     world.controller._gateways.forget_silent = lambda: None  # type: ignore[method-assign]
     assert not world.controller._reconciler.knows(), "no gateway is told anything before"
@@ -478,11 +478,11 @@ def test_an_agent_that_came_after_the_start_is_known_again_before_anything_is_do
     world.controller._gateways.forget_silent = lambda: None  # type: ignore[method-assign]
     reconciler._settled = lambda: False  # type: ignore[method-assign]
     world.round()
-    assert not world.controller.settings.agents
-    world.controller.gateways["g1"] = (SimpleNamespace(desired=older), 0.0, "abc.6")  # type: ignore[assignment]
+    assert not world.controller.view.settings.agents
+    world.controller.view.gateways.present["g1"] = (SimpleNamespace(desired=older), 0.0, "abc.6")  # type: ignore[assignment]
     world.round()
-    assert set(world.controller.settings.agents) == {"a"} and world.rollout.canary is None
-    world.controller.gateways["g2"] = (SimpleNamespace(desired=newer), 0.0, "abc.7")  # type: ignore[assignment]
+    assert set(world.controller.view.settings.agents) == {"a"} and world.rollout.canary is None
+    world.controller.view.gateways.present["g2"] = (SimpleNamespace(desired=newer), 0.0, "abc.7")  # type: ignore[assignment]
     world.round()
     assert world.rollout == before and not reconciler.knows()
     del reconciler._settled

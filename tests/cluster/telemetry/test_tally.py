@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import time
-from collections.abc import Iterable
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client.parser import text_string_to_metric_families
 
-from cluster.admin.prometheus import InstanceRow, exposition
 from cluster.messages import InstanceCounts, Observation
 from cluster.telemetry.tally import BUCKETS_S, ROUTING_BUCKETS_S, Key, Tally, merge, percentile_s
 from cluster.telemetry.totals import WINDOW_S, MetricTotals
 
 KEY: Key = ("a", "v1", "us", "instance-1")
-
-
-class Gauges:
-    def agents(self) -> Iterable[str]:
-        return ["a"]
-
-    def rows(self) -> Iterable[InstanceRow]:
-        return [InstanceRow(KEY, "healthy", 12.5, "half-open")]
-
-    def desired(self) -> Iterable[tuple[str, str, str, int]]:
-        return [("a", "v1", "us", 3)]
-
-    def weights(self) -> Iterable[tuple[str, str, float]]:
-        return [("a", "v1", 90), ("a", "v2", 10)]
 
 
 def tallied(*seen: tuple[int, float]) -> InstanceCounts:
@@ -84,70 +64,7 @@ def test_an_undelivered_observation_merged_with_the_next_loses_nothing(seen: lis
     assert (together.codes, together.durations or ()) == (parts.codes, parts.durations or ())
 
 
-def samples(text: bytes) -> dict[tuple[str, str | None], float]:
-    told_apart = ("le", "code", "state")
-    return {
-        (sample.name, next((sample.labels[name] for name in told_apart if name in sample.labels), None)): sample.value
-        for family in text_string_to_metric_families(text.decode())
-        for sample in family.samples
-    }
-
-
-def busy_ledger() -> MetricTotals:
-    ledger, tally = MetricTotals(), Tally()
-    for code, seconds in ((200, 0.003), (200, 700.0)):
-        tally.add(code, seconds, seconds / 2)
-        tally.routed(0.00003)
-    ledger.add(
-        Observation("g", {KEY: tally.take()}, {("a", 503): 2, ("a", 429): 4}, retries={"a": 5}, queued={"a": 6}), now=0.0
-    )
-    return ledger
-
-
-def test_the_exposition_is_prometheus_text_with_cumulative_buckets() -> None:
-    found = samples(exposition(busy_ledger(), Gauges()))
-    assert found["swiftclaw_requests_total", "200"] == 2
-    assert found["swiftclaw_requests_total", "503"] == 2
-    assert found["swiftclaw_request_duration_seconds_bucket", "0.0025"] == 0
-    assert found["swiftclaw_request_duration_seconds_bucket", "0.005"] == 1
-    assert found["swiftclaw_request_duration_seconds_bucket", "600.0"] == 1
-    assert found["swiftclaw_request_duration_seconds_bucket", "+Inf"] == 2
-    assert found["swiftclaw_routing_seconds_bucket", "5e-05"] == found["swiftclaw_routing_seconds_count", None] == 2
-    assert found["swiftclaw_instances", "healthy"] == 1
-    assert found["swiftclaw_desired_instances", None] == 3
-    assert found["swiftclaw_instance_cpu_percent", None] == 12.5
-    assert found["swiftclaw_circuit_state", None] == 2
-    assert found["swiftclaw_rate_limited_total", None] == 4
-    assert found["swiftclaw_retries_total", None] == 5
-    assert found["swiftclaw_queued_requests", None] == 6
-
-
-def test_where_no_instance_is_healthy_that_is_said() -> None:
-    class Ill(Gauges):
-        def rows(self) -> Iterable[InstanceRow]:
-            return ()
-
-    assert samples(exposition(busy_ledger(), Ill()))["swiftclaw_instances", "healthy"] == 0
-
-
-def test_every_metric_of_the_contract_is_there_with_help() -> None:
-    text = exposition(busy_ledger(), Gauges()).decode()
-    named = {family.name for family in text_string_to_metric_families(text) if family.documentation}
-    assert named == {
-        "swiftclaw_requests", "swiftclaw_request_duration_seconds", "swiftclaw_time_to_first_byte_seconds",
-        "swiftclaw_active_connections", "swiftclaw_instance_up", "swiftclaw_circuit_state", "swiftclaw_rate_limited",
-        "swiftclaw_retries", "swiftclaw_queued_requests", "swiftclaw_routing_seconds", "swiftclaw_version_weight",
-        "swiftclaw_instances", "swiftclaw_desired_instances", "swiftclaw_instance_cpu_percent",
-    }  # fmt: skip
-
-
-@pytest.mark.skipif(not shutil.which("promtool"), reason="Debian's package prometheus has promtool")
-def test_promtool_accepts_it() -> None:
-    done = subprocess.run(["promtool", "check", "metrics"], input=exposition(busy_ledger(), Gauges()), capture_output=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
-
-
-def test_routing_times_survive_a_lost_observation_and_a_lost_gateway_takes_its_line_along() -> None:
+def test_routing_times_survive_a_lost_observation() -> None:
     one, other = Tally(), Tally()
     one.routed(0.2)
     other.routed(30.0)
@@ -157,9 +74,15 @@ def test_routing_times_survive_a_lost_observation_and_a_lost_gateway_takes_its_l
         30.2,
         len(ROUTING_BUCKETS_S) + 1,
     )
-    ledger = busy_ledger()
-    ledger.forget_gateway("g")
-    assert (ledger.queued("a"), ledger.retries["a"], ledger.refused("a"), ledger.rate_limited("a")) == (0, 5, 6, 4)
+
+
+def test_a_removed_gateway_takes_its_wait_queue_along_and_leaves_its_counts() -> None:
+    totals = MetricTotals()
+    observation = Observation("g", {}, {("a", 503): 2, ("a", 429): 4}, retries={"a": 5}, queued={"a": 6})
+    totals.add(observation, now=0.0)
+    assert totals.queued("a") == 6
+    totals.forget_gateway("g")
+    assert (totals.queued("a"), totals.retries["a"], totals.refused("a"), totals.rate_limited("a")) == (0, 5, 6, 4)
 
 
 def test_instances_together_have_the_percentiles_of_all_their_requests() -> None:

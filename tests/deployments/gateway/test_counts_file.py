@@ -75,7 +75,7 @@ def adopt(folder: Path, ledger: MetricTotals) -> None:
 
 
 def counted(ledger: MetricTotals) -> int:
-    return sum(totals.requests for totals in ledger.totals.values()) + sum(ledger.refusals.values())
+    return sum(totals.requests for totals in ledger.instances.values()) + sum(ledger.refusals.values())
 
 
 def test_a_process_that_is_killed_while_it_counts_has_counted_all_that_it_said(tmp_path: Path) -> None:
