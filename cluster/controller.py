@@ -21,7 +21,6 @@ from cluster.admin.ray_metrics import RayMetrics
 from cluster.admin.sampler import Sampler
 from cluster.config import parse
 from cluster.config.agent_settings import HealthCheck
-from cluster.desired.apps import AppStatus
 from cluster.desired.autoscaling import Autoscaling
 from cluster.desired.canary_analysis import CanaryAnalysis
 from cluster.desired.desired import DesiredState

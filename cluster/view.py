@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from cluster.config import Settings
+from cluster.desired.apps import AppStatus
 from cluster.desired.autoscaling import Autoscaling
 from cluster.desired.canary_analysis import CanaryAnalysis
 from cluster.desired.desired import DesiredState
@@ -20,7 +21,6 @@ from cluster.desired.rollout_manager import RolloutManager
 from cluster.fleet.gateways import Gateways
 from cluster.fleet.registry import Registry
 from cluster.fleet.shared_breakers import SharedBreakers
-from cluster.placement.serve import AppStatus
 from cluster.telemetry.events import Events
 from cluster.telemetry.history import MetricHistory
 from cluster.telemetry.tally import Key

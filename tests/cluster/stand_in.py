@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 
 from cluster.admin.sampler import samples
+from cluster.desired.apps import AppStatus
 from cluster.desired.autoscaling import Autoscaling
 from cluster.desired.canary_analysis import CanaryAnalysis
 from cluster.desired.desired import DesiredState
@@ -21,7 +22,6 @@ from cluster.fleet.gateways import Gateways
 from cluster.fleet.registry import InstanceRecord, Registry
 from cluster.fleet.shared_breakers import SharedBreakers
 from cluster.messages import GatewayHello, Observation, Registration
-from cluster.placement.serve import AppStatus
 from cluster.telemetry.events import Events
 from cluster.telemetry.history import MetricHistory
 from cluster.telemetry.tally import Tally
