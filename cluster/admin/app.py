@@ -17,7 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 from cluster.admin.live import Live
 from cluster.admin.prometheus import exposition
 from cluster.admin.views import Views
-from cluster.config.fields import ConfigError
+from cluster.config.mistakes import ConfigError
 from cluster.config.values import duration
 from cluster.telemetry.events import KINDS
 from cluster.telemetry.history import COLUMNS

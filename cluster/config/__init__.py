@@ -16,7 +16,7 @@ from cluster.config.agent_settings import (
     SessionAffinity,
     Timeouts,
 )
-from cluster.config.fields import ConfigError
+from cluster.config.mistakes import ConfigError
 from cluster.config.settings import (
     AdminSettings,
     GatewaySettings,

@@ -11,15 +11,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cluster.config import values
 from cluster.config.agent_settings import AgentSettings, RegionSettings, Scaling
 from cluster.config.documents import merged, only_in, read_document
-from cluster.config.fields import Location, Steps, did_you_mean, dotted, read_block, shown
-from cluster.config.values import file_path
+from cluster.config.fields import Reader, Schema, block_schema, read_block, reads
+from cluster.config.mistakes import Location, Steps, did_you_mean, dotted, shown
 
 HEALTH = ("healthCheck",)
 INNER_HEALTH = ("loadBalancing", "healthCheck")
 
 
+CONFIG = Reader(
+    values.file_path,
+    {**values.file_path.schema, "description": "File with blocks of this agent; what stands in cluster.yaml wins."},
+)
+
+
+def _schema() -> Schema:
+    """An agent's block; with `config`, the file may be what names the Agent."""
+    schema = block_schema(AgentSettings, also={"config": CONFIG})
+    del schema["required"]
+    return {**schema, "anyOf": [{"required": ["agent"]}, {"required": ["config"]}]}
+
+
+@reads(_schema())
 def read_agent(value: object, at: Location) -> AgentSettings:
     """The settings of the agent whose name is the last step of the path."""
     said, moved = _hoisted(value)
@@ -27,7 +42,7 @@ def read_agent(value: object, at: Location) -> AgentSettings:
         at.log.origins[at.steps + steps] = (None, at.steps + real)
     if isinstance(said, Mapping) and said.get("config") is not None:
         said = _with_file(said, at.step("config"), at)
-    agent = read_block(AgentSettings, said, at, also=("config",), name=str(at.steps[-1]))
+    agent = read_block(AgentSettings, said, at, also={"config": CONFIG}, name=str(at.steps[-1]))
     agent = _settled(agent, at)
     _check_regions(agent, at)
     depth = len(at.steps)
@@ -39,7 +54,7 @@ def _with_file(said: Mapping[Any, Any], at: Location, agent: Location) -> Mappin
     """The block with what the file at `config` adds to it."""
     rest = {name: item for name, item in said.items() if name != "config"}
     at.log.note(at.steps)
-    path = at.read(file_path, said["config"])
+    path = at.read(values.file_path, said["config"])
     document = path and at.read(lambda given, _: read_document(Path(str(given))), path)
     if not document:
         return rest

@@ -1,7 +1,7 @@
-"""What can be set for an agent? One frozen dataclass per block: names, units, defaults and allowed values.
+"""What can be set for an agent? One frozen dataclass per block: names, units, allowed values, meanings and defaults.
 
-A field's line here is all there is to a setting. `cluster.agent_block` makes them from a file, `cluster.config` has the
-settings that are not an agent's.
+A field's line here is all there is to a setting. `agent_block` reads an agent's block from the file, `settings` has what is
+not set for each agent.
 """
 
 from __future__ import annotations
@@ -10,100 +10,138 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cluster.config import values
-from cluster.config.fields import ConfigError, Location, block, each, named, read_block, setting, shown, write_block
+from cluster.config.fields import block, each, named, read_block, reads, setting, write_block
+from cluster.config.mistakes import ConfigError, Location, shown
 from policies import STRATEGIES
+from policies.rate_limit import LIMITERS
+
+PERCENT = values.number(0, 100, kind="percentage")
+PERCENT_ABOVE_0 = values.number(0, 100, above=True, kind="percentage")
+AFFINITY = values.choice("type of session affinity", "cookie", "header", "client-ip")
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
     """Of one instance, in Ray's units."""
 
-    cpus: float = field(default=0.1, metadata=setting("cpus", values.number()))
-    gpus: float = field(default=0.0, metadata=setting("gpus", values.number()))
+    cpus: float = setting("cpus", values.number(), "CPUs that Ray reserves for each instance.", default=0.1)
+    gpus: float = setting("gpus", values.number(), "GPUs that Ray reserves for each instance.", default=0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class RegionSettings:
-    # Where it starts; default: the region's minInstances, else scaling's, else 1.
-    instances: int = field(metadata=setting("instances", values.whole(0), later=True))
-    priority: int = field(default=1, metadata=setting("priority", values.whole(0)))
-    min_instances: int | None = field(default=None, metadata=setting("minInstances", values.whole(0)))
-    max_instances: int | None = field(default=None, metadata=setting("maxInstances", values.whole(0)))
+    instances: int = setting(
+        "instances",
+        values.whole(0),
+        "Instances to start with. Default: the region's minInstances, else scaling.minInstances, else 1.",
+        later=True,
+    )
+    priority: int = setting(
+        "priority", values.whole(0), "Served first: the lowest number. Equal ones share traffic.", default=1
+    )
+    min_instances: int | None = setting("minInstances", values.whole(0), "Default: scaling.minInstances.", default=None)
+    max_instances: int | None = setting("maxInstances", values.whole(0), "Default: scaling.maxInstances.", default=None)
 
 
+REGIONS = named("region", block(RegionSettings))
+REGION_NAMES = each(values.region, "regions")
+
+
+@reads(REGIONS.schema | REGION_NAMES.schema | {"type": ["object", "array"], "uniqueItems": True})
 def read_regions(value: object, at: Location) -> dict[str, RegionSettings]:
     """A mapping from regions to their blocks, or just a list of their names."""
     if not isinstance(value, list | tuple):
-        found: dict[str, RegionSettings] = named("region", block(RegionSettings))(value, at)
-        return found
-    names = each(values.region, "regions")(value, at)
+        regions: dict[str, RegionSettings] = REGIONS(value, at)
+        return regions
+    names = REGION_NAMES(value, at)
     if len(set(names)) < len(names):
         raise ConfigError(f"{shown(list(names))} names a region twice")
     return {name: read_block(RegionSettings, None, at.step(name)) for name in names}
 
 
+WEIGHTS = named("instance", values.number(kind="weight"), values.instance_name)
+
+
+@reads(WEIGHTS.schema)
 def read_weights(value: object, at: Location) -> dict[str, float]:
-    found: dict[str, float] = named("instance", values.number(kind="weight"), values.instance_name)(value, at)
-    if found and at.clean() and not any(found.values()):
+    weights: dict[str, float] = WEIGHTS(value, at)
+    if weights and at.clean() and not any(weights.values()):
         raise ConfigError("all weights are 0, so nothing would get a request")
-    return found
+    return weights
 
 
 @dataclass(frozen=True, slots=True)
 class SessionAffinity:
-    # None: the file does not say, so the Agent's own word holds.
-    enabled: bool | None = field(default=None, metadata=setting("enabled", values.flag))
-    type: str = field(
-        default="cookie",
-        metadata=setting("type", values.choice("type of session affinity", "cookie", "header", "client-ip")),
+    # None: the file does not say, so the Agent's own `session_affinity` holds.
+    enabled: bool | None = setting("enabled", values.flag, "Default: the Agent's own session_affinity.", default=None)
+    type: str = setting(
+        "type", AFFINITY, "What a session is recognised by: a cookie, a header, or the client's IP address.", default="cookie"
     )
-    ttl_s: float = field(default=3600.0, metadata=setting("ttl", values.seconds()))
-
-
-@dataclass(frozen=True, slots=True)
-class LoadBalancing:
-    strategy: str = field(default="round-robin", metadata=setting("strategy", values.choice("strategy", *STRATEGIES)))
-    window_s: float = field(default=300.0, metadata=setting("window", values.seconds()))
-    regions: tuple[str, ...] = field(default=(), metadata=setting("regions", each(values.region, "regions")))  # (): all
-    weighted: dict[str, float] = field(default_factory=dict, metadata=setting("weighted", read_weights))
-    session_affinity: SessionAffinity = field(
-        default_factory=SessionAffinity, metadata=setting("sessionAffinity", block(SessionAffinity))
-    )
-    slow_start_s: float = field(default=0.0, metadata=setting("slowStart", values.seconds(zero=True)))
+    ttl_s: float = setting("ttl", values.seconds(), "How long an unused session keeps its instance.", default=3600.0)
 
 
 @dataclass(frozen=True, slots=True)
 class HealthCheck:
-    enabled: bool = field(default=True, metadata=setting("enabled", values.flag))
-    interval_s: float = field(default=30.0, metadata=setting("interval", values.seconds()))
-    timeout_s: float = field(default=5.0, metadata=setting("timeout", values.seconds()))
-    unhealthy_threshold: int = field(default=3, metadata=setting("unhealthyThreshold", values.whole(1)))
-    healthy_threshold: int = field(default=2, metadata=setting("healthyThreshold", values.whole(1)))
+    enabled: bool = setting("enabled", values.flag, "Whether the Controller checks the instances.", default=True)
+    interval_s: float = setting("interval", values.seconds(), "Time between two checks of an instance.", default=30.0)
+    timeout_s: float = setting("timeout", values.seconds(), "A check that takes longer has failed.", default=5.0)
+    unhealthy_threshold: int = setting("unhealthyThreshold", values.whole(1), "Failed checks in a row: unhealthy.", default=3)
+    healthy_threshold: int = setting("healthyThreshold", values.whole(1), "Passed checks in a row: healthy again.", default=2)
+
+
+HEALTH_CHECK = block(HealthCheck)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadBalancing:
+    strategy: str = setting(
+        "strategy", values.choice("strategy", *STRATEGIES), "How an instance is chosen for a request.", default="round-robin"
+    )
+    window_s: float = setting("window", values.seconds(), "response-time: how far back it looks.", default=300.0)
+    regions: tuple[str, ...] = setting("regions", REGION_NAMES, "geographic: regions to route among; default: all.", default=())
+    weighted: dict[str, float] = setting(
+        "weighted", read_weights, "Weight of each instance by name; the others get the mean, 0 gets nothing.", factory=dict
+    )
+    session_affinity: SessionAffinity = setting(
+        "sessionAffinity", block(SessionAffinity), "Keeps a session's requests on one instance.", factory=SessionAffinity
+    )
+    slow_start_s: float = setting(
+        "slowStart", values.seconds(zero=True), "How long a new instance takes to reach its full share.", default=0.0
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    max_connections: int = field(default=1000, metadata=setting("maxConnections", values.whole(1)))
-    max_connections_per_instance: int = field(default=100, metadata=setting("maxConnectionsPerInstance", values.whole(1)))
-    connection_timeout_s: float = field(default=30.0, metadata=setting("connectionTimeout", values.seconds()))
-    request_timeout_s: float = field(default=60.0, metadata=setting("requestTimeout", values.seconds()))
+    max_connections: int = setting(
+        "maxConnections", values.whole(1), "Requests in flight on all instances together; as many may wait.", default=1000
+    )
+    max_connections_per_instance: int = setting(
+        "maxConnectionsPerInstance", values.whole(1), "Requests in flight on one instance; above it they wait.", default=100
+    )
+    connection_timeout_s: float = setting(
+        "connectionTimeout", values.seconds(), "How long a request may wait for a free instance.", default=30.0
+    )
+    request_timeout_s: float = setting(
+        "requestTimeout", values.seconds(), "Until the response is complete, or a stream's first byte.", default=60.0
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    connection_s: float = field(default=10.0, metadata=setting("connection", values.seconds()))
-    request_s: float = field(default=60.0, metadata=setting("request", values.seconds()))
-    idle_s: float = field(default=300.0, metadata=setting("idle", values.seconds()))
+    connection_s: float = setting("connection", values.seconds(), "For a TCP connection to an instance.", default=10.0)
+    request_s: float = setting("request", values.seconds(), "As limits.requestTimeout; the smaller one holds.", default=60.0)
+    idle_s: float = setting(
+        "idle", values.seconds(), "Longest silence in a stream, WebSocket or idle connection.", default=300.0
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class RateLimit:
-    enabled: bool = field(default=False, metadata=setting("enabled", values.flag))
-    requests: int = field(default=100, metadata=setting("requests", values.whole(1)))
-    window_s: float = field(default=60.0, metadata=setting("window", values.seconds()))
-    strategy: str = field(
-        default="sliding-window",
-        metadata=setting("strategy", values.choice("rate limit strategy", "sliding-window", "fixed-window", "token-bucket")),
+    enabled: bool = setting("enabled", values.flag, "Whether requests to the agent are limited.", default=False)
+    requests: int = setting("requests", values.whole(1), "Requests allowed per window; above it: 429.", default=100)
+    window_s: float = setting("window", values.seconds(), "The length of the window.", default=60.0)
+    strategy: str = setting(
+        "strategy", values.choice("rate limit strategy", *LIMITERS), "How requests are counted.", default="sliding-window"
     )
 
 
@@ -111,71 +149,93 @@ class RateLimit:
 class AccessLog:
     """Errors (500 and above, and every refusal) are logged whatever `sample` says."""
 
-    enabled: bool = field(default=False, metadata=setting("enabled", values.flag))
-    sample_percent: float = field(default=100.0, metadata=setting("sample", values.number(0, 100, kind="percentage")))
-    errors_only: bool = field(default=False, metadata=setting("errorsOnly", values.flag))
+    enabled: bool = setting("enabled", values.flag, "Whether a line of JSON is logged per request.", default=False)
+    sample_percent: float = setting("sample", PERCENT, "Percent of the requests without errors to log.", default=100.0)
+    errors_only: bool = setting("errorsOnly", values.flag, "Logs errors and refusals only.", default=False)
 
 
 @dataclass(frozen=True, slots=True)
 class CircuitBreaker:
-    enabled: bool = field(default=True, metadata=setting("enabled", values.flag))
-    failure_threshold: int = field(default=5, metadata=setting("failureThreshold", values.whole(1)))
-    timeout_s: float | None = field(default=None, metadata=setting("timeout", values.seconds()))  # None: request timeout
-    reset_timeout_s: float = field(default=60.0, metadata=setting("resetTimeout", values.seconds()))
+    enabled: bool = setting("enabled", values.flag, "Whether failing instances are taken out.", default=True)
+    failure_threshold: int = setting("failureThreshold", values.whole(1), "Failures in a row that open it.", default=5)
+    timeout_s: float | None = setting(
+        "timeout", values.seconds(), "No response for this long is a failure. Default: the request timeout.", default=None
+    )
+    reset_timeout_s: float = setting("resetTimeout", values.seconds(), "Time from open to the first probe.", default=60.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    attempts: int = field(default=2, metadata=setting("attempts", values.whole(0)))
-    budget_percent: float = field(default=20.0, metadata=setting("budget", values.number(0, 100, kind="percentage")))
-
-
-PERCENT_ABOVE_0 = values.number(0, 100, above=True, kind="percentage")
+    attempts: int = setting("attempts", values.whole(0), "Extra attempts per request.", default=2)
+    budget_percent: float = setting("budget", PERCENT, "Percent of the active requests that may be retries.", default=20.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
     """Bounds hold per region. Neither target given: both, 70 and 80."""
 
-    min_instances: int = field(default=2, metadata=setting("minInstances", values.whole(0)))
-    max_instances: int = field(default=10, metadata=setting("maxInstances", values.whole(1)))
-    target_cpu: float | None = field(default=None, metadata=setting("targetCPU", PERCENT_ABOVE_0))
-    target_connections: float | None = field(default=None, metadata=setting("targetConnections", values.number(above=True)))
-    downscale_delay_s: float = field(default=300.0, metadata=setting("downscaleDelay", values.seconds(zero=True)))
+    min_instances: int = setting("minInstances", values.whole(0), "Fewest instances, per region.", default=2)
+    max_instances: int = setting("maxInstances", values.whole(1), "Most instances, per region.", default=10)
+    target_cpu: float | None = setting(
+        "targetCPU", PERCENT_ABOVE_0, "Percent of one core that an instance should use. Without any target: 70.", default=None
+    )
+    target_connections: float | None = setting(
+        "targetConnections",
+        values.number(above=True),
+        "Requests in flight that an instance should have. Without any target: 80.",
+        default=None,
+    )
+    downscale_delay_s: float = setting(
+        "downscaleDelay", values.seconds(zero=True), "How long load must stay low before instances stop.", default=300.0
+    )
 
 
+STEPS = each(PERCENT_ABOVE_0, "percentages")
+
+
+@reads(STEPS.schema | {"minItems": 1, "uniqueItems": True})
 def read_steps(value: object, at: Location) -> tuple[float, ...]:
-    found: tuple[float, ...] = each(PERCENT_ABOVE_0, "percentages")(value, at)
-    if at.clean() and (not found or sorted(set(found)) != list(found)):
+    steps: tuple[float, ...] = STEPS(value, at)
+    if at.clean() and (not steps or sorted(set(steps)) != list(steps)):
         raise ConfigError(f"{shown(value)} is not a list of rising percentages (like 10, 25, 50, 100)")
-    return found
+    return steps
 
 
 @dataclass(frozen=True, slots=True)
 class CanarySettings:
     """When a canary may grow by itself. Error rate in percent, latency as a multiple of the stable version's."""
 
-    max_error_rate: float = field(default=5.0, metadata=setting("maxErrorRate", values.number(0, 100, kind="percentage")))
-    max_latency_ratio: float = field(default=1.5, metadata=setting("maxLatencyRatio", values.number(above=True)))
-    min_requests: int = field(default=50, metadata=setting("minRequests", values.whole(1)))
-    interval_s: float = field(default=30.0, metadata=setting("interval", values.seconds()))
-    steps: tuple[float, ...] = field(default=(10.0, 25.0, 50.0, 100.0), metadata=setting("steps", read_steps))
+    max_error_rate: float = setting("maxErrorRate", PERCENT, "Percent of errors above which it is rolled back.", default=5.0)
+    max_latency_ratio: float = setting(
+        "maxLatencyRatio", values.number(above=True), "Latency allowed, as a multiple of the stable version's.", default=1.5
+    )
+    min_requests: int = setting("minRequests", values.whole(1), "Requests needed to judge a step.", default=50)
+    interval_s: float = setting("interval", values.seconds(), "Least time between two steps.", default=30.0)
+    steps: tuple[float, ...] = setting(
+        "steps", read_steps, "Percent of the traffic at each step, rising.", default=(10.0, 25.0, 50.0, 100.0)
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class _RuntimeEnv:
-    pip: tuple[str, ...] = field(default=(), metadata=setting("pip", each(values.requirement, "requirements")))
-    env_vars: dict[str, str] = field(
-        default_factory=dict,
-        metadata=setting("env", named("environment variable", values.variable, values.variable_name)),
+    pip: tuple[str, ...] = setting("pip", each(values.requirement, "requirements"), "Packages to install with pip.", default=())
+    env_vars: dict[str, str] = setting(
+        "env",
+        named("environment variable", values.variable, values.variable_name),
+        "Environment variables to set.",
+        factory=dict,
     )
 
 
+RUNTIME_ENV = block(_RuntimeEnv)
+
+
+@reads(RUNTIME_ENV.schema)
 def read_runtime_env(value: object, at: Location) -> dict[str, object]:
     """In Ray's words, to be passed on as it is."""
-    env = read_block(_RuntimeEnv, value, at)
-    said: dict[str, object] = {"pip": list(env.pip), "env_vars": env.env_vars}
-    return {name: item for name, item in said.items() if item}
+    env = RUNTIME_ENV(value, at)
+    in_rays_words: dict[str, object] = {"pip": list(env.pip), "env_vars": env.env_vars}
+    return {name: item for name, item in in_rays_words.items() if item}
 
 
 def _write_runtime_env(env: Mapping[str, object]) -> dict[str, object]:
@@ -185,29 +245,46 @@ def _write_runtime_env(env: Mapping[str, object]) -> dict[str, object]:
 @dataclass(frozen=True, slots=True)
 class AgentSettings:
     name: str
-    agent: str = field(metadata=setting("agent", values.import_name))  # "module:attribute"
-    version: str = field(default="v1", metadata=setting("version", values.version))
-    resources: Resources = field(default_factory=Resources, metadata=setting("resources", block(Resources)))
-    regions: dict[str, RegionSettings] = field(
-        default_factory=lambda: {"local": RegionSettings(1)}, metadata=setting("regions", read_regions, later=True)
+    agent: str = setting("agent", values.import_name, "module:attribute of the Agent, imported from this file's folder.")
+    version: str = setting("version", values.version, "Name of the version that this file describes.", default="v1")
+    resources: Resources = setting("resources", block(Resources), "What Ray reserves per instance.", factory=Resources)
+    regions: dict[str, RegionSettings] = setting(
+        "regions",
+        read_regions,
+        "Where the agent runs: a list of regions, or a block for each. Default: one region, local.",
+        factory=lambda: {"local": RegionSettings(1)},
+        later=True,
     )
-    load_balancing: LoadBalancing = field(
-        default_factory=LoadBalancing, metadata=setting("loadBalancing", block(LoadBalancing, also=("healthCheck",)))
+    load_balancing: LoadBalancing = setting(
+        "loadBalancing",
+        block(LoadBalancing, also={"healthCheck": HEALTH_CHECK}),
+        "Which instance gets a request.",
+        factory=LoadBalancing,
     )
-    health_check: HealthCheck = field(default_factory=HealthCheck, metadata=setting("healthCheck", block(HealthCheck)))
-    limits: Limits = field(default_factory=Limits, metadata=setting("limits", block(Limits)))
-    timeouts: Timeouts = field(default_factory=Timeouts, metadata=setting("timeouts", block(Timeouts)))
-    rate_limit: RateLimit = field(default_factory=RateLimit, metadata=setting("rateLimit", block(RateLimit)))
-    circuit_breaker: CircuitBreaker = field(
-        default_factory=CircuitBreaker, metadata=setting("circuitBreaker", block(CircuitBreaker))
+    health_check: HealthCheck = setting(
+        "healthCheck", HEALTH_CHECK, "Active health checks; an unhealthy instance gets no requests.", factory=HealthCheck
     )
-    retry: Retry = field(default_factory=Retry, metadata=setting("retry", block(Retry)))
-    scaling: Scaling | None = field(default=None, metadata=setting("scaling", block(Scaling)))
-    canary: CanarySettings | None = field(default=None, metadata=setting("canary", block(CanarySettings)))
-    access_log: AccessLog = field(default_factory=AccessLog, metadata=setting("accessLog", block(AccessLog)))
-    drain_timeout_s: float = field(default=600.0, metadata=setting("drainTimeout", values.seconds(zero=True)))
-    runtime_env: dict[str, object] = field(
-        default_factory=dict, metadata=setting("runtimeEnv", read_runtime_env, write=_write_runtime_env)
+    limits: Limits = setting("limits", block(Limits), "How many requests at once, and how long they may take.", factory=Limits)
+    timeouts: Timeouts = setting("timeouts", block(Timeouts), "How long each part of a request may take.", factory=Timeouts)
+    rate_limit: RateLimit = setting("rateLimit", block(RateLimit), "Requests allowed per time, in all.", factory=RateLimit)
+    circuit_breaker: CircuitBreaker = setting(
+        "circuitBreaker", block(CircuitBreaker), "Takes an instance out whose requests fail.", factory=CircuitBreaker
+    )
+    retry: Retry = setting("retry", block(Retry), "When a failed request is sent to another instance.", factory=Retry)
+    scaling: Scaling | None = setting("scaling", block(Scaling), "Autoscaling per region. Default: fixed.", default=None)
+    canary: CanarySettings | None = setting(
+        "canary", block(CanarySettings), "Lets a canary grow, or be rolled back, by itself. Default: by hand.", default=None
+    )
+    access_log: AccessLog = setting("accessLog", block(AccessLog), "One line of JSON per request.", factory=AccessLog)
+    drain_timeout_s: float = setting(
+        "drainTimeout", values.seconds(zero=True), "How long a stopping instance may finish its requests.", default=600.0
+    )
+    runtime_env: dict[str, object] = setting(
+        "runtimeEnv",
+        read_runtime_env,
+        "What Ray installs and sets for the instances.",
+        factory=dict,
+        write=_write_runtime_env,
     )
     written: frozenset[str] = field(default=frozenset(), compare=False, repr=False)  # paths within this block
 

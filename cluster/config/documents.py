@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from cluster.config.fields import ConfigError, Steps, shown
+from cluster.config.mistakes import ConfigError, Steps, shown
 
 _MERGE = "tag:yaml.org,2002:merge"
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")

@@ -1,164 +1,139 @@
-"""How is a block of settings read and written, and how are all its mistakes kept?
+"""How is a block of settings read, written back, and described to an editor? All three from one table.
 
-A block is a frozen dataclass whose fields carry their name in the file and the function that reads them
-(`metadata=setting("maxConnections", whole(1))`); the same table writes the block back. A reader gets the value and the place
-where it stands and raises ConfigError with a sentence; `read_block` puts the path before it and goes on with the next field,
-so that all mistakes are listed together.
+A block is a frozen dataclass, one line per setting: its name in the file, its reader, what it means, and its default
+(`setting("maxConnections", whole(1), "Requests in flight or waiting.", default=1000)`). A `Reader` is a function that gets
+the value and its place, and raises ConfigError with a sentence, together with the JSON schema of the values it accepts.
+The schema is never stricter than the reader; rules that need several settings at once are the reader's alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
-import reprlib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field
 from typing import Any, TypeVar
 
-Steps = tuple[str | int, ...]  # ("gateways", 0, "port"), shown as gateways[0].port
-Reader = Callable[[object, "Location"], Any]
+from cluster.config.mistakes import ConfigError, Location, Read, Steps, a, did_you_mean, dotted, shown
+
+Schema = dict[str, Any]
 Writer = Callable[[Any], object]
 T = TypeVar("T")
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
-
-
-class ConfigError(ValueError):
-    """What is wrong with the settings, one line per mistake."""
-
-    def __init__(self, *mistakes: str) -> None:
-        super().__init__(*mistakes)
-        self.mistakes: tuple[str, ...] = mistakes
-
-    def __str__(self) -> str:
-        return "\n".join(self.mistakes)
-
-
-class MistakeLog:
-    """What reading has found: the mistakes, what was written, and where a moved or merged block really stands."""
-
-    def __init__(self) -> None:
-        self.mistakes: list[tuple[Steps, str]] = []
-        self.written: dict[Steps, int] = {}  # to its position in the document
-        self.origins: dict[Steps, tuple[str | None, Steps]] = {}  # to the file (None: this one) and the path in it
-
-    def add(self, steps: Steps, sentence: str) -> None:
-        self.mistakes.append((steps, f"{self._shown(steps)}: {sentence}"))
-
-    def note(self, steps: Steps) -> None:
-        self.written.setdefault(steps, len(self.written))
-
-    def clean(self, steps: Steps) -> bool:
-        """Whether there is no mistake at or below this path."""
-        return all(found[: len(steps)] != steps for found, _ in self.mistakes)
-
-    def in_order(self) -> list[str]:
-        """The mistakes in the order of the document."""
-        return [line for _, line in sorted(self.mistakes, key=lambda mistake: self._position(mistake[0]))]
-
-    def _position(self, steps: Steps) -> int:
-        file, real = self._real(steps)
-        moved = not file and real != steps
-        steps = real if moved else steps
-        nearest = next((steps[:i] for i in range(len(steps), 0, -1) if steps[:i] in self.written), ())
-        if moved:  # it stood in that block, but was read elsewhere: after what was read there
-            return max(i for path, i in self.written.items() if path[: len(nearest)] == nearest)
-        return self.written.get(nearest, -1)
-
-    def _shown(self, steps: Steps) -> str:
-        file, real = self._real(steps)
-        return f"{file}: {dotted(real)}" if file else dotted(real) or "args"
-
-    def _real(self, steps: Steps) -> tuple[str | None, Steps]:
-        for i in range(len(steps), 0, -1):
-            if steps[:i] in self.origins:
-                file, real = self.origins[steps[:i]]
-                return file, real + steps[i:]
-        return None, steps
+NAME = "[A-Za-z0-9][A-Za-z0-9_-]{0,62}"
 
 
 @dataclass(frozen=True, slots=True)
-class Location:
-    """Where a value stands: its path, the log of this reading, and the folder that relative paths start from."""
+class Reader:
+    """Reads one kind of value. `example` writes a default as a person would: 5m, not 300."""
 
-    steps: Steps
-    log: MistakeLog
-    folder: Path
+    read: Read
+    schema: Schema
+    example: Writer | None = None
 
-    def step(self, key: object) -> Location:
-        return Location((*self.steps, key if isinstance(key, str) else shown(key)), self.log, self.folder)
-
-    def item(self, index: int) -> Location:
-        return Location((*self.steps, index), self.log, self.folder)
-
-    def mistake(self, sentence: str) -> None:
-        self.log.add(self.steps, sentence)
-
-    def clean(self, *keys: str) -> bool:
-        """Whether these keys of the block, or all of it, are without a mistake."""
-        return all(self.log.clean(steps) for steps in [(*self.steps, key) for key in keys] or [self.steps])
-
-    def read(self, reader: Reader, value: object) -> Any:
-        """The value, or None with a mistake noted."""
-        try:
-            return reader(value, self)
-        except ConfigError as error:
-            for sentence in error.mistakes:
-                self.mistake(sentence)
-            return None
+    def __call__(self, value: object, at: Location) -> Any:
+        return self.read(value, at)
 
 
-def setting(name: str, reader: Reader, *, write: Writer | None = None, later: bool = False) -> dict[str, object]:
-    """A field's metadata. `later`: its default depends on other blocks; it is None until the caller settles it."""
-    return {"key": name, "reader": reader, "write": write, "later": later}
+def reads(schema: Schema, example: Writer | None = None) -> Callable[[Read], Reader]:
+    """Makes a reader of a function; `schema` describes the values that it accepts."""
+    return lambda read: Reader(read, schema, example)
 
 
-def block(cls: type[T], also: Iterable[str] = ()) -> Callable[[object, Location], T]:
-    """Reads a nested block. `also`: keys that belong there but were taken out before."""
-    return lambda value, at: read_block(cls, value, at, also)
+def setting(
+    name: str,
+    reader: Reader,
+    description: str,
+    *,
+    default: Any = MISSING,
+    factory: Any = MISSING,
+    write: Writer | None = None,
+    later: bool = False,
+) -> Any:
+    """A dataclass field for the setting `name`. `later`: its default depends on other blocks; it is None until the caller
+    settles it."""
+    metadata = {"key": name, "reader": reader, "description": description, "write": write, "later": later}
+    if factory is not MISSING:
+        return field(default_factory=factory, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
-def read_block(cls: type[T], value: object, at: Location, also: Iterable[str] = (), **given: Any) -> T:
+Also = Mapping[str, Reader]  # keys that belong to a block but are taken out before it is read
+NONE: Also = {}
+
+
+def block(cls: type[T], also: Also = NONE) -> Reader:
+    """Reads a nested block."""
+    return Reader(lambda value, at: read_block(cls, value, at, also), block_schema(cls, also))
+
+
+def read_block(cls: type[T], value: object, at: Location, also: Also = NONE, **given: Any) -> T:
     """The block that `value` describes; what is mistaken or missing gets its default, or None where there is none."""
     table = {f.metadata["key"]: f for f in _fields(cls)}
     if value is not None and not isinstance(value, Mapping):
         raise ConfigError(f"{shown(value)} is not a block of settings ({', '.join(table)})")
     for name, item in (value or {}).items():
         spot = at.step(name)
-        if name not in table:
+        if name not in table and (item is not None or name not in also):
             at.log.note(spot.steps)
             spot.mistake(f"no such setting ({', '.join([*table, *also])}){did_you_mean(name, [*table, *also])}")
         elif item is not None:
             at.log.note(spot.steps)
             given |= _kept(table[name].name, spot.read(table[name].metadata["reader"], item))
-        elif isinstance(_default(table[name]), bool | int | float | str):
+        elif not (_may_be_empty(table[name]) if name in table else "null" in also[name].schema["type"]):
             at.log.note(spot.steps)
             spot.mistake("has no value; leave the key out to get the default")
     for name, f in table.items():
-        if f.name not in given and _default(f) is dataclasses.MISSING:
+        if f.name not in given and _default(f) is MISSING:
             given[f.name] = None  # settled by the caller, or never used: the mistake below ends the reading
             if not f.metadata["later"] and at.log.clean(at.step(name).steps):
                 at.step(name).mistake("is missing")
     return cls(**given)
 
 
-def named(kind: str, reader: Reader, check: Callable[[object], object] | None = None) -> Reader:
-    """Reads a mapping from names of this kind to whatever `reader` reads. `check` raises for a name that will not do."""
+def block_schema(cls: type, also: Also = NONE) -> Schema:
+    """The JSON schema of a block: the settings in the order of the table."""
+    table = _fields(cls)
+    required = [f.metadata["key"] for f in table if _is_required(f)]
+    properties = {f.metadata["key"]: _setting_schema(f) for f in table} | {name: reader.schema for name, reader in also.items()}
+    schema: Schema = {"type": "object", "properties": properties, "additionalProperties": False}
+    return {**schema, "required": required} if required else or_null(schema)
+
+
+def _setting_schema(f: dataclasses.Field[Any]) -> Schema:
+    reader, default = f.metadata["reader"], _default(f)
+    schema = {"description": f.metadata["description"], **reader.schema}
+    if _may_be_empty(f) and not _is_required(f):
+        schema = or_null(schema)
+    if isinstance(default, bool | int | float | str) or (isinstance(default, tuple) and default and not f.metadata["later"]):
+        schema["default"] = reader.example(default) if reader.example else plain(default)
+    return schema
+
+
+def or_null(schema: Schema) -> Schema:
+    """The schema, for a place where the value may be left empty."""
+    kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    return {**schema, "type": list(dict.fromkeys([*kinds, "null"]))}
+
+
+def named(kind: str, reader: Reader, key: Reader | None = None, to: str = "its settings") -> Reader:
+    """Reads a mapping from names of this kind to whatever `reader` reads. `key` reads a name."""
+    key = key or name_of(kind)
 
     def read(value: object, at: Location) -> dict[str, Any]:
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{shown(value)} is not a mapping from {a(kind)} to its settings")
-        found: dict[str, Any] = {}
-        for name, item in value.items():
-            spot = at.step(name)
+            raise ConfigError(f"{shown(value)} is not a mapping from {a(kind)} to {to}")
+        result: dict[str, Any] = {}
+        for given, item in value.items():
+            spot = at.step(given)
             at.log.note(spot.steps)
-            named_well = spot.read(lambda given, _: (check or name_of(kind))(given), name)
-            found |= _kept(named_well, spot.read(reader, item))
-        return found
+            name = spot.read(key, given)
+            if name in result:
+                spot.mistake(f"{name} is given twice")
+            result |= _kept(name, spot.read(reader, item))
+        return result
 
-    return read
+    return Reader(read, {"type": "object", "propertyNames": key.schema, "additionalProperties": reader.schema})
 
 
 def each(reader: Reader, what: str) -> Reader:
@@ -167,30 +142,30 @@ def each(reader: Reader, what: str) -> Reader:
     def read(value: object, at: Location) -> tuple[Any, ...]:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{shown(value)} is not a list of {what}")
-        found = []
+        items = []
         for i, item in enumerate(value):
             at.log.note(at.item(i).steps)
-            found.append(at.item(i).read(reader, item))
-        return tuple(item for item in found if item is not None)
+            items.append(at.item(i).read(reader, item))
+        return tuple(item for item in items if item is not None)
 
-    return read
+    return Reader(read, {"type": "array", "items": reader.schema})
 
 
-def name_of(kind: str) -> Callable[[object], str]:
-    """Checks the name of an agent or a region. No dots: Serve's apps are called agent.version.region."""
+def name_of(kind: str) -> Reader:
+    """Reads the name of an agent or a region. No dots: Serve's apps are called agent.version.region."""
 
-    def check(value: object) -> str:
-        if not NAME.fullmatch(text(value, kind)):
+    def read(value: object, at: Location) -> str:
+        if not re.fullmatch(NAME, text(value, kind)):
             raise ConfigError(
                 f"{shown(value)} is not a name for {a(kind)} (letters, digits, - and _; at most 63; a letter or digit first)"
             )
         return str(value)
 
-    return check
+    return Reader(read, {"type": "string", "pattern": f"^{NAME}$"})
 
 
 def text(value: object, kind: str) -> str:
-    """A string; what YAML turned into something else because quotes were missing is explained."""
+    """A string. Raises ConfigError that explains what YAML makes of a word without quotes."""
     if isinstance(value, bool):
         why = "YAML reads a bare yes, no, on, off, true or false as a boolean; put it in quotes"
     elif isinstance(value, int | float):
@@ -221,44 +196,12 @@ def write_block(settings: Any, written: frozenset[str], steps: Steps = ()) -> di
     result: dict[str, object] = {}
     for f in _fields(type(settings)):
         value, path = getattr(settings, f.name), (*steps, f.metadata["key"])
-        unsaid = value == _default(f) and dotted(path) not in written
-        if value is None or (unsaid and not f.metadata["later"]):
+        is_default = value == _default(f) and dotted(path) not in written
+        if value is None or (is_default and not f.metadata["later"]):
             continue
         write = f.metadata["write"]
         result[f.metadata["key"]] = write(value) if write else plain(value, written, path)
     return result
-
-
-def a(noun: str) -> str:
-    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
-
-
-def dotted(steps: Steps) -> str:
-    shown_steps = (f"[{s}]" if isinstance(s, int) else "." + (s if s and s.isprintable() else repr(s)) for s in steps)
-    return "".join(shown_steps).removeprefix(".")
-
-
-def shown(value: object) -> str:
-    """A value as the file says it, on one line and not too long."""
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    short = reprlib.Repr()
-    short.maxstring, short.maxother = 80, 80
-    try:
-        return str(value) if hasattr(value, "isoformat") else short.repr(value)
-    except ValueError:  # an integer of more digits than Python prints
-        return "a very large number"
-
-
-def did_you_mean(given: object, allowed: Iterable[str]) -> str:
-    """`; did you mean round-robin?`, or nothing when nothing is near."""
-    near = {_folded(name): name for name in allowed}
-    matches = difflib.get_close_matches(_folded(given)[:80], near, n=1) if isinstance(given, str) else []
-    return f"; did you mean {near[matches[0]]}?" if matches else ""
-
-
-def _folded(name: Any) -> str:
-    return str(name).lower().replace("_", "").replace("-", "")
 
 
 def _fields(cls: type) -> list[dataclasses.Field[Any]]:
@@ -266,7 +209,16 @@ def _fields(cls: type) -> list[dataclasses.Field[Any]]:
 
 
 def _default(f: dataclasses.Field[Any]) -> Any:
-    return f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+    return f.default if f.default_factory is MISSING else f.default_factory()
+
+
+def _is_required(f: dataclasses.Field[Any]) -> bool:
+    return _default(f) is MISSING and not f.metadata["later"]
+
+
+def _may_be_empty(f: dataclasses.Field[Any]) -> bool:
+    """Whether a key without a value means the default: of blocks it does, of single values it is a slip."""
+    return not isinstance(_default(f), bool | int | float | str)
 
 
 def _kept(name: Any, value: object) -> dict[Any, Any]:

@@ -1,7 +1,7 @@
 """What does cluster.yaml ask for? The file becomes frozen settings, or one ConfigError that lists every mistake in it.
 
-`load` reads the file, `parse` the args that Ray Serve hands on from it. The blocks of an agent are in
-`cluster.agent_settings`, what a single value may be in `cluster.values`, how blocks are read in `cluster.fields`.
+`load` reads the file, `parse` the args that Ray Serve hands on from it. The blocks of an agent are in `agent_settings`, the
+readers of single values in `values`, how blocks are read in `fields`.
 """
 
 from __future__ import annotations
@@ -13,72 +13,64 @@ from pathlib import Path
 
 from cluster.config import values
 from cluster.config.agent_block import read_agent
-from cluster.config.agent_settings import (
-    AgentSettings,
-)
+from cluster.config.agent_settings import AgentSettings
 from cluster.config.documents import read_document
-from cluster.config.fields import (
-    ConfigError,
-    Location,
-    MistakeLog,
-    block,
-    dotted,
-    each,
-    name_of,
-    named,
-    plain,
-    read_block,
-    setting,
-    shown,
-    write_block,
-)
+from cluster.config.fields import block, each, name_of, named, plain, read_block, reads, setting, write_block
+from cluster.config.mistakes import ConfigError, Location, MistakeLog, dotted, shown
 
 APPLICATION = "deployments.app:build"
+PORT = values.whole(1, 65535, "port")
 
 
 @dataclass(frozen=True, slots=True)
 class AdminSettings:
-    host: str = field(default="127.0.0.1", metadata=setting("host", values.host))
-    port: int = field(default=8001, metadata=setting("port", values.whole(1, 65535, "port")))
+    host: str = setting("host", values.host, "Address to listen on. The port has no authentication.", default="127.0.0.1")
+    port: int = setting("port", PORT, "Port of metrics, API and dashboard.", default=8001)
 
 
 @dataclass(frozen=True, slots=True)
 class TlsSettings:
-    cert: str = field(metadata=setting("cert", values.file_path))
-    key: str = field(metadata=setting("key", values.file_path))
+    cert: str = setting("cert", values.file_path, "PEM file of the certificate with its chain.")
+    key: str = setting("key", values.file_path, "PEM file of the private key, without a password.")
 
 
 @dataclass(frozen=True, slots=True)
 class GatewaySettings:
-    region: str = field(metadata=setting("region", values.region, later=True))  # default: the first agent's first
-    host: str = field(default="127.0.0.1", metadata=setting("host", values.host))
-    port: int = field(default=8000, metadata=setting("port", values.whole(1, 65535, "port")))
-    replicas: int = field(default=2, metadata=setting("replicas", values.whole(1)))
-    tls: TlsSettings | None = field(default=None, metadata=setting("tls", block(TlsSettings)))
+    region: str = setting("region", values.region, "Where it runs. Default: the first region of the first agent.", later=True)
+    host: str = setting("host", values.host, "Address to listen on; 0.0.0.0 opens it to other machines.", default="127.0.0.1")
+    port: int = setting("port", PORT, "The public port.", default=8000)
+    replicas: int = setting("replicas", values.whole(1), "Gateway processes that share the port.", default=2)
+    tls: TlsSettings | None = setting("tls", block(TlsSettings), "Speaks HTTPS with this certificate.", default=None)
 
 
 @dataclass(frozen=True, slots=True)
 class HttpSettings:
-    max_body_bytes: int = field(default=100 * 2**20, metadata=setting("maxBodyBytes", values.size_bytes))
+    max_body_bytes: int = setting(
+        "maxBodyBytes", values.size_bytes, "Largest request body; above it: 413.", default=100 * 2**20
+    )
 
 
+DISTANCES = named("region", named("region", values.distance_ms))
+
+
+@reads(DISTANCES.schema)
 def _read_distances(value: object, at: Location) -> dict[str, dict[str, float]]:
     """Milliseconds between regions, both ways, from a mapping that says each pair at least once."""
-    given: dict[str, dict[str, float]] = named("region", named("region", values.distance_ms))(value, at)
-    found: dict[str, dict[str, float]] = {}
+    given: dict[str, dict[str, float]] = DISTANCES(value, at)
+    distances_ms: dict[str, dict[str, float]] = {}
     for one, others in given.items():
         for other, ms in others.items():
             spot = at.step(one).step(other)
             if one == other and ms:
                 spot.mistake("a region is at no distance from itself")
-            elif found.setdefault(one, {}).setdefault(other, ms) != ms:
-                spot.mistake(f"is {ms:g}ms here and {found[one][other]:g}ms the other way round")
-            found.setdefault(other, {}).setdefault(one, ms)
-    return found
+            elif distances_ms.setdefault(one, {}).setdefault(other, ms) != ms:
+                spot.mistake(f"is {ms:g}ms here and {distances_ms[one][other]:g}ms the other way round")
+            distances_ms.setdefault(other, {}).setdefault(one, ms)
+    return distances_ms
 
 
-def _write_distances(found: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    return {one: {other: plain(ms / 1000) for other, ms in others.items()} for one, others in found.items()}
+def _write_distances(distances_ms: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    return {one: {other: plain(ms / 1000) for other, ms in others.items()} for one, others in distances_ms.items()}
 
 
 def _write_agents(agents: Mapping[str, AgentSettings]) -> dict[str, object]:
@@ -91,21 +83,37 @@ class Settings:
     itself (the agents' are in their own), which is no part of what it asks for."""
 
     folder: str
-    admin: AdminSettings = field(default_factory=AdminSettings, metadata=setting("admin", block(AdminSettings)))
-    gateways: tuple[GatewaySettings, ...] = field(
+    admin: AdminSettings = setting("admin", block(AdminSettings), "The admin port: read-only.", factory=AdminSettings)
+    gateways: tuple[GatewaySettings, ...] = setting(
+        "gateways",
+        each(block(GatewaySettings), "gateways"),
+        "One entry per region that has a public port. Default: one, on port 8000.",
         default=(GatewaySettings("local"),),
-        metadata=setting("gateways", each(block(GatewaySettings), "gateways"), later=True),
+        later=True,
     )
-    state_dir: str = field(default=".swiftclaw", metadata=setting("stateDir", values.file_path, later=True))
-    http: HttpSettings = field(default_factory=HttpSettings, metadata=setting("http", block(HttpSettings)))
-    client_regions: dict[str, str] = field(default_factory=dict, metadata=setting("clientRegions", values.client_regions))
-    trusted_proxies: tuple[str, ...] = field(default=(), metadata=setting("trustedProxies", each(values.network, "networks")))
-    distances_ms: dict[str, dict[str, float]] = field(
-        default_factory=dict, metadata=setting("distances", _read_distances, write=_write_distances)
+    state_dir: str = setting(
+        "stateDir",
+        values.file_path,
+        "Folder of the desired state; relative to this file.",
+        default=".swiftclaw",
+        later=True,
     )
-    agents: dict[str, AgentSettings] = field(
-        default_factory=dict,
-        metadata=setting("agents", named("agent", read_agent, name_of("agent")), write=_write_agents),
+    http: HttpSettings = setting("http", block(HttpSettings), "Limits of HTTP at the gateways.", factory=HttpSettings)
+    client_regions: dict[str, str] = setting(
+        "clientRegions", values.client_regions, "geographic: the region of clients, by network.", factory=dict
+    )
+    trusted_proxies: tuple[str, ...] = setting(
+        "trustedProxies", each(values.network, "networks"), "Networks whose x-forwarded-for is believed.", default=()
+    )
+    distances_ms: dict[str, dict[str, float]] = setting(
+        "distances",
+        _read_distances,
+        "Round-trip times between regions, valid both ways. Default: measured.",
+        factory=dict,
+        write=_write_distances,
+    )
+    agents: dict[str, AgentSettings] = setting(
+        "agents", named("agent", read_agent), "The agents, each by its name in this cluster.", factory=dict, write=_write_agents
     )
     written: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
@@ -143,7 +151,7 @@ def parse(args: Mapping[str, object], folder: Path) -> Settings:
 def agent_from_block(name: str, block: Mapping[str, object], folder: Path) -> AgentSettings:
     """One agent's settings; `{"config": FILE, ...}` reads a file. Raises ConfigError."""
     at = Location(("agents", name), MistakeLog(), folder)
-    at.read(lambda given, _: name_of("agent")(given), name)
+    at.read(name_of("agent"), name)
     agent: AgentSettings = at.read(read_agent, block)
     _refuse_mistakes(at.log)
     return agent
@@ -159,9 +167,9 @@ def _application(content: object, path: Path) -> tuple[int, object]:
     paths = [entry.get("import_path") if isinstance(entry, Mapping) else None for entry in applications]
     ours = [i for i, name in enumerate(paths) if name in (APPLICATION, APPLICATION.replace(":", "."))]
     if len(ours) != 1:
-        found = ", ".join(shown(name) for name in paths) or "none"
+        others = ", ".join(shown(name) for name in paths) or "none"
         count = "no application" if not ours else "more than one application"
-        raise ConfigError(f"{path}: {count} has import_path: {APPLICATION} (found: {found})")
+        raise ConfigError(f"{path}: {count} has import_path: {APPLICATION} (found: {others})")
     return ours[0], applications[ours[0]].get("args")
 
 
@@ -176,8 +184,8 @@ def _settings(args: object, at: Location) -> Settings:
     settings = read_block(Settings, args, at, folder=str(at.folder.absolute()))
     named_regions = [region for agent in settings.agents.values() for region in agent.regions]
     first = named_regions[0] if named_regions else "local"
-    unsaid = at.step("gateways").steps not in at.log.written
-    gateways = (GatewaySettings(first),) if unsaid else settings.gateways
+    is_default = at.step("gateways").steps not in at.log.written
+    gateways = (GatewaySettings(first),) if is_default else settings.gateways
     settings = replace(
         settings,
         state_dir=values.file_path(settings.state_dir, at),

@@ -25,6 +25,7 @@ from swiftclaw.cli.commands.promote import promote
 from swiftclaw.cli.commands.rollback import rollback
 from swiftclaw.cli.commands.rotate_key import rotate_key
 from swiftclaw.cli.commands.scale import scale
+from swiftclaw.cli.commands.schema import schema
 from swiftclaw.cli.commands.status import status
 from swiftclaw.cli.commands.test import test
 from swiftclaw.cli.commands.up import up
@@ -44,6 +45,7 @@ COMMANDS: dict[str, click.Command] = {
     "scale": scale,
     "test": test,
     "rotate-key": rotate_key,
+    "schema": schema,
 }
 
 

@@ -25,7 +25,7 @@ MOST_S = 3600.0
 
 
 def _duration(_: click.Context, __: click.Parameter, given: str) -> float:
-    from cluster.config.fields import ConfigError
+    from cluster.config.mistakes import ConfigError
     from cluster.config.values import duration
 
     try:

@@ -1,0 +1,70 @@
+"""How does an editor know what cluster.yaml may say? A JSON schema (draft 2020-12) of the whole Ray Serve config file.
+
+SwiftClaw's own part is made of the tables in `settings` and `agent_settings`, so it knows every setting that `parse` reads.
+It accepts whatever `swiftclaw check` accepts, and more: rules that concern several settings are checked there alone.
+`schema.json` beside this file is `document()`, for editors; `swiftclaw schema` prints the same.
+"""
+
+from __future__ import annotations
+
+import json
+
+from cluster.config.fields import Schema, block_schema
+from cluster.config.settings import APPLICATION, Settings
+
+IMPORT_PATHS = [APPLICATION, APPLICATION.replace(":", ".")]
+
+
+def document() -> str:
+    """The schema as a JSON file."""
+    return json.dumps(serve_file(), indent=2, ensure_ascii=False) + "\n"
+
+
+def serve_file() -> Schema:
+    """A Ray Serve config file, one of whose applications is SwiftClaw. Ray itself checks the keys that are not named here."""
+    ours = {"required": ["import_path"], "properties": {"import_path": {"enum": IMPORT_PATHS}}}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "SwiftClaw's cluster.yaml",
+        "description": "A Ray Serve config file; SwiftClaw's settings are the args of its application.",
+        "type": "object",
+        "required": ["applications"],
+        "properties": {
+            "proxy_location": {
+                "description": "Where Ray Serve runs proxies of its own. Disabled: SwiftClaw's gateways take their place.",
+                "enum": ["Disabled", "HeadOnly", "EveryNode"],
+            },
+            "applications": {
+                "description": "The applications that Ray Serve runs; exactly one of them is SwiftClaw.",
+                "type": "array",
+                "contains": {"type": "object", **ours},
+                "minContains": 1,
+                "maxContains": 1,
+                "items": _application() | {"if": ours, "then": {"properties": {"args": _args()}}},
+            },
+        },
+    }
+
+
+def _application() -> Schema:
+    return {
+        "type": "object",
+        "properties": {
+            "name": {"description": "Name of the Serve application: swiftclaw.", "type": "string"},
+            "import_path": {
+                "description": f"What Ray Serve imports: {APPLICATION} for SwiftClaw.",
+                "type": "string",
+                "examples": [APPLICATION],
+            },
+            "route_prefix": {"description": "Path prefix of the application: /.", "type": ["string", "null"]},
+        },
+    }
+
+
+def _args() -> Schema:
+    schema = block_schema(Settings)
+    folder = {
+        "description": "Where paths and imports start from. `swiftclaw up` sets it; `serve run` uses the current folder.",
+        "type": "string",
+    }
+    return {"description": "SwiftClaw's settings.", **schema, "properties": {**schema["properties"], "folder": folder}}
