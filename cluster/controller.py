@@ -151,7 +151,7 @@ class Controller:
         self._gateways.told(seen.gateway)
         if not self._totals.add(seen, time.monotonic()):
             return
-        self._autoscaling.heard(seen, time.monotonic())
+        self._autoscaling.observe(seen, time.monotonic())
         self._hear_of_circuits(seen)
         for _, replica in seen.unreachable:
             record = self.registry.get(replica)
@@ -171,7 +171,7 @@ class Controller:
         if parse(args, Path(folder)).admin != self._desired.settings.admin:
             raise ValueError("admin: cannot change while SwiftClaw runs; use `swiftclaw down` first")
         before = self._desired.file
-        self._desired.hear(args, folder)
+        self._desired.apply_file(args, folder)
         self._recorder.applied(before, self._desired.file)
         self._reconciler.try_again()
         self._changed()
@@ -179,11 +179,11 @@ class Controller:
 
     async def current(self) -> tuple[dict[str, Any], str]:
         """(args, folder) as they are desired now."""
-        return self._state.args, self._state.folder
+        return dict(self._state.config.args), self._state.config.folder
 
     async def deploy(self, agent: str, wish: DeployRequest) -> tuple[str, str]:
         """For `swiftclaw deploy`: (what is done about it, the version). Raises ValueError with a sentence."""
-        taken = {known["version"] for known in self._state.apps.values() if known["agent"] == agent}
+        taken = {app.version for app in self._state.apps.values() if app.agent == agent}
         taken |= {record.registration.version for record in self.registry.of(agent)}
         done = self.versions.deploy(agent, wish, sorted(taken))
         self._reconciler.act()
@@ -236,7 +236,7 @@ class Controller:
 
     async def stop_gateways(self) -> list[str]:
         """The first half of `down`: no new connections, and what runs goes on. The apps that will be gone then."""
-        return await self._stop([name for name, known in self._state.apps.items() if not known["agent"]])
+        return await self._stop([name for name, app in self._state.apps.items() if not app.agent])
 
     async def stop_apps(self, within_s: float) -> list[str]:
         """Delete every app that was started; what remains is the Controller itself. Their names.

@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 from cluster.config import AgentSettings, GatewaySettings, Settings
 from cluster.desired.rollout import instances_for
+from cluster.desired.state import AppRecord
 from cluster.messages import InstanceSpec
 
 REGION_LABEL = "region"
-GATEWAY_DRAIN_S = 600.0  # how long streams through a gateway that stops may go on
+GATEWAY_DRAIN_S = 600.0  # how long streams through a stopping gateway may continue
 
 
 @dataclass(frozen=True)
@@ -31,27 +32,27 @@ class AppSpec:
     start: InstanceSpec | GatewaySettings
     cpus: float
     gpus: float
-    placed: bool  # by the node label; else anywhere
+    placed: bool  # on nodes that carry the region's label; else on any
     drain_s: float
-    host: str = ""  # where a gateway listens for the others; "": on its node's address
-    runtime_env: dict[str, object] = field(default_factory=dict)  # in Ray's words
+    host: str = ""  # where a gateway listens for other gateways; "": on its node's address
+    runtime_env: dict[str, object] = field(default_factory=dict)  # Ray's own option
 
     @property
     def identity(self) -> str:
-        """Changes when running replicas would have to be replaced; the count is not part of it."""
+        """Differs when running replicas must be replaced; the count is not part of it."""
         fixed = {**asdict(self), "replicas": None, "placed": None, "drain_s": None}
         return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
 
-    def remembered(self) -> dict[str, Any]:
-        known = {"identity": self.identity, "replicas": self.replicas, "agent": ""}
+    def record(self) -> AppRecord:
+        """What the state file remembers of it."""
         if isinstance(self.start, InstanceSpec):
-            known |= {"agent": self.start.agent, "version": self.start.version, "package": self.start.package}
-        return known
+            return AppRecord(self.identity, self.replicas, self.start.agent, self.start.version, self.start.package)
+        return AppRecord(self.identity, self.replicas)
 
 
 @dataclass(frozen=True)
 class Deployed:
-    """One version of an agent: its settings, the digest of its code, and the share that it needs instances for."""
+    """One version of an agent that should run. `package`: its code's digest; `percent`: the share to have instances for."""
 
     settings: AgentSettings
     package: str = ""
@@ -63,17 +64,17 @@ def app_name(agent: str, version: str, region: str) -> str:
 
 
 def labelled_regions(nodes: Iterable[Mapping[str, Any]]) -> set[str]:
-    """Regions for which a living Ray node carries the label (`ray.nodes()` as input)."""
+    """The regions that living Ray nodes carry as a label. `nodes`: what `ray.nodes()` returns."""
     return {node["Labels"][REGION_LABEL] for node in nodes if node["Alive"] and REGION_LABEL in (node.get("Labels") or {})}
 
 
 def desired_apps(
     settings: Settings, labelled: set[str], host: str = "", versions: Mapping[str, Iterable[Deployed]] | None = None
 ) -> dict[str, AppSpec]:
-    """Every app that the settings ask for. Regions are logical where no node carries any region label.
+    """Every app that the settings ask for. Regions are logical while no node carries a region label.
 
-    `host`: where instances, and gateways for each other, listen when not on their node's address. `versions`: those of
-    each agent; without them the one that the settings name.
+    `host`: where instances, and gateways for each other, listen; "": on their node's address. `versions`: the versions of
+    each agent; None: the one that the settings name.
     """
     apps: dict[str, AppSpec] = {}
     for gateway in settings.gateways:
@@ -83,18 +84,18 @@ def desired_apps(
         )
     for agent in settings.agents.values():
         for region, wanted in agent.regions.items():
-            for one in [Deployed(agent)] if versions is None else versions[agent.name]:
-                replicas = instances_for(one.percent, wanted.instances)
-                if replicas:  # Serve has no app without
-                    spec = _instances(one, settings.folder, region, replicas, host, placed=bool(labelled))
+            for deployed in [Deployed(agent)] if versions is None else versions[agent.name]:
+                replicas = instances_for(deployed.percent, wanted.instances)
+                if replicas:  # Serve cannot run an app without replicas
+                    spec = _instance_app(deployed, settings.folder, region, replicas, host, placed=bool(labelled))
                     apps[spec.name] = spec
     return apps
 
 
-def _instances(one: Deployed, folder: str, region: str, replicas: int, host: str, *, placed: bool) -> AppSpec:
-    agent = one.settings
+def _instance_app(deployed: Deployed, folder: str, region: str, replicas: int, host: str, *, placed: bool) -> AppSpec:
+    agent = deployed.settings
     name = app_name(agent.name, agent.version, region)
-    start = InstanceSpec(agent.name, agent.agent, folder, agent.version, region, name, host, one.package)
+    start = InstanceSpec(agent.name, agent.agent, folder, agent.version, region, name, host, deployed.package)
     return AppSpec(
         name, "instance", region, replicas, start, agent.resources.cpus, agent.resources.gpus, placed, agent.drain_timeout_s,
         runtime_env=agent.runtime_env,
@@ -103,7 +104,7 @@ def _instances(one: Deployed, folder: str, region: str, replicas: int, host: str
 
 @dataclass(frozen=True)
 class AppStatus:
-    """What Serve says of one app."""
+    """Serve's report on one app."""
 
     status: str
     message: str
@@ -111,7 +112,7 @@ class AppStatus:
 
 @dataclass(frozen=True)
 class Action:
-    """One step from what runs to what should."""
+    """One step from what runs to what should run."""
 
     do: Literal["start", "scale", "delete"]
     app: str
@@ -120,33 +121,33 @@ class Action:
 
 def plan(
     desired: Mapping[str, AppSpec],
-    remembered: Mapping[str, Mapping[str, Any]],
+    started: Mapping[str, AppRecord],
     running: Mapping[str, str],
-    well: Collection[str],
+    healthy: Collection[str],
 ) -> list[Action]:
-    """`remembered`: what was started by us (state file); `running`: Serve's apps and their status.
+    """`started`: the apps that this Controller started (state file); `running`: Serve's apps and their status.
 
-    An app that runs but is not remembered (the state file was lost) is adopted when it is desired, and left alone when
-    it is not: it may be somebody else's. `well`: apps that have a healthy instance: an agent that moves to other regions
-    has one of those among them before it leaves the last of the old ones. A version that is not desired any more goes at
-    once: whether it is still needed is for cluster/desired/rollout.py to say.
+    An app that runs but was not started here (the state file was lost) is kept when it is desired, and left alone when it
+    is not: it may belong to something else. `healthy`: apps with at least one healthy instance. An agent that moves to
+    other regions needs one of the new apps among them before the last of the old ones is deleted. A version that is no
+    longer desired is deleted at once: cluster/desired/rollout.py decides whether it is still needed.
     """
     actions = []
     for name, spec in desired.items():
         if running.get(name) == "DELETING":
-            continue  # started again once it is gone
-        known = remembered.get(name)
-        failed = known is None and running.get(name) == "DEPLOY_FAILED"
-        if failed or name not in running or (known is not None and known["identity"] != spec.identity):
+            continue  # started again when Serve has deleted it
+        app = started.get(name)
+        failed = app is None and running.get(name) == "DEPLOY_FAILED"
+        if failed or name not in running or (app is not None and app.identity != spec.identity):
             actions.append(Action("start", name, spec))
-        elif known is not None and known["replicas"] != spec.replicas:
+        elif app is not None and app.replicas != spec.replicas:
             actions.append(Action("scale", name, spec))
     starts = {name: spec.start for name, spec in desired.items() if isinstance(spec.start, InstanceSpec)}
-    served = {start.agent for name, start in starts.items() if running.get(name) == "RUNNING" and name in well}
+    served = {start.agent for name, start in starts.items() if running.get(name) == "RUNNING" and name in healthy}
     waiting = {(start.agent, start.version) for start in starts.values() if start.agent not in served}
-    for name, known in remembered.items():
+    for name, app in started.items():
         if name in desired or running.get(name, "DELETING") == "DELETING":
             continue
-        if (known["agent"], known.get("version")) not in waiting:
+        if (app.agent, app.version) not in waiting:
             actions.append(Action("delete", name))
     return actions

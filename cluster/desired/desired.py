@@ -7,8 +7,6 @@ cluster/placement/reconciler.py to find out.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -18,7 +16,7 @@ from cluster.desired.autoscaling import ScalingChange, with_counts
 from cluster.desired.packages import Packages
 from cluster.desired.rollout import RolloutRejected
 from cluster.desired.rollout_manager import RolloutManager
-from cluster.desired.state import State, Store
+from cluster.desired.state import AppliedConfig, State, Store
 from cluster.telemetry.events import Events
 
 log = logging.getLogger("swiftclaw.controller")
@@ -35,24 +33,24 @@ class DesiredState:
         self.versions = RolloutManager(state, packages, self.save, self._tell_of_rollout, at)
         self.lost = not state.started_with  # no state, or that of another cluster; until the last `rebuild`
         self._told: Mapping[str, Any] | None = None
-        self._started_as: tuple[dict[str, Any], str] = ({}, "")  # args and folder, before `rebuild`
+        self._started_config = AppliedConfig()  # before `rebuild`
 
     def start_with(self, args: Mapping[str, Any], folder: str) -> None:
         """The args win over the remembered ones when they are not those of last time."""
-        digest = hashlib.sha256(json.dumps([args, folder], sort_keys=True).encode()).hexdigest()
+        digest = AppliedConfig(args, folder).digest
         if self.state.started_with != digest:
             try:
-                self.versions.hear(args, folder)
+                self.versions.apply_file(args, folder)
             except RolloutRejected as error:
-                log.error("the settings stay as they were: %s", error)
+                log.error("the settings were not applied: %s", error)
             self.state.started_with = digest
-        self._started_as = self.state.args, self.state.folder
+        self._started_config = self.state.config
         self.save()
         self.read()
 
-    def hear(self, args: Mapping[str, Any], folder: str) -> None:
+    def apply_file(self, args: Mapping[str, Any], folder: str) -> None:
         """The file was applied; to be followed by `save`. Raises ConfigError, RolloutRejected."""
-        self.file = self.versions.hear(args, folder)
+        self.file = self.versions.apply_file(args, folder)
         self.settings = with_counts(self.file, self.state.counts)
 
     def read(self) -> None:
@@ -82,7 +80,7 @@ class DesiredState:
         if told is None or told == self._told:
             return False
         self._told = told
-        self.versions.restore(told, self.state.started_with, *self._started_as)
+        self.versions.restore(told, self.state.started_with, self._started_config)
         return True
 
     def forget_all(self) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Any
 
@@ -81,11 +81,17 @@ class Rollout:
 
 
 def dump(rollout: Rollout) -> dict[str, Any]:
-    return asdict(rollout)
+    """For JSON; shares its inner values with `rollout`."""
+    canary = rollout.canary
+    return {
+        **vars(rollout),
+        "stable": vars(rollout.stable),
+        "canary": None if canary is None else {**vars(canary), "version": vars(canary.version)},
+    }
 
 
 def restored(dumped: Mapping[str, Any]) -> Rollout:
-    """What `dump` made, through JSON."""
+    """The rollout that `dump` wrote, read back from JSON."""
     canary = dumped["canary"]
     return Rollout(
         stable=Version(**dumped["stable"]),
@@ -113,10 +119,10 @@ def from_block(block: Mapping[str, Any]) -> Rollout:
     return Rollout(Version(name, own_of(block)), file_version=name)
 
 
-def heard(rollout: Rollout, before: Mapping[str, Any], block: Mapping[str, Any], now: float) -> Rollout:
-    """The file was applied again. Its `version` counts when it is another than last time: then that one comes in.
+def apply_file(rollout: Rollout, before: Mapping[str, Any], block: Mapping[str, Any], now: float) -> Rollout:
+    """The file was applied again. Its `version` counts when it has changed since last time: then that version is brought in.
 
-    What it says of the version's own settings goes to the version that it names. Raises RolloutRejected.
+    The settings in it that belong to a version go to the version that it names. Raises RolloutRejected.
     """
     name = str(block.get("version") or "v1")
     own = own_of(block)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from cluster.desired import rollout as transitions
 from cluster.desired.apps import AppSpec, AppStatus, Deployed, app_name
 from cluster.desired.packages import CannotPack, Packages, pack
 from cluster.desired.rollout import Rollout, RolloutRejected, Version
-from cluster.desired.state import State
+from cluster.desired.state import AppliedConfig, AppRecord, State
 from cluster.fleet.registry import Registry
 from cluster.messages import VersionShare
 
@@ -47,41 +47,46 @@ class RolloutManager:
         self._state, self.packages = state, packages
         self._save, self._tell, self._at = save, tell, at
         self._clock = time.time
-        self.rollouts: dict[str, Rollout] = {name: transitions.restored(one) for name, one in state.rollouts.items()}
-        for name, block in (state.args.get("agents") or {}).items():
-            self.rollouts.setdefault(name, transitions.from_block(block))
+        for name, block in state.config.agents.items():
+            state.rollouts.setdefault(name, transitions.from_block(block))
         self.unfrozen: dict[str, str] = {}  # agent -> why its code is not frozen
         self._read: dict[str, tuple[object, Version, AgentSettings]] = {}  # a canary's settings, read once
         self._nobody: dict[str, str] = {}  # agent -> the version with traffic of which nobody is healthy
 
+    @property
+    def rollouts(self) -> dict[str, Rollout]:
+        """By agent."""
+        return self._state.rollouts
+
     # --- what the file says ---------------------------------------------------------------------------------------
 
-    def hear(self, args: Mapping[str, Any], folder: str) -> Settings:
+    def apply_file(self, args: Mapping[str, Any], folder: str) -> Settings:
         """Apply the file: its args become the state's. Returns the settings in force. Raises ConfigError, RolloutRejected."""
         asked = parse(args, Path(folder))
-        plain: dict[str, Any] = asked.to_args()
-        before: Mapping[str, Any] = self._state.args.get("agents") or {}
-        heard: dict[str, Rollout] = {}
-        for name, block in (plain.get("agents") or {}).items():
-            known = self.rollouts.get(name)
+        config, before = AppliedConfig(asked.to_args(), folder), self._state.config.agents
+        after: dict[str, Rollout] = {}
+        for name, block in config.agents.items():
+            rollout = self.rollouts.get(name)
             try:
-                old = before.get(name, block)
-                heard[name] = transitions.heard(known, old, block, self._clock()) if known else transitions.from_block(block)
+                after[name] = (
+                    transitions.apply_file(rollout, before.get(name, block), block, self._clock())
+                    if rollout
+                    else transitions.from_block(block)
+                )
             except RolloutRejected as error:
                 raise RolloutRejected(f"agents.{name}.{error}") from None
-        settings = self._effective(plain, folder, heard)
-        self._state.args, self._state.folder = plain, folder
-        self._keep(heard)
+        settings = self._effective(config, after)
+        self._state.config = config
+        self._keep(after)
         return settings
 
     def settings(self) -> Settings:
         """What holds: the args with the stable versions put in."""
-        return self._effective(self._state.args, self._state.folder, self.rollouts)
+        return self._effective(self._state.config, self.rollouts)
 
-    def _effective(self, args: Mapping[str, Any], folder: str, known: Mapping[str, Rollout]) -> Settings:
-        blocks = args.get("agents") or {}
-        put_in = {name: transitions.with_own(block, known[name].stable) for name, block in blocks.items()}
-        return parse({**args, "agents": put_in}, Path(folder))
+    def _effective(self, config: AppliedConfig, rollouts: Mapping[str, Rollout]) -> Settings:
+        blocks = {name: transitions.with_own(block, rollouts[name].stable) for name, block in config.agents.items()}
+        return parse({**config.args, "agents": blocks}, Path(config.folder))
 
     # --- what operators ask for -----------------------------------------------------------------------------------
 
@@ -149,10 +154,10 @@ class RolloutManager:
         undecided = [name for name, one in self.rollouts.items() if any(v.package is None for v in one.versions)]
         if not undecided:
             return
-        folder = self._state.folder
-        skip = [Path(parse(self._state.args, Path(folder)).state_dir)]
+        config = self._state.config
+        folder = Path(config.folder)
         try:
-            package = await asyncio.to_thread(pack, Path(folder), skip=skip)
+            package = await asyncio.to_thread(pack, folder, skip=[Path(parse(config.args, folder).state_dir)])
             await asyncio.to_thread(self.packages.put, package)
             digest, why = package.digest, ""
         except (CannotPack, OSError) as error:
@@ -229,31 +234,31 @@ class RolloutManager:
         return [*nobody, *unfrozen]
 
     def to_keep(self) -> dict[str, object]:
-        """What is desired, for gateways to keep; `restore` takes it back."""
-        state = self._state
-        return {"args": state.args, "folder": state.folder, "started_with": state.started_with, "rollouts": state.rollouts}
+        """The desired state as plain JSON, for gateways to keep; `restore` reads it."""
+        content = self._state.to_json()
+        return {key: content[key] for key in ("args", "folder", "started_with", "rollouts")}
 
-    def restore(self, kept: Mapping[str, Any], started_with: str, args: Mapping[str, Any], folder: str) -> None:
-        """The state folder was lost. `args` that SwiftClaw was started with since then win over those that were kept."""
-        self._keep({name: transitions.restored(one) for name, one in kept["rollouts"].items()})
-        self._state.args = kept["args"]
+    def restore(self, kept: Mapping[str, Any], started_with: str, started_config: AppliedConfig) -> None:
+        """The state folder was lost. `started_config`, if SwiftClaw was started with it since then, wins over what was kept."""
+        self._keep({name: transitions.restored(rollout) for name, rollout in kept["rollouts"].items()})
+        self._state.config = AppliedConfig(kept["args"], self._state.config.folder)
         if kept["started_with"] == started_with:
-            self._state.folder = kept["folder"]
+            self._state.config = AppliedConfig(kept["args"], kept["folder"])
             self._save()
             return
         try:
-            self.hear(args, folder)
+            self.apply_file(started_config.args, started_config.folder)
         except RolloutRejected as error:
-            self._tell("", "", f"the settings stay as they were: {error}")
+            self._tell("", "", f"the settings were not applied: {error}")
 
-    def tidy(self, apps: Mapping[str, Mapping[str, Any]]) -> None:
-        """Packages that neither a version nor an app needs are deleted."""
-        wanted = {version.package for one in self.rollouts.values() for version in one.versions}
-        self.packages.drop_all_but({str(digest) for digest in wanted | {app.get("package") for app in apps.values()}})
+    def tidy(self, apps: Iterable[AppRecord]) -> None:
+        """Delete the packages that neither a version nor an app needs."""
+        needed = {version.package for rollout in self.rollouts.values() for version in rollout.versions}
+        self.packages.drop_all_but({str(digest) for digest in needed | {app.package for app in apps}})
 
     def forget_all(self) -> None:
-        """All agents are to stop."""
-        self._state.args = {**self._state.args, "agents": {}}
+        """All agents will stop."""
+        self._state.config = self._state.config.without_agents()
         self._keep({})
 
     # --- inside ---------------------------------------------------------------------------------------------------
@@ -267,8 +272,7 @@ class RolloutManager:
         block = transitions.with_regions({**wish.block, **({"version": wish.version} if wish.version else {})}, wish.regions)
         made = transitions.from_block(block)
         rollout = replace(made, stable=replace(made.stable, package=wish.package))
-        agents = {**(self._state.args.get("agents") or {}), agent: self._check(agent, block)}
-        self._state.args = {**self._state.args, "agents": agents}
+        self._replace_block(agent, self._check(agent, block))
         self._put(agent, rollout)
         self._at("deploy.saved")
         self._tell(agent, rollout.stable.name, f"{agent} is started as {rollout.stable.name}")
@@ -276,7 +280,7 @@ class RolloutManager:
 
     def _settle(self, agent: str, wish: DeployRequest) -> bool:
         """The same code and version settings: only what belongs to the agent is taken over. Whether that changes anything."""
-        before = self._state.args["agents"][agent]
+        before = self._state.config.agents[agent]
         after = self._check(agent, transitions.with_regions(transitions.settled_block(before, wish.block), wish.regions))
         if after == before:
             return False
@@ -287,7 +291,7 @@ class RolloutManager:
 
     def _regions(self, agent: str, regions: Sequence[str]) -> None:
         if regions:
-            before = self._state.args["agents"][agent]
+            before = self._state.config.agents[agent]
             self._replace_block(agent, self._check(agent, transitions.with_regions(before, regions)))
 
     def _watch_for_nobody(self, registry: Registry) -> None:
@@ -303,33 +307,32 @@ class RolloutManager:
                     self._tell(agent, name, f"no instance of {name} of {agent} is healthy: the other version has its traffic")
 
     def _take_over(self, agent: str, block: Mapping[str, Any]) -> None:
-        before = self._state.args["agents"][agent]
+        before = self._state.config.agents[agent]
         try:
             self._replace_block(agent, self._check(agent, transitions.settled_block(before, block)))
         except ConfigError as error:  # regions have changed since: the settings stay as they are
             self._tell(agent, "", f"{agent} keeps its settings: {error}")
 
     def _replace_block(self, agent: str, block: dict[str, Any]) -> None:
-        self._state.args = {**self._state.args, "agents": {**self._state.args["agents"], agent: block}}
+        self._state.config = self._state.config.with_agent(agent, block)
 
     def _check(self, agent: str, block: Mapping[str, Any]) -> dict[str, Any]:
         """The block as plain JSON. Raises ConfigError."""
-        return dict(agent_from_block(agent, block, Path(self._state.folder)).to_block())
+        return dict(agent_from_block(agent, block, Path(self._state.config.folder)).to_block())
 
     def _settings_of(self, agent: str, version: Version) -> AgentSettings:
-        block = self._state.args["agents"][agent]
+        block = self._state.config.agents[agent]
         known = self._read.get(agent)
         if known is None or known[0] is not block or known[1] != version:
-            made = agent_from_block(agent, transitions.with_own(block, version), Path(self._state.folder))
+            made = agent_from_block(agent, transitions.with_own(block, version), Path(self._state.config.folder))
             known = self._read[agent] = (block, version, made)
         return known[2]
 
     def _put(self, agent: str, rollout: Rollout) -> None:
         self._keep({**self.rollouts, agent: rollout})
 
-    def _keep(self, known: dict[str, Rollout]) -> None:
-        self.rollouts = known
-        self._state.rollouts = {name: transitions.dump(one) for name, one in known.items()}
+    def _keep(self, rollouts: dict[str, Rollout]) -> None:
+        self._state.rollouts = rollouts
         self._save()
 
     def _report(self, agent: str, before: Rollout, after: Rollout) -> None:

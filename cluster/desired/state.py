@@ -6,30 +6,116 @@ it is acted on. The folder is the file's `stateDir`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 import secrets
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from cluster.desired.rollout import Rollout, dump, restored
 
 log = logging.getLogger("swiftclaw.state")
 FORMAT = 1
 
 
+@dataclass(frozen=True)
+class AppliedConfig:
+    """The args of cluster.yaml as they were applied last, and the folder that relative paths and imports in them refer to.
+
+    Plain JSON: what `Settings.to_args` returns.
+    """
+
+    args: Mapping[str, Any] = field(default_factory=dict)
+    folder: str = ""
+
+    @property
+    def agents(self) -> Mapping[str, Mapping[str, Any]]:
+        """Agent -> its block."""
+        return self.args.get("agents") or {}
+
+    def with_agent(self, name: str, block: Mapping[str, Any]) -> AppliedConfig:
+        return replace(self, args={**self.args, "agents": {**self.agents, name: block}})
+
+    def without_agents(self) -> AppliedConfig:
+        return replace(self, args={**self.args, "agents": {}})
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps([self.args, self.folder], sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class AppRecord:
+    """What a Serve app was started with."""
+
+    identity: str = ""  # `AppSpec.identity`; "": not started completely, the next round starts it again
+    replicas: int = 0
+    agent: str = ""  # "": a gateway's app
+    version: str = ""
+    package: str = ""
+
+    def unfinished(self) -> AppRecord:
+        return replace(self, identity="")
+
+
+@dataclass(frozen=True)
+class InstanceCount:
+    """How many instances a region has in place of the number in the file."""
+
+    instances: int
+    file: int  # the number in the file when this one was set; another number there ends this one
+    reason: str = ""
+    at: float = 0.0  # seconds since the epoch
+
+
+Counts = dict[str, dict[str, InstanceCount]]  # agent -> region -> count
+
+
 @dataclass
 class State:
-    """`args` is what should run (the args of cluster.yaml), `apps` what was started for it."""
+    """The desired state, and what was started for it. `to_json` and `from_json` keep the names of format 1."""
 
     ray_cluster: str = ""  # another cluster's instances mean nothing here
-    started_with: str = ""  # digest of the args the Serve app was started with: others on a restart win
-    args: dict[str, Any] = field(default_factory=dict)
-    folder: str = ""  # what relative paths and imports in `args` are relative to
-    apps: dict[str, dict[str, Any]] = field(default_factory=dict)  # Serve app -> what it was started with
-    instances: list[dict[str, Any]] = field(default_factory=list)
-    counts: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)  # see cluster/desired/autoscaling.py
-    rollouts: dict[str, dict[str, Any]] = field(default_factory=dict)  # agent -> its versions (cluster/desired/rollout.py)
+    started_with: str = ""  # digest of the args the Serve app was started with: on a restart, other args win
+    config: AppliedConfig = field(default_factory=AppliedConfig)
+    apps: dict[str, AppRecord] = field(default_factory=dict)  # by name of the Serve app
+    instances: list[dict[str, Any]] = field(default_factory=list)  # `Registry.dump`
+    counts: Counts = field(default_factory=dict)
+    rollouts: dict[str, Rollout] = field(default_factory=dict)  # by agent
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "ray_cluster": self.ray_cluster,
+            "started_with": self.started_with,
+            "args": self.config.args,
+            "folder": self.config.folder,
+            "apps": {name: vars(app) for name, app in self.apps.items()},
+            "instances": self.instances,
+            "counts": {
+                agent: {region: vars(count) for region, count in regions.items()} for agent, regions in self.counts.items()
+            },
+            "rollouts": {agent: dump(rollout) for agent, rollout in self.rollouts.items()},
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> State:
+        """Raises ValueError, TypeError, KeyError or AttributeError when the content is not a state of format 1."""
+        fields = dict(content)
+        if fields.pop("format") != FORMAT:
+            raise ValueError("another format")
+        config = AppliedConfig(fields.pop("args", {}), fields.pop("folder", ""))
+        apps = {name: AppRecord(**app) for name, app in fields.pop("apps", {}).items()}
+        counts = {
+            agent: {region: InstanceCount(**count) for region, count in regions.items()}
+            for agent, regions in fields.pop("counts", {}).items()
+        }
+        rollouts = {agent: restored(rollout) for agent, rollout in fields.pop("rollouts", {}).items()}
+        return cls(config=config, apps=apps, counts=counts, rollouts=rollouts, **fields)
 
 
 class Store:
@@ -44,10 +130,7 @@ class Store:
     def load(self) -> State | None:
         """The last saved state; None when there is none. A damaged file is kept aside and counts as none."""
         try:
-            content = json.loads(self._file.read_text("utf-8"))
-            if content.pop("format") != FORMAT:
-                raise ValueError("another format")
-            return State(**content)
+            return State.from_json(json.loads(self._file.read_text("utf-8")))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -57,7 +140,7 @@ class Store:
             return None
 
     def save(self, state: State) -> None:
-        content = json.dumps({"format": FORMAT, **vars(state)}, indent=1)
+        content = json.dumps(state.to_json(), indent=1)
         if content != self._saved:
             write_private(self._file, content)
             self._saved = content

@@ -94,7 +94,7 @@ class Reconciler:
         """Apps that could not start are started again by the next round if they are still wanted, else deleted."""
         for app, seen in self.observed.items():
             if seen.status == "DEPLOY_FAILED":
-                self._state.apps.get(app, {})["identity"] = ""
+                self._mark_unfinished(app)
         self._desired.save()
         self.problems.clear()
 
@@ -146,7 +146,7 @@ class Reconciler:
         await self._do(actions, running)
         for app in [app for app in self._state.apps if app not in desired and app not in running]:
             del self._state.apps[app]
-        self._versions.tidy(self._state.apps)
+        self._versions.tidy(self._state.apps.values())
         self._gateways.forget_silent()
         if not actions and set(running.values()) <= {"RUNNING"}:
             self._look_at = look_at
@@ -178,14 +178,14 @@ class Reconciler:
         """What runs as desired, but is not remembered: the state file was lost."""
         for name in names:
             if name not in self._state.apps and self.observed[name].status != "DEPLOY_FAILED":
-                self._state.apps[name] = desired[name].remembered()
+                self._state.apps[name] = desired[name].record()
 
     async def _do(self, actions: list[Action], running: Mapping[str, str]) -> None:
         starts = [action.spec for action in actions if action.do == "start" and action.spec]
         for action in actions:
             if action.do == "start" and action.spec:
-                unfinished = {"identity": ""} if action.app in running else {}  # replaced again, should this get no further
-                self._state.apps[action.app] = action.spec.remembered() | unfinished
+                record = action.spec.record()  # a running app is replaced again, should this get no further
+                self._state.apps[action.app] = record.unfinished() if action.app in running else record
             self.problems.pop(action.app, None)
         self._desired.save()
         if starts:
@@ -195,7 +195,7 @@ class Reconciler:
         for action in actions:
             if action.do == "scale" and action.spec:
                 await self._placement.scale(action.spec)
-                self._state.apps[action.app] = action.spec.remembered()  # not before: the next round tries again
+                self._state.apps[action.app] = action.spec.record()  # not before: the next round tries again
                 self._desired.save()
             elif action.do == "delete":
                 await self._delete(action.app)
@@ -205,11 +205,15 @@ class Reconciler:
             await self._placement.start(specs)
         except Exception:
             for spec in specs:  # not what runs, after all: the next round tries again
-                self._state.apps[spec.name]["identity"] = ""
+                self._mark_unfinished(spec.name)
             raise
         for spec in specs:
-            self._state.apps[spec.name] = spec.remembered()
+            self._state.apps[spec.name] = spec.record()
         self._desired.save()
+
+    def _mark_unfinished(self, app: str) -> None:
+        if app in self._state.apps:
+            self._state.apps[app] = self._state.apps[app].unfinished()
 
     async def _delete(self, app: str) -> None:
         for record in self._registry:

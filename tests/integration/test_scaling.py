@@ -169,7 +169,7 @@ def test_a_count_beyond_the_bounds_is_refused(scaled: Cluster) -> None:
     until(lambda: region(scaled, "my-agent")["desired"] == 3, "what was before is over", 90)
     done = scaled.run("scale", "my-agent", "--instances", "9")
     assert done.returncode == 1
-    assert f"my-agent may have 3 to 8 instances in {REGION}, not 9" in done.stderr
+    assert f"9 instances of my-agent in {REGION} are out of bounds: minInstances and maxInstances allow 3 to 8" in done.stderr
     assert region(scaled, "my-agent")["desired"] == 3
 
 

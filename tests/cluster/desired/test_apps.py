@@ -8,6 +8,7 @@ from typing import Any
 
 from cluster.config import parse
 from cluster.desired.apps import Action, AppSpec, Deployed, desired_apps, labelled_regions, plan
+from cluster.desired.state import AppRecord
 
 
 def apps(regions: dict[str, int], *, cpus: float = 0.1, labelled: set[str] | None = None) -> dict[str, AppSpec]:
@@ -20,8 +21,8 @@ def apps(regions: dict[str, int], *, cpus: float = 0.1, labelled: set[str] | Non
     return desired_apps(parse(args, Path("/folder")), {"us", "eu"} if labelled is None else labelled)
 
 
-def remembered(desired: dict[str, AppSpec]) -> dict[str, dict[str, Any]]:
-    return {name: spec.remembered() for name, spec in desired.items()}
+def remembered(desired: dict[str, AppSpec]) -> dict[str, AppRecord]:
+    return {name: spec.record() for name, spec in desired.items()}
 
 
 def running(desired: dict[str, AppSpec]) -> dict[str, str]:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from cluster.config import Settings, parse
-from cluster.desired.autoscaling import OPERATOR, Autoscaling, Counts, ScalingChange, bounds, counted, with_counts
+from cluster.desired.autoscaling import OPERATOR, Autoscaling, ScalingChange, bounds, counted, with_counts
+from cluster.desired.state import Counts, InstanceCount, State
 from cluster.fleet.registry import InstanceRecord, Registry
 from cluster.messages import Observation, Registration
 
@@ -114,7 +115,7 @@ def test_it_starts_with_instances_within_the_bounds() -> None:
 def test_a_controller_that_restarts_goes_on_from_the_count_it_had_and_takes_nothing_away_at_first() -> None:
     world = World(settings())
     world.run(20, load=40)
-    again = World(world.settings, json.loads(json.dumps(world.counts)))
+    again = World(world.settings, State.from_json(json.loads(json.dumps(State(counts=world.counts).to_json()))).counts)
     assert again.count() == 8
     again.run(19, load=0)
     assert again.count() == 8
@@ -166,8 +167,8 @@ def test_draining_and_unhealthy_instances_do_not_count() -> None:
 def test_requests_that_wait_at_a_gateway_ask_for_instances_too() -> None:
     world = World(settings())
     for _ in range(10):
-        world.autoscaling.heard(Observation("g1", {}, queued={"shop": 25}), world.now)
-        world.autoscaling.heard(Observation("g2", {}, queued={"shop": 5}), world.now)
+        world.autoscaling.observe(Observation("g1", {}, queued={"shop": 25}), world.now)
+        world.autoscaling.observe(Observation("g2", {}, queued={"shop": 5}), world.now)
         world.run(1, load=10)
     assert world.count() == 8
     world.run(60, load=10)
@@ -178,7 +179,7 @@ def test_a_region_that_may_have_none_comes_back_when_a_request_finds_nobody() ->
     world = World(settings({"eu": {"instances": 0}}, {**SCALING, "minInstances": 0}))
     world.run(60)
     assert world.count() == 0
-    world.autoscaling.heard(Observation("g1", {}, refusals={("shop", 503): 3}), world.now)
+    world.autoscaling.observe(Observation("g1", {}, refusals={("shop", 503): 3}), world.now)
     world.run(1)
     assert world.count() == 1
 
@@ -242,10 +243,10 @@ def test_an_operators_count_is_where_autoscaling_goes_on_from() -> None:
 @pytest.mark.parametrize(
     ("agent", "region", "instances", "sentence"),
     [
-        ("shop", "eu", 9, "shop may have 2 to 8 instances in eu, not 9"),
-        ("shop", "eu", 1, "shop may have 2 to 8 instances in eu, not 1"),
-        ("shop", "us", 3, "shop runs in eu, ap: it does not run in 'us'"),
-        ("shop", None, 3, "shop runs in eu, ap: name one with --region"),
+        ("shop", "eu", 9, "9 instances of shop in eu are out of bounds: minInstances and maxInstances allow 2 to 8"),
+        ("shop", "eu", 1, "1 instances of shop in eu are out of bounds: minInstances and maxInstances allow 2 to 8"),
+        ("shop", "us", 3, "shop runs in eu, ap: 'us' is not one of its regions"),
+        ("shop", None, 3, "shop runs in eu, ap: choose one with --region"),
         ("shoe", "eu", 3, r"there is no agent 'shoe' \(known: shop\)"),
     ],
 )
@@ -260,7 +261,7 @@ def test_a_count_that_cannot_be_is_refused_with_a_sentence(
 
 def test_a_fixed_count_is_bounded_by_the_regions_own_bounds() -> None:
     world = World(settings({"eu": {"instances": 2, "maxInstances": 3}}, scaling=None))
-    with pytest.raises(ValueError, match="shop may have 0 to 3 instances in eu, not 4"):
+    with pytest.raises(ValueError, match="4 instances of shop in eu are out of bounds"):
         world.autoscaling.fix(world.settings, "shop", "eu", 4, 0.0)
 
 
@@ -294,5 +295,5 @@ def test_the_counts_hold_for_whichever_version_the_settings_are_of() -> None:
     assert counted(other, world.counts).regions["eu"].instances == 8
 
 
-def entry(instances: int) -> dict[str, Any]:
-    return {"instances": instances, "file": 2, "reason": "", "at": 0.0}
+def entry(instances: int) -> InstanceCount:
+    return InstanceCount(instances, file=2)

@@ -26,8 +26,8 @@ from cluster.desired.rollout import (
     RolloutRejected,
     Version,
     advance,
+    apply_file,
     bring_in,
-    heard,
     instances_for,
     next_name,
     promote,
@@ -115,30 +115,30 @@ def test_what_is_remembered_is_what_was() -> None:
 
 def test_another_version_in_the_file_comes_in_and_goes_again_with_it() -> None:
     old, new = {"agent": "m:a"}, {"agent": "m:a", "version": "v2"}
-    made = heard(ALONE, old, new, 0.0)
+    made = apply_file(ALONE, old, new, 0.0)
     assert made.canary is not None and (made.canary.version.name, made.canary.target) == ("v2", 100)
-    assert heard(made, new, old, 1.0).canary is None, "the file takes it back"
+    assert apply_file(made, new, old, 1.0).canary is None, "the file takes it back"
     done = advance(made, True, "", 1.0)
-    assert done.stable.name == "v2" and heard(done, new, new, 2.0) == done
+    assert done.stable.name == "v2" and apply_file(done, new, new, 2.0) == done
 
 
 def test_a_file_that_says_nothing_new_leaves_a_deployed_version_alone() -> None:
     block = {"agent": "m:a"}
     for state in (running(), advance(promote(running(), 100, 5.0), True, "", 6.0)):
-        assert heard(state, block, block, 9.0) == state
+        assert apply_file(state, block, block, 9.0) == state
 
 
 def test_a_version_in_the_file_that_failed_is_tried_again_by_the_next_up() -> None:
     old, new = {"agent": "m:a"}, {"agent": "m:a", "version": "v2"}
-    failed = advance(heard(ALONE, old, new, 0.0), False, "nobody", 121.0)
+    failed = advance(apply_file(ALONE, old, new, 0.0), False, "nobody", 121.0)
     assert failed.canary is None
-    again = heard(failed, new, new, 200.0)
+    again = apply_file(failed, new, new, 200.0)
     assert again.canary is not None and again.canary.version.name == "v2"
 
 
 def test_another_version_in_the_file_waits_for_a_canary() -> None:
     with pytest.raises(RolloutRejected, match="version: v3 cannot come in while v2 has 10 %"):
-        heard(running(), {"agent": "m:a"}, {"agent": "m:a", "version": "v3"}, 2.0)
+        apply_file(running(), {"agent": "m:a"}, {"agent": "m:a", "version": "v3"}, 2.0)
 
 
 def test_names_go_on() -> None:
@@ -316,7 +316,7 @@ def test_code_that_cannot_be_frozen_runs_from_its_folder_and_that_is_told(
 def test_a_version_of_the_file_takes_over_like_one_that_was_deployed(world: World) -> None:
     def up(version: str) -> None:
         block = {**world.args["agents"]["a"], "version": version}
-        world.controller.versions.hear({**world.args, "agents": {"a": block}}, str(world.folder))
+        world.controller.versions.apply_file({**world.args, "agents": {"a": block}}, str(world.folder))
         world.controller._reconciler.act()
         world.rounds(6)
 

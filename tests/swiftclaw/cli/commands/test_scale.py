@@ -41,7 +41,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ..
     def scale(*arguments: Any) -> str:
         calls.append(arguments)
         if arguments[2] > 8:
-            raise CommandFailed("the Controller refused: shop may have 2 to 8 instances in eu, not 9")
+            raise CommandFailed("the Controller refused: 9 instances of shop in eu are out of bounds")
         return "shop in eu: 2 -> 5 instances (set by an operator)"
 
     monkeypatch.chdir(tmp_path)
@@ -64,7 +64,7 @@ def test_it_asks_the_controller_and_says_what_was_changed(asked: list[Any], caps
 def test_what_the_bounds_forbid_is_a_sentence_and_exit_1(asked: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["scale", "shop", "--instances", "9"]) == 1
     assert asked[1:] == [("shop", None, 9)]
-    assert "shop may have 2 to 8 instances in eu, not 9" in capsys.readouterr().err
+    assert "9 instances of shop in eu are out of bounds" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("wrong", [["--instances", "-1"], ["--instances", "many"], []])
