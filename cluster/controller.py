@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -38,6 +37,7 @@ from cluster.fleet.shared_breakers import SharedBreakers
 from cluster.messages import GatewayHello, Observation, Registration, RegistrationReply, Snapshot
 from cluster.placement.reconciler import Reconciler
 from cluster.placement.serve import Placement
+from cluster.snapshot import SnapshotBuilder
 from cluster.telemetry.events import Events
 from cluster.telemetry.history import MetricHistory
 from cluster.telemetry.totals import MetricTotals
@@ -78,6 +78,7 @@ class Controller:
             self._desired, self.registry, self._gateways, self._breakers, self.versions, self._analysis, self._autoscaling,
             self._reconciler, self._totals, MetricHistory(), self.events,
         )  # fmt: skip
+        self._snapshots = SnapshotBuilder(self.view, self._key)
         self._watch = LivenessWatch(self.registry, self._key)
         self._checks = HealthChecker(self.registry, self._key, self._health_check_of, Random())
         self._take_away = FaultInjector(self.registry, self._key)
@@ -141,10 +142,7 @@ class Controller:
         self._reconciler.problems.pop(hello.app, None)
         if not await self._gateways.wait_for_news(seen, self._reconciler.knows):
             return None
-        shares, now = self.versions.shares(), time.monotonic()
-        view = self.registry.view(self._desired.settings, self._gateways.version, self._key, self._session_keys, shares)
-        circuits, desired = self._breakers.to_tell(now), self.versions.to_keep()
-        return replace(view, peers=self._gateways.peers(), circuits=circuits, desired=desired)
+        return self._snapshots.build(self._session_keys, time.monotonic())
 
     async def observe(self, seen: Observation) -> None:
         """What a gateway saw since its last observation."""
@@ -270,7 +268,7 @@ class Controller:
         within_s = self._down_within_s
         if within_s is not None:
             return DrainTerms(settings.request_timeout_s, min(within_s, settings.drain_timeout_s), keep_sessions=False)
-        return DrainTerms(settings.request_timeout_s, settings.drain_timeout_s, self.registry.keeps_sessions(settings))
+        return DrainTerms(settings.request_timeout_s, settings.drain_timeout_s, self.view.keeps_sessions(settings))
 
     def _recover(self) -> State:
         """The remembered state if it is of this Ray cluster."""
@@ -303,6 +301,7 @@ class Controller:
         """What gateways are told has changed: remembered, told as events, and announced to them."""
         self._gateways.count_change()
         self._breakers.keep({record.registration.replica for record in self.registry})
+        self._snapshots.remember_rules()
         self._state.instances = self.registry.dump()
         self._desired.save()
         self._recorder.instances(self.registry)

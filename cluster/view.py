@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from cluster.config import Settings
+from cluster.config import AgentSettings, Settings
 from cluster.desired.apps import AppStatus
 from cluster.desired.autoscaling import Autoscaling
 from cluster.desired.canary_analysis import CanaryAnalysis
@@ -79,6 +79,13 @@ class ClusterView:
         for record in self.registry:
             circuit = self.breakers.state(record.registration.replica, now)
             yield InstanceRow(record.key, record.state, record.cpu_percent, circuit)
+
+    def keeps_sessions(self, agent: AgentSettings) -> bool:
+        """Whether session affinity is on: as the file sets it, else as the agent's code does."""
+        enabled = agent.load_balancing.session_affinity.enabled
+        if enabled is not None:
+            return enabled
+        return any(record.registration.session_affinity for record in self.registry.of(agent.name))
 
     def weights(self) -> Iterator[tuple[str, str, float]]:
         """(agent, version, percent of the traffic) of every version with a share."""

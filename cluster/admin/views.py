@@ -69,13 +69,10 @@ class Views:
         versions = sorted({*(one.name for one in rollout.versions), *(record.registration.version for record in records)})
         weights = self._version_weights(name)
         counts = [view.totals.requests(record.key) for record in records]
-        affinity = settings.load_balancing.session_affinity.enabled
         return {
             "name": name,
             "strategy": settings.load_balancing.strategy,
-            "session_affinity": any(record.registration.session_affinity for record in records)
-            if affinity is None
-            else affinity,
+            "session_affinity": view.keeps_sessions(settings),
             "versions": [
                 {
                     "version": version,

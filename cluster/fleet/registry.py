@@ -1,4 +1,4 @@
-"""Which instances exist, what they are called, and who may be sent a request.
+"""Which instances exist, what they are called, and which state each is in.
 
 Sync and without a clock: the Controller tells it what happened. A name is `instance-N` per agent, the lowest free N, so
 that a restarted instance gets its old name back.
@@ -7,12 +7,11 @@ that a restarted instance gets its old name back.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cluster.config import AgentSettings, Settings
-from cluster.messages import AgentView, Member, RateRule, Registration, Snapshot, VersionShare
+from cluster.messages import RateRule, Registration
 
 LEFT_KEPT = 1_000
 
@@ -54,7 +53,6 @@ class Registry:
 
     def __init__(self, changed: Callable[[], None]) -> None:
         self._records: dict[str, InstanceRecord] = {}  # by replica
-        self._last_rules: dict[str, tuple[RateRule, ...]] = {}  # by agent: those hold while none of its instances runs
         self._changed = changed
         self._left: deque[str] = deque(maxlen=LEFT_KEPT)  # replicas that were here: they may still run their stop hooks
 
@@ -126,32 +124,10 @@ class Registry:
     def remove(self, replica: str) -> InstanceRecord | None:
         record = self._records.get(replica)
         if record is not None:
-            agent = record.registration.agent
-            self._last_rules[agent] = self.rate_rules(agent)
             del self._records[replica]
             self._left.append(replica)
             self._changed()
         return record
-
-    def rate_rules(self, agent: str) -> tuple[RateRule, ...]:
-        """Those of the newest version: the one whose first instance began last. Without any instance, the last known."""
-        began: dict[str, float] = {}
-        rules: dict[str, tuple[RateRule, ...]] = {}
-        for record in self._records.values():
-            known = record.registration
-            if known.agent == agent:
-                began[known.version] = min(known.started_at, began.get(known.version, known.started_at))
-                rules[known.version] = known.rate_rules
-        if not began:
-            return self._last_rules.get(agent, ())
-        return rules[max(began, key=lambda version: began[version])]
-
-    def keeps_sessions(self, agent: AgentSettings) -> bool:
-        """Whether sessions live at an instance: as the file says, else as the code does."""
-        file_says = agent.load_balancing.session_affinity.enabled
-        if file_says is not None:
-            return file_says
-        return any(record.registration.session_affinity for record in self.of(agent.name))
 
     def dump(self) -> list[dict[str, Any]]:
         """For the state file."""
@@ -174,56 +150,11 @@ class Registry:
                 entry["id"], registration, entry["answering"], entry["well"], entry["draining"]
             )
 
-    def view(
-        self,
-        settings: Settings,
-        version: str,
-        key: str,
-        session_keys: tuple[str, ...],
-        versions: Mapping[str, VersionShare] | None = None,
-    ) -> Snapshot:
-        """What gateways are told."""
-        agents = {}
-        for name, agent in settings.agents.items():
-            agents[name] = AgentView(
-                settings=agent,
-                session_affinity=self.keeps_sessions(agent),
-                members=tuple(_member(record, settings) for record in self.of(name)),
-                rate_rules=self.rate_rules(name),
-                versions=(versions or {}).get(name),
-            )
-        return Snapshot(
-            version=version,
-            key=key,
-            http=settings.http,
-            agents=agents,
-            session_keys=session_keys,
-            client_regions=settings.client_regions,
-            trusted_proxies=settings.trusted_proxies,
-            distances_ms=settings.distances_ms,
-        )
-
 
 def _registration(dumped: dict[str, Any]) -> Registration:
     """`rate_limited` is what stood there before the rules did."""
     fields = {name: value for name, value in dumped.items() if name != "rate_limited"}
     return Registration(**{**fields, "rate_rules": tuple(RateRule(**rule) for rule in fields.get("rate_rules", ()))})
-
-
-def _member(record: InstanceRecord, settings: Settings) -> Member:
-    known = record.registration
-    region = settings.agents[known.agent].regions.get(known.region)
-    return Member(
-        id=record.id,
-        replica=known.replica,
-        host=known.host,
-        port=known.port,
-        version=known.version,
-        region=known.region,
-        priority=region.priority if region else 1,
-        state=record.state,
-        started_at=known.started_at,
-    )
 
 
 def lowest_free(taken: Iterable[str]) -> str:

@@ -1,11 +1,9 @@
-"""Names of instances, their states, and what gateways are told."""
+"""Names of instances, their states, and the changes that are announced."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
-from cluster.config import parse
 from cluster.fleet.registry import Registry, lowest_free
 from cluster.messages import RateRule, Registration
 
@@ -103,47 +101,9 @@ def test_a_dump_survives_json_and_one_from_before_the_rules_is_understood() -> N
     again = Registry(Told())
     again.restore(dumped)
     assert again.dump() == registry.dump()
-    assert again.rate_rules("a") == (RateRule(3, 60.0, "user_id", "sliding-window"),)
+    assert [record.registration.rate_rules for record in again] == [(RateRule(3, 60.0, "user_id", "sliding-window"),)]
     del dumped[0]["registration"]["rate_rules"]
     dumped[0]["registration"]["rate_limited"] = True
     old = Registry(Told())
     old.restore(dumped)
-    assert [record.id for record in old] == ["instance-1"] and old.rate_rules("a") == ()
-
-
-def test_the_rules_are_those_of_the_newest_version_and_hold_while_nothing_runs() -> None:
-    registry = Registry(Told())
-    old, new = (RateRule(1, 60.0),), (RateRule(2, 60.0),)
-    registry.admit(registration("x", started_at=1.0, rate_rules=old))
-    registry.admit(registration("y", version="v2", started_at=2.0, rate_rules=new))
-    registry.admit(registration("z", started_at=3.0, rate_rules=old))  # one of the old version that was started again
-    registry.admit(registration("other", agent="b", started_at=9.0))
-    assert registry.rate_rules("a") == new and registry.rate_rules("b") == registry.rate_rules("nobody") == ()
-    registry.remove("y")
-    assert registry.rate_rules("a") == old
-    registry.remove("x")
-    registry.remove("z")
-    assert registry.rate_rules("a") == old, "their replacements will have them too"
-    view = registry.view(parse({"agents": {"a": {"agent": "m:x"}}}, Path("/")), "1", "secret", ("k",))
-    assert view.agents["a"].rate_rules == old
-
-
-def test_the_view_has_every_agents_settings_members_and_priorities() -> None:
-    args = {
-        "agents": {
-            "a": {"agent": "m:x", "regions": {"eu": {"instances": 1, "priority": 2}}},
-            "b": {"agent": "m:x", "loadBalancing": {"sessionAffinity": {"enabled": False}}},
-        }
-    }
-    settings = parse(args, Path("/"))
-    registry = Registry(Told())
-    registry.admit(registration("x", region="eu", session_affinity=True))
-    registry.admit(registration("y", agent="b", session_affinity=True))
-    registry.hear("x")
-    registry.judge("x", True, "", 1.0)
-    view = registry.view(settings, "7", "secret", ("k",))
-    assert (view.version, view.key, view.session_keys) == ("7", "secret", ("k",))
-    member = view.agents["a"].members[0]
-    assert (member.id, member.region, member.priority, member.state) == ("instance-1", "eu", 2, "healthy")
-    assert view.agents["a"].session_affinity, "the agent's code asks for it and the file is silent"
-    assert not view.agents["b"].session_affinity, "the file wins where it speaks"
+    assert [(record.id, record.registration.rate_rules) for record in old] == [("instance-1", ())]
