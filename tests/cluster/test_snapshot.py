@@ -16,9 +16,15 @@ OLD, NEW = (RateRule(1, 60.0),), (RateRule(2, 60.0),)
 
 
 def start(
-    cluster: StandIn, builder: SnapshotBuilder, replica: str, version: str, at: float, rules: tuple[RateRule, ...]
+    cluster: StandIn,
+    builder: SnapshotBuilder,
+    replica: str,
+    version: str,
+    at: float,
+    rules: tuple[RateRule, ...],
+    agent: str = "a",
 ) -> None:
-    record = cluster.start_instance("a", replica, "local", version)
+    record = cluster.start_instance(agent, replica, "local", version)
     record.registration = replace(record.registration, started_at=at, rate_rules=rules)
     builder.remember_rules()
 
