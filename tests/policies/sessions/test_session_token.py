@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.sessions.session_token import Token, Tokens
+from policies.sessions.session_token import MAC_BYTES, Token, Tokens
 
 OLD, NEW, OTHER = b"o" * 32, b"n" * 32, b"x" * 32
 NOW = 1_800_000_000.0
@@ -81,11 +83,26 @@ def test_a_key_is_rotated_by_putting_a_new_one_in_front() -> None:
     assert after.read(issued(during), "agent", NOW) is not None
 
 
-def test_nothing_in_it_can_be_read_without_the_key() -> None:
-    token = issued()
-    assert "instance" not in token
+def test_it_needs_no_quotes_in_a_cookie() -> None:
+    token = TOKENS.issue("agent", 'sess;ion=1, "é"', "instance-7", "v2", NOW)
     assert token.isascii()
     assert all(character.isalnum() or character in "-_" for character in token)
+
+
+@pytest.mark.parametrize(("true", "forged"), [(b"session-1", b"session-2"), (b"instance-7", b"instance-1"), (b"v2", b"v1")])
+def test_what_it_says_can_be_read_but_not_changed(true: bytes, forged: bytes) -> None:
+    token = issued()
+    signed = urlsafe_b64decode(token + "=" * (-len(token) % 4))
+    assert signed.count(true) == 1
+    changed = urlsafe_b64encode(signed.replace(true, forged)).rstrip(b"=").decode()
+    assert TOKENS.read(changed, "agent", NOW) is None
+
+
+def test_it_cannot_be_given_a_longer_life() -> None:
+    token = issued()
+    signed = bytearray(urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+    signed[MAC_BYTES + 3] += 1  # of the 8 bytes of the expiry: a century
+    assert TOKENS.read(urlsafe_b64encode(signed).rstrip(b"=").decode(), "agent", NOW) is None
 
 
 @pytest.mark.parametrize("keys", [[], [b"short"], [NEW, b""]])
