@@ -20,6 +20,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from deployments.instance.hosted_agent import RequestInfo, Turn
+from policies.rate_limit import LIMITERS
 from swiftclaw.models import model_for
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ F = TypeVar("F", bound=Callable[..., object])
 
 _HANDLER_TAKES = ("message", "session_id", "user_id", "request")
 _THREADS = 100  # sync handlers at once: limits.maxConnectionsPerInstance's default
-_STRATEGIES = ("sliding-window", "fixed-window", "token-bucket")
 _END = object()
 
 
@@ -309,8 +309,8 @@ def _rule(requests: int, window: str | float, key: str | None, strategy: str) ->
         raise ValueError(f"rate_limit: requests: {requests!r} is not a whole number of at least 1")
     if key is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", key):
         raise ValueError(f"rate_limit: key: {key!r} is not the name of a field or header")
-    if strategy not in _STRATEGIES:
-        raise ValueError(f"rate_limit: strategy: {strategy!r} is not one of {', '.join(_STRATEGIES)}")
+    if strategy not in LIMITERS:
+        raise ValueError(f"rate_limit: strategy: {strategy!r} is not one of {', '.join(LIMITERS)}")
     try:
         window_s = duration(window)
     except ValueError as error:

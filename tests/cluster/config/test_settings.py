@@ -22,6 +22,7 @@ from cluster.config import (
     CanarySettings,
     ConfigError,
     GatewaySettings,
+    RateLimit,
     RegionSettings,
     Scaling,
     Settings,
@@ -30,6 +31,8 @@ from cluster.config import (
     load,
     parse,
 )
+from policies.rate_limit import LIMITERS
+from swiftclaw import Agent
 from tests.cluster.config.strategies import ARGS, JSON, KNOWN_KEYS
 
 FOLDER = Path("/srv/agents")
@@ -379,6 +382,21 @@ class TestMistakes:
             "loadBalancing": {"regions": ["eu"]},
         }
         assert [line.split(":")[0] for line in mistakes_in(**blocks)] == ["scaling.minInstances", "regions.e u"]
+
+
+@pytest.mark.parametrize("strategy", LIMITERS)
+def test_every_strategy_of_rate_limits_can_be_configured_and_decorated_with(strategy: str) -> None:
+    assert agent(rateLimit={"strategy": strategy}).rate_limit == RateLimit(strategy=strategy)
+    decorated = Agent("a")
+    decorated.rate_limit(requests=1, strategy=strategy)(lambda message: message)
+    assert [rule.strategy for rule in decorated.rate_limits] == [strategy]
+
+
+def test_no_other_strategy_of_rate_limits_can() -> None:
+    names = ", ".join(LIMITERS)
+    assert f"({names})" in only(mistakes_in(rateLimit={"strategy": "leaky-bucket"}))
+    with pytest.raises(ValueError, match=f"'leaky-bucket' is not one of {names}"):
+        Agent("a").rate_limit(requests=1, strategy="leaky-bucket")
 
 
 class TestTheFile:
