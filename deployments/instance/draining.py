@@ -1,7 +1,7 @@
-"""What an instance does from the moment it says that it leaves until nothing runs on it any more.
+"""How an instance stops: the stages of `Lifecycle` one after the other, until no request runs on it any more.
 
-Draining (only sessions that live here) -> stopped (gateways send nothing) -> refusing (a straggler goes elsewhere) ->
-empty. How long each takes is decided in policies/lifecycle/draining.py.
+It drains (only sessions bound to it are served), stops accepting, refuses late requests, and is empty in the end. How long
+each stage lasts is decided in policies/lifecycle/draining.py.
 """
 
 from __future__ import annotations
@@ -12,43 +12,47 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
+from deployments.instance.lifecycle import Lifecycle
 from deployments.instance.server import InstanceServer
 from policies.lifecycle.draining import SETTLE_S, Drain, DrainTerms
 
 log = logging.getLogger("swiftclaw.instance")
 
-LOOK_EVERY_S = 0.05
-GOODBYE_S = 5.0  # for the Controller to hear that it leaves
-CUT_S = 2.0  # for a request that was cut off: to tell its client
+POLL_S = 0.05
+DEREGISTER_S = 5.0  # how long the Controller may take to answer
+CANCEL_S = 2.0  # how long a cancelled request may take to send its client the error
 
 
-async def terms_of_leaving(
-    say_goodbye: Callable[[], Awaitable[DrainTerms | None]], remembered: DrainTerms, within_s: float = GOODBYE_S
+async def drain_terms(
+    deregister: Callable[[], Awaitable[DrainTerms | None]], last_known: DrainTerms, within_s: float = DEREGISTER_S
 ) -> DrainTerms:
-    """The Controller's terms, which it gives to whoever says goodbye; those of last time when it is away.
+    """The Controller's terms, which it answers a deregistration with; without an answer, the last known ones.
 
-    None from the Controller: the agent is gone, so that nobody will come for its sessions.
+    None from the Controller: the agent was removed, so that no request of a session will arrive.
     """
     try:
-        terms = await asyncio.wait_for(say_goodbye(), within_s)
+        terms = await asyncio.wait_for(deregister(), within_s)
     except Exception as error:
-        log.info("the Controller was not told: %r", error)
-        return remembered
-    return terms or replace(remembered, keep_sessions=False)
+        log.info("could not deregister from the Controller, draining on the last known terms: %r", error)
+        return last_known
+    return terms or replace(last_known, keep_sessions=False)
 
 
-async def drained(answering: InstanceServer, drain: Drain) -> None:
-    """Returns when it is empty, or when what is left does not end although it was cut off."""
-    answering.drain()
+async def drain_server(server: InstanceServer, drain: Drain) -> None:
+    """Returns when the server is empty, or when what still runs does not end although it was cancelled."""
+    server.advance(Lifecycle.DRAINING)
     had_sessions = False
-    while drain.takes_requests(now := time.monotonic(), answering.session_at):
+    while drain.takes_requests(now := time.monotonic(), server.session_at):
         had_sessions = now >= drain.began + SETTLE_S
-        answering.cut(lambda arrived, started: drain.is_overdue(time.monotonic(), arrived, started))
-        await asyncio.sleep(LOOK_EVERY_S)
-    answering.part()
-    if had_sessions:  # they have to be sent elsewhere before they are refused: not every request can be sent again
+        await _poll(server, drain)
+    server.advance(Lifecycle.STOPPED_ACCEPTING)
+    if had_sessions:  # gateways need time to send them elsewhere before they are refused: not every request can be repeated
         await asyncio.sleep(SETTLE_S)
-    answering.close()
-    while answering.in_flight and time.monotonic() < drain.ends_at + CUT_S:
-        answering.cut(lambda arrived, started: drain.is_overdue(time.monotonic(), arrived, started))
-        await asyncio.sleep(LOOK_EVERY_S)
+    server.advance(Lifecycle.CLOSING)
+    while server.in_flight and time.monotonic() < drain.ends_at + CANCEL_S:
+        await _poll(server, drain)
+
+
+async def _poll(server: InstanceServer, drain: Drain) -> None:
+    server.cancel_overdue(lambda arrived_at, started: drain.is_overdue(time.monotonic(), arrived_at, started))
+    await asyncio.sleep(POLL_S)

@@ -1,6 +1,7 @@
-"""The instance's ASGI application: who may ask, what is refused, and who answers: the handler or the mounted app.
+"""The instance's ASGI application: authenticates the gateway, refuses what it cannot take, and lets the agent answer.
 
-Counts what is in flight (a stream counts until it ends) and tells its load with every answer.
+Paths under `/-/` are for the Controller and are not counted. Every other request is one of the agent's: it is answered by the
+handler or the mounted app, counts as in flight until it (or its stream) ends, and its answer reports the instance's load.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,8 @@ from cluster.messages import (
     InstanceSpec,
     RegistrationReply,
 )
-from deployments.instance.hosted_agent import HostedAgent
+from deployments.instance.hosted_agent import AsgiApp, HostedAgent
+from deployments.instance.lifecycle import Lifecycle
 from deployments.instance.replies import Replies, event
 from deployments.request import openai
 from deployments.request.exchange import ClientDisconnected, Exchange
@@ -45,10 +47,10 @@ from policies.errors import STATUS, AgentFailed, InstanceFailed, NotFound, Reque
 
 log = logging.getLogger("swiftclaw.instance")
 
-LINE_EVERY_S = 1.0
+WATCH_LINE_S = 1.0
 NO_LIMIT = 2**62  # the gateway has applied the body limit
-_BETWEEN_US = frozenset((KEY_HEADER, LIMIT_HEADER))
-NO_DEADLINE_S = 10 * 365 * 86400.0  # and keeps the time
+NO_DEADLINE_S = 10 * 365 * 86400.0  # ten years: `Exchange.guard` has no "never", and the gateway keeps the deadlines
+_GATEWAY_ONLY = frozenset((KEY_HEADER, LIMIT_HEADER))  # the agent does not get these headers
 
 
 @dataclass(slots=True, eq=False)
@@ -57,91 +59,87 @@ class ActiveRequest:
 
     exchange: Exchange
     task: asyncio.Task[Any] | None
-    is_cut: bool = False  # off, because its time is over
+    cancelled: bool = False  # by `cancel_overdue`
 
 
 class InstanceServer:
-    """One agent's HTTP side."""
+    """The HTTP side of one instance of an agent. `id` changes if the Controller gives the instance another name."""
 
-    def __init__(self, agent: HostedAgent, spec: InstanceSpec, admission: RegistrationReply, replica: str) -> None:
+    def __init__(self, agent: HostedAgent, spec: InstanceSpec, reply: RegistrationReply, replica: str) -> None:
         self._agent, self._spec, self._replica = agent, spec, replica
-        self._replies = Replies(agent, spec)
-        self.id = admission.id
-        self._key = admission.key.encode()
+        self.id = reply.id
+        self._key = reply.key.encode()
         self.in_flight = 0
         self.cpu_percent = 0.0
-        self.watched = 0  # open watches
-        self.watched_at = time.monotonic()  # when the last one ended
+        self.watchers = 0  # open watches
+        self.unwatched_since = time.monotonic()  # when the last watch ended
         self.retire: Callable[[], None] | None = None  # drains, then ends the process; None: this is not a process of its own
-        self.session_at: float | None = None  # when a request of a session last came
-        self._works: set[ActiveRequest] = set()
-        self._draining = self._parting = self._closing = self._ended = False
-        self._checking = asyncio.Lock()
-        self._news = asyncio.Event()
+        self.session_at: float | None = None  # when the newest request of a session arrived
+        self.stage = Lifecycle.SERVING
+        self._active: set[ActiveRequest] = set()
+        self._health_check = asyncio.Lock()
+        self._stage_changed = asyncio.Event()
+        replies = Replies(agent, spec)
+        self._agent_routes = {MESSAGES_PATH: replies.message, CHAT_PATH: replies.chat}
+        self._control_routes = {
+            WATCH_PATH: self._watch,
+            CHECK_PATH: self._check,
+            PING_PATH: self._ping,
+            KILL_PATH: self._kill,
+            DRAIN_PATH: self._drain,
+        }
 
-    def drain(self) -> None:
-        """From now on the Controller is told that it leaves: gateways send nothing new, but for sessions that live here."""
-        self._draining = True
-        self._news.set()
+    def __repr__(self) -> str:
+        of = f"{self.id} of {self._spec.agent} {self._spec.version} in {self._spec.region}"
+        stage = self.stage.name.lower().replace("_", " ")
+        return f"<InstanceServer {of}: {stage}, {self.in_flight} in flight, {self.watchers} watching>"
 
-    def part(self) -> None:
-        """From now on the Controller is told that nobody lives here any more: gateways send nothing at all."""
-        self._draining = self._parting = True
-        self._news.set()
+    def advance(self, stage: Lifecycle) -> None:
+        """Enter a stage, and report it to the Controller at once. One that is past already changes nothing."""
+        self.stage = max(self.stage, stage)
+        self._stage_changed.set()
 
-    def close(self) -> None:
-        """From now on requests are refused as not executed, so that another instance takes them; what runs goes on."""
-        self.part()
-        self._closing = True
+    def cancel_overdue(self, is_overdue: Callable[[float, bool], bool]) -> None:
+        """Cancel overdue requests; their clients get an error.
 
-    def cut(self, is_overdue: Callable[[float, bool], bool]) -> None:
-        """End the requests that are overdue, given when they came and whether their answer has begun; clients are told."""
-        for work in list(self._works):
-            if not work.is_cut and work.task is not None and is_overdue(work.exchange.started_at, work.exchange.started):
-                work.is_cut = True
-                work.task.cancel()
-
-    def end(self) -> None:
-        """From now on nobody watches: an open watch would keep its connection, and the port, for nothing."""
-        self._ended = True
-        self._news.set()
+        `is_overdue` gets when a request arrived, and whether its answer has started.
+        """
+        for active in list(self._active):
+            exchange = active.exchange
+            if not active.cancelled and active.task is not None and is_overdue(exchange.started_at, exchange.started):
+                active.cancelled = True
+                active.task.cancel()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             return
-        headers: SentHeaders = scope["headers"]
-        if not self._is_gateway(headers):
+        if not self._is_authentic(scope["headers"]):
             await _forbid(scope, send)
-            return
-        path: str = scope["path"]
-        if path == WATCH_PATH:
-            await self._watch(receive, send)
-            return
-        if path == CHECK_PATH:
-            exchange = Exchange(scope, receive, send, NO_LIMIT)
-            await exchange.body()
-            with contextlib.suppress(ClientDisconnected):  # who asked has given up: so does the check
-                await self._until_client_leaves(exchange, self._check(exchange))
-            return
-        if path == PING_PATH:
-            await _empty(send, 204)
-            return
-        if path in (KILL_PATH, DRAIN_PATH):
-            await self._go(path, scope, send)
-            return
-        scope["headers"] = [(name, value) for name, value in headers if name not in _BETWEEN_US]
+        elif (control := self._control_routes.get(scope["path"])) is not None:
+            await control(scope, receive, send)
+        else:
+            await self._admit(scope, receive, send)
+
+    def _is_authentic(self, headers: SentHeaders) -> bool:
+        """Whether the request carries the cluster's key: it is from a gateway or the Controller."""
+        return any(name == KEY_HEADER and hmac.compare_digest(value, self._key) for name, value in headers)
+
+    # --- requests of the agent ------------------------------------------------------------------------------------
+
+    async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer and count a request, or refuse it above the limit that its gateway names."""
+        headers: SentHeaders = scope["headers"]
+        scope["headers"] = [(name, value) for name, value in headers if name not in _GATEWAY_ONLY]
         on_arrival = self.in_flight
+        exchange = Exchange(scope, receive, self._with_load(send, on_arrival), NO_LIMIT)
         if on_arrival >= _limit(headers):
-            await self._refuse(Exchange(scope, receive, self._with_load(send, on_arrival), NO_LIMIT), FULL)
+            await self._refuse(exchange, FULL)
             return
         self.in_flight += 1
         try:
-            await self._serve(scope, receive, self._with_load(send, on_arrival), path)
+            await self._serve(exchange, scope["path"])
         finally:
             self.in_flight -= 1
-
-    def _is_gateway(self, headers: SentHeaders) -> bool:
-        return any(name == KEY_HEADER and hmac.compare_digest(value, self._key) for name, value in headers)
 
     def _with_load(self, send: Send, on_arrival: int) -> Send:
         async def sending(message: Message) -> None:
@@ -152,50 +150,43 @@ class InstanceServer:
 
         return sending
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
-        exchange = Exchange(scope, receive, send, NO_LIMIT)
+    async def _serve(self, exchange: Exchange, path: str) -> None:
+        """Answer a request, with an error if need be."""
         if exchange.header(SESSION_HEADER) is not None:
             self.session_at = exchange.started_at
-        work = ActiveRequest(exchange, asyncio.current_task())
-        self._works.add(work)
+        active = ActiveRequest(exchange, asyncio.current_task())
+        self._active.add(active)
         try:
-            if self._closing:
-                await self._refuse(exchange, CLOSING)
-            elif path == MESSAGES_PATH:
-                await self._until_client_leaves(exchange, self._replies.message(exchange, self.id))
-            elif path == CHAT_PATH:
-                await self._until_client_leaves(exchange, self._replies.chat(exchange, self.id))
-            elif self._agent.app is not None:
-                await self._mounted(exchange, self._agent.app)
-            else:
-                raise NotFound("the agent has no app of its own; POST to /messages", agent=self._spec.agent)
+            await self._answer(exchange, path)
         except ClientDisconnected:
             return
         except asyncio.CancelledError:
-            if not work.is_cut or work.task is None:
+            if not active.cancelled or active.task is None:
                 raise
-            uncancel(work.task)
-            await self._fail(exchange, self._cut_off(exchange), path)
-        except SwiftClawError as error:
-            error.agent = error.agent or self._spec.agent
-            await self._fail(exchange, error, path)
-        except Exception as raised:
-            log.exception("request %s: the agent raised", exchange.request_id)
-            failed = AgentFailed(f"the agent raised {type(raised).__name__}; the instance's log knows the request id")
-            failed.agent = self._spec.agent
-            await self._fail(exchange, failed, path)
+            uncancel(active.task)
+            await self._fail(exchange, self._cancellation(exchange), path)
+        except Exception as error:
+            await self._fail(exchange, self._named(error, exchange), path)
         finally:
-            self._works.discard(work)
+            self._active.discard(active)
 
-    def _cut_off(self, exchange: Exchange) -> SwiftClawError:
-        if exchange.started:
-            return InstanceFailed(f"{self.id} had to leave before the answer was complete", agent=self._spec.agent)
-        return RequestTimeout(f"{self.id} had to leave and got no answer in time", agent=self._spec.agent)
+    async def _answer(self, exchange: Exchange, path: str) -> None:
+        """Raises SwiftClawError, ClientDisconnected, or what the agent raised."""
+        if self.stage >= Lifecycle.CLOSING:
+            await self._refuse(exchange, CLOSING)
+        elif (route := self._agent_routes.get(path)) is not None:
+            await self._while_connected(exchange, route(exchange, self.id))
+        elif self._agent.app is not None:
+            await self._mounted(exchange, self._agent.app)
+        else:
+            agent = self._spec.agent
+            raise NotFound(f"{agent} has no mounted app; messages are sent with POST /agents/{agent}/messages", agent=agent)
 
-    async def _until_client_leaves(self, exchange: Exchange, work: Any) -> None:
+    async def _while_connected(self, exchange: Exchange, answer: Awaitable[None]) -> None:
+        """Await the answer, and cancel it when the client disconnects. Raises ClientDisconnected."""
         exchange.guard(NO_DEADLINE_S)
         try:
-            await work
+            await answer
         except asyncio.CancelledError:
             why = exchange.interruption()
             if why is None:
@@ -204,8 +195,8 @@ class InstanceServer:
         finally:
             exchange.done()
 
-    async def _mounted(self, exchange: Exchange, app: Any) -> None:
-        """The app sees its own paths; the prefix is told as reverse proxies do."""
+    async def _mounted(self, exchange: Exchange, app: AsgiApp) -> None:
+        """Let the mounted app answer: it gets its own paths, and the prefix in a header, as reverse proxies send it."""
         scope = exchange.scope
         prefix = len(APP_PREFIX)
         scope["path"], scope["raw_path"] = scope["path"][prefix:], scope["raw_path"][prefix:]
@@ -220,13 +211,28 @@ class InstanceServer:
         await app(scope, exchange.receive, send)
 
     async def _refuse(self, exchange: Exchange, why: bytes) -> None:
-        """It is not begun: the gateway may ask another instance."""
+        """Answer that the request was not executed: the gateway may ask another instance."""
         if exchange.scope["type"] == "websocket":
-            told = [(REFUSED_HEADER, why), (b"content-length", b"0")]
-            await exchange.send({"type": "websocket.http.response.start", "status": 503, "headers": told})
+            headers = [(REFUSED_HEADER, why), (b"content-length", b"0")]
+            await exchange.send({"type": "websocket.http.response.start", "status": 503, "headers": headers})
             await exchange.send({"type": "websocket.http.response.body", "body": b""})
             return
         await exchange.answer(503, why.decode(), [(REFUSED_HEADER, why)])
+
+    def _cancellation(self, exchange: Exchange) -> SwiftClawError:
+        """The error of a request that `cancel_overdue` ended."""
+        if exchange.started:
+            return InstanceFailed(f"{self.id} was stopped before the answer was complete", agent=self._spec.agent)
+        return RequestTimeout(f"{self.id} was stopped before the request was answered", agent=self._spec.agent)
+
+    def _named(self, error: Exception, exchange: Exchange) -> SwiftClawError:
+        """The error that the client gets; what the agent raised goes to the log only."""
+        if not isinstance(error, SwiftClawError):
+            log.exception("request %s: the agent's code raised", exchange.request_id)
+            where = "the traceback is in the instance's log, with this request id"
+            error = AgentFailed(f"the agent's code raised {type(error).__name__}; {where}")
+        error.agent = error.agent or self._spec.agent
+        return error
 
     async def _fail(self, exchange: Exchange, error: SwiftClawError, path: str) -> None:
         if exchange.scope["type"] == "websocket":
@@ -238,54 +244,76 @@ class InstanceServer:
         elif exchange.event_stream:
             await exchange.write(b"event: error\n" + event(exchange.error(error)), more=False)
 
-    async def _check(self, exchange: Exchange) -> None:
-        """What the agent says of itself. A check that hangs is not joined by a second one."""
-        if self._checking.locked():
-            await exchange.answer(200, {"healthy": False, "reason": "the health check before this one has not ended"})
+    # --- requests of the Controller -------------------------------------------------------------------------------
+
+    async def _ping(self, _: Scope, __: Receive, send: Send) -> None:
+        await _empty(send, 204)
+
+    async def _check(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the agent's health check; it ends if the Controller stops waiting for it."""
+        exchange = Exchange(scope, receive, send, NO_LIMIT)
+        await exchange.body()
+        with contextlib.suppress(ClientDisconnected):
+            await self._while_connected(exchange, self._run_health_check(exchange))
+
+    async def _run_health_check(self, exchange: Exchange) -> None:
+        if self._health_check.locked():  # a check that hangs is not joined by a second one
+            await exchange.answer(200, {"healthy": False, "reason": "the previous health check is still running"})
             return
-        async with self._checking:
+        async with self._health_check:
             healthy, reason = await self._agent.check()
         await exchange.answer(200, {"healthy": healthy, "reason": reason})
 
-    async def _go(self, path: str, scope: Scope, send: Send) -> None:
-        """The Controller takes this instance away on purpose; killed, it says nothing any more."""
-        if scope["type"] != "http" or scope["method"] != "POST" or self.retire is None:
-            await _forbid(scope, send)
-        elif path == KILL_PATH:
+    async def _kill(self, scope: Scope, _: Receive, send: Send) -> None:
+        """End the process as a crash would: no answer, no drain."""
+        if self._may_be_removed(scope):
             os.kill(os.getpid(), signal.SIGKILL)
         else:
+            await _forbid(scope, send)
+
+    async def _drain(self, scope: Scope, _: Receive, send: Send) -> None:
+        """Drain, then end the process."""
+        if self.retire is not None and self._may_be_removed(scope):
             self.retire()
             await _empty(send, 202)
+        else:
+            await _forbid(scope, send)
 
-    async def _watch(self, receive: Receive, send: Send) -> None:
-        """A line a second, and at once when something changes, for as long as the Controller listens."""
+    def _may_be_removed(self, scope: Scope) -> bool:
+        return scope["type"] == "http" and scope["method"] == "POST" and self.retire is not None
+
+    async def _watch(self, _: Scope, receive: Receive, send: Send) -> None:
+        """Report stage and load: a line per second, and one at once when the stage changes, until either side ends it."""
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/x-ndjson")]})
-        left = asyncio.ensure_future(_disconnected(receive))
-        self.watched += 1
+        disconnected = asyncio.ensure_future(_disconnected(receive))
+        self.watchers += 1
         try:
-            while not left.done() and not self._ended:
-                line = {
-                    "replica": self._replica,
-                    "draining": self._draining,
-                    "stopped": self._parting,
-                    "in_flight": self.in_flight,
-                    "cpu": self.cpu_percent,
-                }
-                await send({"type": "http.response.body", "body": json.dumps(line).encode() + b"\n", "more_body": True})
-                self._news.clear()
-                news = asyncio.ensure_future(self._news.wait())
-                await asyncio.wait({left, news}, timeout=LINE_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
-                news.cancel()
-            if self._ended:
+            while not disconnected.done() and self.stage < Lifecycle.ENDED:
+                line = json.dumps(self._report()).encode() + b"\n"
+                await send({"type": "http.response.body", "body": line, "more_body": True})
+                self._stage_changed.clear()
+                changed = asyncio.ensure_future(self._stage_changed.wait())
+                await asyncio.wait({disconnected, changed}, timeout=WATCH_LINE_S, return_when=asyncio.FIRST_COMPLETED)
+                changed.cancel()
+            if self.stage is Lifecycle.ENDED:
                 await send({"type": "http.response.body", "body": b""})
         finally:
-            left.cancel()
-            self.watched -= 1
-            self.watched_at = time.monotonic()
+            disconnected.cancel()
+            self.watchers -= 1
+            self.unwatched_since = time.monotonic()
+
+    def _report(self) -> dict[str, object]:
+        return {
+            "replica": self._replica,
+            "draining": self.stage >= Lifecycle.DRAINING,
+            "stopped": self.stage >= Lifecycle.STOPPED_ACCEPTING,
+            "in_flight": self.in_flight,
+            "cpu": self.cpu_percent,
+        }
 
 
 def _limit(headers: SentHeaders) -> int:
-    """How many requests this instance may have in flight, as the gateway says: it knows the settings of this moment."""
+    """The most requests that this instance may have in flight, by the gateway's newest settings."""
     for name, value in headers:
         if name == LIMIT_HEADER and value.isdigit():
             return int(value)
@@ -293,8 +321,8 @@ def _limit(headers: SentHeaders) -> int:
 
 
 def uncancel(task: asyncio.Task[Any]) -> None:
-    """The cancellation was meant for the work, not for the task."""
-    undo = getattr(task, "uncancel", None)  # Python 3.11
+    """Take back a cancellation that was meant for the awaited work and not for the task (Python 3.11 and later)."""
+    undo = getattr(task, "uncancel", None)
     if undo is not None:
         undo()
 

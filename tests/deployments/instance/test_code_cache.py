@@ -1,15 +1,17 @@
-"""The code of a version on a node: fetched once, whole or not there, and deleted when nobody runs it."""
+"""The code of a version on a node: fetched once, complete or absent, and deleted when no process runs it."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from cluster.desired.packages import Package, pack
+from cluster.desired.packages import Package, pack, unpack
 from deployments.instance.code_cache import CodeCache, CodeUnavailable
 
 
@@ -49,26 +51,50 @@ async def test_code_that_cannot_be_had_is_a_sentence_and_leaves_nothing(
     assert not code.folder.exists()
 
 
-async def test_what_nobody_runs_is_deleted_when_another_version_starts_later(tmp_path: Path) -> None:
+HOLD = """
+import sys
+from pathlib import Path
+from deployments.instance.code_cache import CodeCache
+code = CodeCache(sys.argv[1], Path(sys.argv[2]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def process_that_runs(digest: str, root: Path) -> subprocess.Popen[str]:
+    """A process that holds the package until its input ends."""
+    command = [sys.executable, "-c", HOLD, digest, str(root)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    return process
+
+
+async def test_a_package_is_deleted_when_another_version_starts_after_its_last_process_has_ended(tmp_path: Path) -> None:
     packages = {p.digest: p for p in (packed(tmp_path / "source", text) for text in ("one", "two", "three"))}
+    first, second, third = packages
+    root = tmp_path / "node"
 
     async def fetch(digest: str) -> bytes:
         return packages[digest].content
 
-    codes = [CodeCache(digest, tmp_path / "node") for digest in packages]
-    for code in codes[:2]:
-        await code.ready(fetch)
-    old = time.time() - 7200
-    for lock in (tmp_path / "node").glob("*.lock"):
-        os.utime(lock, (old, old))
-    codes[0].release()
-    await codes[2].ready(fetch)
-    assert [code.folder.is_dir() for code in codes] == [False, True, True]
+    def make_old() -> None:
+        for lock in root.glob("*.lock"):
+            os.utime(lock, (time.time() - 7200,) * 2)
+
+    with process_that_runs(first, root) as process:
+        unpack(packages[first], root / first)
+        make_old()
+        await CodeCache(second, root).ready(fetch)
+        assert (root / first).is_dir(), "a process still runs it"
+        process.communicate(timeout=20)
+    make_old()
+    await CodeCache(third, root).ready(fetch)
+    assert [(root / digest).is_dir() for digest in packages] == [False, True, True]
 
 
 def test_a_folder_that_others_can_write_to_is_not_used(tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o777)
-    with pytest.raises(CodeUnavailable, match="nobody else can write to"):
+    with pytest.raises(CodeUnavailable, match="writable by no other user"):
         CodeCache("0" * 32, shared)

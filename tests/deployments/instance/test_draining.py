@@ -11,7 +11,8 @@ import aiohttp
 import pytest
 
 from cluster.messages import CLOSING, KEY_HEADER, REFUSED_HEADER, WATCH_PATH
-from deployments.instance.draining import drained, terms_of_leaving
+from deployments.instance.draining import drain_server, drain_terms
+from deployments.instance.lifecycle import Lifecycle
 from deployments.instance.server import InstanceServer
 from policies.lifecycle.draining import Drain, DrainTerms
 from swiftclaw import Agent
@@ -45,7 +46,7 @@ class Gate:
 
 
 def leaving(host: InstanceServer, **terms: Any) -> asyncio.Task[None]:
-    return asyncio.create_task(drained(host, Drain(DrainTerms(**terms), time.monotonic())))
+    return asyncio.create_task(drain_server(host, Drain(DrainTerms(**terms), time.monotonic())))
 
 
 async def ask(plane: DataPlane, message: str, **headers: str) -> tuple[int, Any, str]:
@@ -140,7 +141,7 @@ async def test_a_request_without_an_answer_after_the_request_timeout_is_cut_off_
     await asyncio.wait_for(leaving(plane.hosts["gated-instance-1"], request_timeout_s=1.5, keep_sessions=False), PATIENCE_S)
     status, body, _ = await asyncio.wait_for(request, PATIENCE_S)
     assert (status, body["error"]["type"], body["error"]["agent"]) == (504, "request_timeout", "gated")
-    assert "instance-1 had to leave" in body["error"]["message"]
+    assert body["error"]["message"] == "instance-1 was stopped before the request was answered"
     await _until_idle(plane)
 
 
@@ -223,13 +224,13 @@ async def test_the_controller_is_told_of_each_step_and_then_the_watch_ends(plane
             return line["draining"], line["stopped"]
 
         assert await told() == (False, False)
-        host.drain()
+        host.advance(Lifecycle.DRAINING)
         assert await told() == (True, False)
-        host.part()
+        host.advance(Lifecycle.STOPPED_ACCEPTING)
         assert await told() == (True, True)
-        host.end()
+        host.advance(Lifecycle.ENDED)
         assert await asyncio.wait_for(watch.content.read(), PATIENCE_S) == b""
-    assert host.watched == 0
+    assert host.watchers == 0
 
 
 REMEMBERED = DrainTerms(7.0, 70.0, keep_sessions=True)
@@ -239,14 +240,14 @@ async def test_the_controller_says_on_which_terms_it_leaves() -> None:
     async def terms() -> DrainTerms:
         return DrainTerms(1.0, 2.0, keep_sessions=False)
 
-    assert await terms_of_leaving(terms, REMEMBERED) == DrainTerms(1.0, 2.0, keep_sessions=False)
+    assert await drain_terms(terms, REMEMBERED) == DrainTerms(1.0, 2.0, keep_sessions=False)
 
 
 async def test_an_agent_that_is_gone_leaves_on_its_last_terms_and_waits_for_no_session() -> None:
     async def gone() -> None:
         return None
 
-    assert await terms_of_leaving(gone, REMEMBERED) == DrainTerms(7.0, 70.0, keep_sessions=False)
+    assert await drain_terms(gone, REMEMBERED) == DrainTerms(7.0, 70.0, keep_sessions=False)
 
 
 async def test_a_controller_that_is_away_or_silent_keeps_nobody_from_leaving_on_the_last_terms() -> None:
@@ -256,8 +257,8 @@ async def test_a_controller_that_is_away_or_silent_keeps_nobody_from_leaving_on_
     async def silent() -> None:
         await asyncio.Event().wait()
 
-    assert await terms_of_leaving(away, REMEMBERED) == REMEMBERED
-    assert await terms_of_leaving(silent, REMEMBERED, within_s=0.05) == REMEMBERED
+    assert await drain_terms(away, REMEMBERED) == REMEMBERED
+    assert await drain_terms(silent, REMEMBERED, within_s=0.05) == REMEMBERED
 
 
 async def _until_refused(plane: DataPlane, host: InstanceServer) -> None:
