@@ -32,8 +32,8 @@ SERVE_INTERNALS = {
 }  # the one place, and its test
 ENVIRONMENT_READERS = {
     "swiftclaw/cli/__init__.py": "SWIFTCLAW_DEBUG, for who develops it",
-    "swiftclaw/cli/ray_driver.py": "how Ray's clusters are protected, and which one to join",
-    "swiftclaw/cli/local/local_cluster.py": "the environment that Ray's processes inherit",
+    "swiftclaw/cli/ray_cluster/driver.py": "how Ray's clusters are protected, and which one to join",
+    "swiftclaw/cli/ray_cluster/local_cluster.py": "the environment that Ray's processes inherit",
     "swiftclaw/models.py": "the key and the address of a model belong into no file",
 }
 AT_MOST = 14  # .py files side by side, `__init__.py` among them: about what a reader takes in at a glance
@@ -46,7 +46,6 @@ CLOSING_A_CIRCLE = {
     "deployments.request.access_log -> deployments.request.exchange",
     "deployments.request.tracing -> deployments.request.exchange",
     "policies.base -> policies.load.distance",
-    "swiftclaw.cli.local.local_cluster -> swiftclaw.cli.ray_driver",
 }
 MACHINE_PATH = re.compile(rb"(?<![\w.])/(?:home|root|work|workspace|Users)/\w")
 

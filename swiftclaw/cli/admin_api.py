@@ -1,4 +1,4 @@
-"""The admin port, read over HTTP. What it answers is shown as it is; what can go wrong becomes a sentence."""
+"""The admin port, read over HTTP. Replies are passed on unchanged; every failure becomes a sentence."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from swiftclaw.cli import files
 from swiftclaw.cli.errors import AdminUnreachable, CommandFailed
 
 TIMEOUT_S = 5.0
+OTHER_SERVER = "this is not SwiftClaw's admin port; name the right one with --admin URL"
 
 
 class AdminApi:
-    """One admin port."""
+    """A client for one admin port. Every method raises AdminUnreachable, or CommandFailed for an unusable reply."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
@@ -28,67 +29,70 @@ class AdminApi:
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def status(self) -> dict[str, Any]:
-        answer: dict[str, Any] = self._get("/api/status")
-        return answer
+        """Agents, gateways, Serve apps, problems and warnings."""
+        reply: dict[str, Any] = self._get("/api/status")
+        return reply
 
     def agent(self, agent: str) -> dict[str, Any]:
-        """Raises CommandFailed for an unknown agent, with the known ones."""
-        answer: dict[str, Any] = self._of(agent, "")
-        return answer
+        """One agent with its versions. Raises CommandFailed for an unknown agent, naming the known ones."""
+        reply: dict[str, Any] = self._get_agent(agent, "")
+        return reply
 
     def instances(self, agent: str) -> list[dict[str, Any]]:
-        """Raises CommandFailed for an unknown agent, with the known ones."""
-        answer: list[dict[str, Any]] = self._of(agent, "/instances")
-        return answer
+        """The agent's instances. Raises CommandFailed for an unknown agent, naming the known ones."""
+        reply: list[dict[str, Any]] = self._get_agent(agent, "/instances")
+        return reply
 
     def load(self, agent: str) -> dict[str, Any]:
-        """Raises CommandFailed for an unknown agent, with the known ones."""
-        answer: dict[str, Any] = self._of(agent, "/load")
-        return answer
+        """How the agent's load is shared. Raises CommandFailed for an unknown agent, naming the known ones."""
+        reply: dict[str, Any] = self._get_agent(agent, "/load")
+        return reply
 
     def events(self, *, agent: str | None, kind: str | None, limit: int, after: int | None = None) -> list[dict[str, Any]]:
-        """Oldest first."""
-        asked = {"agent": agent, "kind": kind, "limit": limit, "after": after}
-        query = urllib.parse.urlencode({name: value for name, value in asked.items() if value is not None})
-        answer: list[dict[str, Any]] = self._get(f"/api/events?{query}")
-        return answer
+        """The newest `limit` events that match, oldest first. `after`: only events with a higher id."""
+        filters = {"agent": agent, "kind": kind, "limit": limit, "after": after}
+        query = urllib.parse.urlencode({name: value for name, value in filters.items() if value is not None})
+        reply: list[dict[str, Any]] = self._get(f"/api/events?{query}")
+        return reply
 
-    def _of(self, agent: str, rest: str) -> Any:
+    def _get_agent(self, agent: str, path: str) -> Any:
         try:
-            answer = self._get(f"/api/agents/{urllib.parse.quote(agent, safe='')}{rest}")
+            return self._get(f"/api/agents/{urllib.parse.quote(agent, safe='')}{path}")
         except urllib.error.HTTPError as error:
             if error.code != 404:
-                raise CommandFailed(f"{error.url} answered {error.code} {error.reason}") from None
-            raise CommandFailed(self._unknown(agent)) from None
-        return answer
+                raise CommandFailed(f"{error.url} returned {error.code} {error.reason}") from None
+            raise CommandFailed(self._unknown_agent(agent)) from None
 
-    def _unknown(self, agent: str) -> str:
-        known = [entry["name"] for entry in self._get("/api/agents")]
-        close = difflib.get_close_matches(agent, known, 1)
-        said = f"there is no agent {agent!r} (known: {', '.join(known) or 'none'})"
-        return f"{said}; did you mean {close[0]}?" if close else said
+    def _unknown_agent(self, agent: str) -> str:
+        names = [entry["name"] for entry in self._get("/api/agents")]
+        similar = difflib.get_close_matches(agent, names, 1)
+        sentence = f"there is no agent {agent!r} (known: {', '.join(names) or 'none'})"
+        return f"{sentence}; did you mean {similar[0]}?" if similar else sentence
 
     def _get(self, path: str) -> Any:
         try:
-            with self._opener.open(self.url + path, timeout=TIMEOUT_S) as answer:
-                return json.load(answer)
+            with self._opener.open(self.url + path, timeout=TIMEOUT_S) as response:
+                return json.load(response)
         except urllib.error.HTTPError as error:
             if path == "/api/status":
-                raise CommandFailed(f"{self.url} answered {error.code}: that is not SwiftClaw's admin port") from None
+                raise CommandFailed(f"{self.url} returned {error.code} {error.reason}: {OTHER_SERVER}") from None
             raise
         except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", None) or error
-            why = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
             raise AdminUnreachable(
-                f"nobody answers on the admin port {self.url} ({str(why).lower()}); "
-                "`swiftclaw up` starts SwiftClaw, `--admin URL` names another port"
+                f"cannot connect to the admin port at {self.url} ({_reason(error)}); "
+                "start SwiftClaw with `swiftclaw up`, or name another port with --admin URL"
             ) from None
         except ValueError:
-            raise CommandFailed(f"{self.url} did not answer in JSON: that is not SwiftClaw's admin port") from None
+            raise CommandFailed(f"{self.url} returned no JSON: {OTHER_SERVER}") from None
 
 
-def find(url: str | None) -> AdminApi:
-    """The port that `--admin` names, else that of ./cluster.yaml, else the default one."""
+def _reason(error: Exception) -> str:
+    cause = getattr(error, "reason", None) or error
+    return str(getattr(cause, "strerror", None) or str(cause) or type(cause).__name__).lower()
+
+
+def admin_port(url: str | None) -> AdminApi:
+    """The admin port that `--admin` names; without it, the one in ./cluster.yaml, else the default port."""
     if url is None:
         return AdminApi(files.admin_url(Path(files.DEFAULT_FILE)))
     full = url if "://" in url else f"http://{url}"
@@ -98,5 +102,5 @@ def find(url: str | None) -> AdminApi:
     except ValueError:
         valid = False
     if not valid:
-        raise click.BadParameter(f"{url!r} is not a URL such as http://127.0.0.1:8001", param_hint="--admin")
+        raise click.BadParameter(f"{url!r} is not a URL (for example http://127.0.0.1:8001)", param_hint="--admin")
     return AdminApi(full)

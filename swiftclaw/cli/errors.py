@@ -1,4 +1,4 @@
-"""Why a command gives up. Each is shown as it is; nothing else ends a command."""
+"""The errors that end a command. Each is printed as it is, without a traceback."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 
 
 class CommandFailed(click.ClickException):
-    """It did not work; `message` says why in a sentence. Exit status 1."""
+    """The command was refused or failed; `message` says why, in a sentence. Exit status 1."""
 
     exit_code = 1
 
@@ -18,7 +18,7 @@ class CommandFailed(click.ClickException):
 
 
 class AdminUnreachable(CommandFailed):
-    """Nobody answers on the admin port."""
+    """Nothing listens on the admin port, or it does not reply in time."""
 
 
 class Misconfigured(CommandFailed):
@@ -28,3 +28,9 @@ class Misconfigured(CommandFailed):
 
     def __init__(self, mistakes: Sequence[str]) -> None:
         super().__init__("\n".join(mistakes))
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of the error's text; its type's name if there is no text."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,6 +1,6 @@
-"""cluster.yaml as the commands read it: whole and strict, or only the two lines that say where SwiftClaw is.
+"""cluster.yaml as the commands read it: strictly, or only the two settings that say where SwiftClaw runs.
 
-`down` and `status` must work with a file that has a mistake in it, or with none; they take the lenient way.
+`down` and the reading commands must work with a file that has a mistake in it, or without one, so they read leniently.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def load(file: Path) -> Settings:
     except config.ConfigError as error:
         raise Misconfigured(error.mistakes) from None
     except FileNotFoundError:
-        raise Misconfigured([f"{file}: there is no such file"]) from None
+        raise Misconfigured([f"{file}: no such file; run the command where cluster.yaml is, or give its path"]) from None
     except OSError as error:
         raise Misconfigured([f"{file}: cannot be read ({error.strerror})"]) from None
 
 
 def admin_url(file: Path) -> str:
-    """Where the admin port should be, seen from this machine."""
+    """The URL of the admin port, as seen from this machine. Lenient."""
     block = _args(file).get("admin")
     host, port = DEFAULT_HOST, DEFAULT_PORT
     if isinstance(block, dict):
@@ -43,13 +43,13 @@ def admin_url(file: Path) -> str:
 
 
 def state_dir(file: Path) -> Path:
-    """Where `up` keeps its record."""
-    said = _args(file).get("stateDir")
-    return file.absolute().parent / (said if isinstance(said, str) and said else DEFAULT_STATE_DIR)
+    """The state folder, where `up` keeps its record. Lenient."""
+    folder = _args(file).get("stateDir")
+    return file.absolute().parent / (folder if isinstance(folder, str) and folder else DEFAULT_STATE_DIR)
 
 
 def url(host: str, port: int) -> str:
-    """A wildcard address becomes one that can be called."""
+    """An http URL; a wildcard address becomes the loopback address."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -60,8 +60,8 @@ def _args(file: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(file.read_text("utf-8"))
         applications = content["applications"]
-        named = [entry for entry in applications if entry.get("name") == "swiftclaw"] or applications
-        args = named[0].get("args")
+        ours = [entry for entry in applications if entry.get("name") == "swiftclaw"] or applications
+        args = ours[0].get("args")
     except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, yaml.YAMLError):
         return {}
     return args if isinstance(args, dict) else {}

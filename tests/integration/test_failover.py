@@ -53,7 +53,7 @@ def test_a_killed_instance_is_replaced_and_its_traffic_is_shared_evenly(example:
     lines = [line.rstrip() for line in done.stdout.splitlines()]
     assert lines[-1].startswith("passed: ") and "instance-1" in done.stdout
     assert max(map(len, lines[:-1])) <= 80
-    assert "\x1b" not in done.stdout and "taking instance-1 away: kill" in done.stderr
+    assert "\x1b" not in done.stdout and "taking instance-1 out of service: kill" in done.stderr
     after = example.healthy()
     assert after["instance-1"] != before["instance-1"]
     assert {**after, "instance-1": 0} == {**before, "instance-1": 0}
@@ -115,5 +115,5 @@ def test_ctrl_c_puts_an_unhealthy_instance_back_at_once(example: Cluster) -> Non
             _, said = running.communicate(timeout=60)
         finally:
             running.kill()
-    assert running.returncode == 1 and said.endswith("stopped\n")
+    assert running.returncode == 1 and said.endswith("interrupted\n")
     until(lambda: example.healthy() == before, "instance-2 is well again", 10)

@@ -1,4 +1,4 @@
-"""`swiftclaw check`: is cluster.yaml right? Starts nothing."""
+"""`swiftclaw check`: validate cluster.yaml without starting anything."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("file", default=files.DEFAULT_FILE, type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="One object: valid, mistakes, warnings.")
+@click.option("--json", "as_json", is_flag=True, help="Print one object: file, valid, mistakes, warnings.")
 def check(file: Path, as_json: bool) -> None:
-    """Validate cluster.yaml; start nothing.
+    """Validate cluster.yaml without starting anything.
 
-    FILE is cluster.yaml unless given. Mistakes are listed one per line; the exit status is then 2.
+    FILE defaults to cluster.yaml. Mistakes are printed one per line; the exit status is then 2.
     """
     try:
         settings = files.load(file)
@@ -39,19 +39,19 @@ def check(file: Path, as_json: bool) -> None:
 
 
 def warn(warnings: list[str]) -> None:
-    for sentence in warnings:
-        click.echo(f"warning: {sentence}", err=True)
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
 
 
 def absent_files(settings: Settings) -> list[str]:
-    """Certificates and keys that are not here; no mistake, for the gateway may run on another machine."""
-    named = [
-        (f"gateways[{i}].tls.{what}", Path(path))
+    """A warning for each certificate or key that is not on this machine. Not a mistake: the gateway may run elsewhere."""
+    paths = [
+        (f"gateways[{i}].tls.{name}", Path(path))
         for i, gateway in enumerate(settings.gateways)
         if gateway.tls is not None
-        for what, path in (("cert", gateway.tls.cert), ("key", gateway.tls.key))
+        for name, path in (("cert", gateway.tls.cert), ("key", gateway.tls.key))
     ]
-    return [f"{setting}: there is no file {path} on this machine" for setting, path in named if not path.is_file()]
+    return [f"{setting}: there is no file {path} on this machine" for setting, path in paths if not path.is_file()]
 
 
 def summary(settings: Settings) -> str:
@@ -63,8 +63,8 @@ def summary(settings: Settings) -> str:
     )
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _report(file: Path, mistakes: list[str], warnings: list[str]) -> str:

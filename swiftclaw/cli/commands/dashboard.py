@@ -1,4 +1,4 @@
-"""`swiftclaw dashboard AGENT`: the address of the live page; opened where there is a terminal and a browser with a window."""
+"""`swiftclaw dashboard AGENT`: print the address of the live page; on a terminal, also open it in a graphical browser."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ VIEWS = ("load", "health", "latency", "rollout", "limits")
 
 @click.command()
 @click.argument("agent")
-@click.option("--view", type=click.Choice(VIEWS), default="load", show_default=True, help="What to look at first.")
-@click.option("--admin", metavar="URL", help="The admin port. Default: that of ./cluster.yaml.")
+@click.option("--view", type=click.Choice(VIEWS), default="load", show_default=True, help="The view to open.")
+@click.option("--admin", metavar="URL", help="The admin port. Default: the one in ./cluster.yaml.")
 def dashboard(agent: str, view: str, admin: str | None) -> None:
-    """Open the live dashboard of AGENT, or print its address."""
-    server = admin_api.find(admin)
-    server.load(agent)  # an agent that is none is told so, and a port where nobody answers
-    address = f"{server.url}/dashboard?{urllib.parse.urlencode({'agent': agent, 'view': view})}"
+    """Print the address of AGENT's live dashboard and open it."""
+    api = admin_api.admin_port(admin)
+    api.load(agent)  # raises for an unknown agent or an unreachable admin port
+    address = f"{api.url}/dashboard?{urllib.parse.urlencode({'agent': agent, 'view': view})}"
     click.echo(address)
     if sys.stdout.isatty():
-        open_in_a_window(address)
+        open_in_window(address)
 
 
-def open_in_a_window(address: str) -> None:
-    """Not in a browser that would take over the terminal."""
+def open_in_window(address: str) -> None:
+    """Open a graphical browser, never one that would take over the terminal."""
     try:
         browser = webbrowser.get()
     except webbrowser.Error:

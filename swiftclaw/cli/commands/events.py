@@ -1,4 +1,4 @@
-"""`swiftclaw events`: what happened in the cluster, and with --follow what happens from now on."""
+"""`swiftclaw events`: recent events of the cluster, and with --follow new ones as they occur."""
 
 from __future__ import annotations
 
@@ -9,50 +9,54 @@ from typing import Any
 import click
 from rich.text import Text
 
+from cluster.telemetry.events import KINDS
 from swiftclaw.cli import admin_api
 from swiftclaw.cli.errors import AdminUnreachable
 from swiftclaw.cli.output import show
 
-KINDS = ("instance", "health", "breaker", "scale", "rollout", "region", "config", "limit", "gateway")
+FETCH_LIMIT = 10_000  # events to fetch at once while following
 STYLES = {"health": "yellow", "breaker": "red", "limit": "red", "rollout": "magenta", "scale": "cyan", "region": "yellow"}
 
 
 @click.command()
-@click.option("--agent", metavar="AGENT", help="Only what concerns this agent.")
-@click.option("--kind", type=click.Choice(KINDS), help="Only these.")
-@click.option("--limit", type=click.IntRange(0, 10_000), default=20, show_default=True, help="The newest of them.")
-@click.option("--follow", is_flag=True, help="And every later one, until Ctrl-C (so does --watch).")
+@click.option("--agent", metavar="AGENT", help="Only events of this agent.")
+@click.option("--kind", type=click.Choice(KINDS), help="Only events of this kind.")
+@click.option(
+    "--limit", type=click.IntRange(0, FETCH_LIMIT), default=20, show_default=True, help="Show at most this many, the newest."
+)
+@click.option("--follow", is_flag=True, help="Keep printing new events until Ctrl-C. Same as --watch.")
 @show.reading
 def events(
     agent: str | None, kind: str | None, limit: int, follow: bool, admin: str | None, as_json: bool, watch: bool
 ) -> None:
-    """Show what happened, oldest first. The log begins anew when the Controller restarts."""
-    server = admin_api.find(admin)
+    """Show recent events, oldest first.
+
+    The Controller keeps events in memory: after it restarts, the list starts empty.
+    """
+    api = admin_api.admin_port(admin)
     if agent is not None:
-        server.load(agent)  # an agent that is none is told so
-    found = server.events(agent=agent, kind=kind, limit=limit)
+        api.load(agent)  # raises for an unknown agent
+    recent = api.events(agent=agent, kind=kind, limit=limit)
     if not (follow or watch):
         if as_json:
-            click.echo(json.dumps(found, indent=2))
-        elif not found:
-            click.echo("nothing has happened since the Controller started")
+            click.echo(json.dumps(recent, indent=2))
+        elif not recent:
+            click.echo("no events since the Controller started")
         else:
-            for event in found:
+            for event in recent:
                 show.out().print(line(event), soft_wrap=True)
         return
     try:
-        _follow(server, found, agent, kind, as_json)
+        _follow(api, recent, agent, kind, as_json)
     except KeyboardInterrupt:
         return
 
 
-def _follow(
-    server: admin_api.AdminApi, found: list[dict[str, Any]], agent: str | None, kind: str | None, as_json: bool
-) -> None:
-    """Asked once a second for what is newer: a Controller that restarts is waited for."""
-    last, away = -1, False
+def _follow(api: admin_api.AdminApi, recent: list[dict[str, Any]], agent: str | None, kind: str | None, as_json: bool) -> None:
+    """Poll once a second for newer events. While the Controller restarts, keep trying."""
+    last, unreachable = -1, False
     while True:
-        for event in found:
+        for event in recent:
             if as_json:
                 click.echo(json.dumps(event))
             else:
@@ -60,13 +64,13 @@ def _follow(
             last = event["id"]
         time.sleep(show.EVERY_S)
         try:
-            found = server.events(agent=agent, kind=kind, limit=10_000, after=max(last, 0))
-            away = False
-        except AdminUnreachable as gone:
-            found = []
-            if not away:
-                click.echo(f"reconnecting … ({gone.message.split(';')[0]})", err=True)
-            away = True
+            recent = api.events(agent=agent, kind=kind, limit=FETCH_LIMIT, after=max(last, 0))
+            unreachable = False
+        except AdminUnreachable as error:
+            recent = []
+            if not unreachable:
+                click.echo(show.reconnecting(error), err=True)
+            unreachable = True
 
 
 def line(event: dict[str, Any]) -> Text:

@@ -1,4 +1,4 @@
-"""`swiftclaw promote`: another share of the traffic for the canary; or its analysis pauses."""
+"""`swiftclaw promote`: change the canary's share of the traffic, or pause and resume its analysis."""
 
 from __future__ import annotations
 
@@ -10,35 +10,39 @@ import click
 from swiftclaw.cli import files
 from swiftclaw.cli.admin_api import AdminApi
 from swiftclaw.cli.commands.deploy import FILE, TIMEOUT, WAIT
-from swiftclaw.cli.output import follow, show
-from swiftclaw.cli.output.reporter import ProgressReporter
+from swiftclaw.cli.output import show
+from swiftclaw.cli.progress import rollout
+from swiftclaw.cli.progress.reporter import ProgressReporter
 
 
 @click.command()
 @click.argument("agent")
 @FILE
-@click.option("--canary", type=click.FloatRange(0, 100, min_open=True), metavar="N", help="How many percent it shall have.")
-@click.option("--pause", "pausing", flag_value="pause", help="The analysis moves it no further.")
-@click.option("--resume", "pausing", flag_value="resume", help="The analysis goes on.")
+@click.option(
+    "--canary", type=click.FloatRange(0, 100, min_open=True), metavar="N", help="The canary's share of the traffic in percent."
+)
+@click.option("--pause", "analysis", flag_value="pause", help="Pause the canary analysis; the share stays as it is.")
+@click.option("--resume", "analysis", flag_value="resume", help="Resume the canary analysis.")
 @WAIT
 @TIMEOUT
-def promote(agent: str, file: Path, canary: float | None, pausing: str | None, no_wait: bool, timeout: float) -> None:
-    """Move AGENT's canary to N percent of the traffic.
+def promote(agent: str, file: Path, canary: float | None, analysis: str | None, no_wait: bool, timeout: float) -> None:
+    """Give AGENT's canary N percent of the traffic.
 
-    It gets them as soon as it has the instances for that. 100 makes it the stable version, and drains the one before.
+    The share changes as soon as enough of the canary's instances are healthy. With 100 the canary becomes the stable
+    version, and the previous one drains.
     """
-    from swiftclaw.cli import ray_driver
+    from swiftclaw.cli.ray_cluster import controller, driver
 
-    if (canary is None) == (pausing is None):
-        raise click.UsageError("give one of --canary N, --pause and --resume")
+    if (canary is None) == (analysis is None):
+        raise click.UsageError("give exactly one of --canary N, --pause and --resume")
     with ProgressReporter(show.err()) as reporter:
-        with ray_driver.of(file):
-            name = ray_driver.pause(agent, pausing == "pause") if canary is None else ray_driver.promote(agent, canary)
+        with driver.connected_to(file):
+            version = controller.pause(agent, analysis == "pause") if canary is None else controller.promote(agent, canary)
         if canary is None:
-            line = f"the analysis of {name} of {agent} {'pauses' if pausing == 'pause' else 'goes on'}"
+            line = f"{agent}: analysis of {version} {'paused' if analysis == 'pause' else 'resumed'}"
         elif no_wait:
-            line = f"{agent}: {canary:g} % are asked for {name}"
+            line = f"{agent}: started to move {version} to {canary:g} % of the traffic"
         else:
-            look = partial(follow.coming, agent=agent, version=name, percent=canary)
-            line = follow.follow(AdminApi(files.admin_url(file)), look, reporter, timeout)
+            step_of = partial(rollout.gaining_traffic, agent=agent, version=version, percent=canary)
+            line = rollout.wait(AdminApi(files.admin_url(file)), step_of, reporter, timeout)
     click.echo(line)

@@ -1,4 +1,4 @@
-"""`swiftclaw rollback`: all traffic back to the stable version, at once."""
+"""`swiftclaw rollback`: return all traffic to the stable version at once."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import click
 from swiftclaw.cli import files
 from swiftclaw.cli.admin_api import AdminApi
 from swiftclaw.cli.commands.deploy import FILE, TIMEOUT, WAIT
-from swiftclaw.cli.output import follow, show
-from swiftclaw.cli.output.reporter import ProgressReporter
+from swiftclaw.cli.output import show
+from swiftclaw.cli.progress import rollout
+from swiftclaw.cli.progress.reporter import ProgressReporter
 
 
 @click.command()
@@ -20,17 +21,17 @@ from swiftclaw.cli.output.reporter import ProgressReporter
 @WAIT
 @TIMEOUT
 def rollback(agent: str, file: Path, no_wait: bool, timeout: float) -> None:
-    """Give all traffic back to the stable version.
+    """Return all of AGENT's traffic to the stable version.
 
-    At once. The canary, or the version that is about to take over, is drained and removed.
+    This takes effect at once. The canary, or the version that is taking over, drains and is removed.
     """
-    from swiftclaw.cli import ray_driver
+    from swiftclaw.cli.ray_cluster import controller, driver
 
     with ProgressReporter(show.err()) as reporter:
-        with ray_driver.of(file):
-            name = ray_driver.rollback(agent)
-        line = f"{name} of {agent} gets nothing any more"
+        with driver.connected_to(file):
+            version = controller.rollback(agent)
+        line = f"{agent}: {version} receives no more traffic"
         if not no_wait:
-            look = partial(follow.going, agent=agent, version=name)
-            line = follow.follow(AdminApi(files.admin_url(file)), look, reporter, timeout)
+            step_of = partial(rollout.losing_traffic, agent=agent, version=version)
+            line = rollout.wait(AdminApi(files.admin_url(file)), step_of, reporter, timeout)
     click.echo(line)

@@ -1,4 +1,4 @@
-"""`swiftclaw rotate-key`: session cookies are signed with a new key; those of the one before stay valid."""
+"""`swiftclaw rotate-key`: sign session cookies with a new key; the previous key stays valid."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from pathlib import Path
 import click
 
 from swiftclaw.cli import files
-from swiftclaw.cli.errors import CommandFailed
-from swiftclaw.cli.output import show
 
 
 @click.command("rotate-key")
@@ -16,15 +14,11 @@ from swiftclaw.cli.output import show
 def rotate_key(file: Path) -> None:
     """Sign session cookies with a new key.
 
-    FILE is cluster.yaml unless given. Cookies signed with the key before this one stay valid; older ones count as
-    absent, so a second rotation within a session's ttl ends sessions.
+    FILE defaults to cluster.yaml. Cookies signed with the previous key stay valid; older ones are ignored, so a second
+    rotation within a session's ttl ends sessions.
     """
-    from swiftclaw.cli import ray_driver
-    from swiftclaw.cli.local import cluster_record
+    from swiftclaw.cli.ray_cluster import controller, driver
 
-    made = cluster_record.load(files.state_dir(file))
-    if made is None:
-        raise CommandFailed(f"SwiftClaw was not started from {file.absolute().parent}; `{show.program()} up` does that")
-    with ray_driver.connected(made.address, made.auth_mode):
-        ray_driver.rotate_session_key()
-    click.echo("session cookies are signed with a new key; the one before is still accepted")
+    with driver.connected_to(file):
+        controller.rotate_session_key()
+    click.echo("session cookies are now signed with a new key; the previous key is still accepted")

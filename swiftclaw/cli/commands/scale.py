@@ -1,4 +1,4 @@
-"""`swiftclaw scale`: another number of instances, without editing the file."""
+"""`swiftclaw scale`: change the number of instances without editing the file."""
 
 from __future__ import annotations
 
@@ -7,27 +7,21 @@ from pathlib import Path
 import click
 
 from swiftclaw.cli import files
-from swiftclaw.cli.errors import CommandFailed
-from swiftclaw.cli.output import show
 
 
 @click.command()
 @click.argument("agent")
 @click.argument("file", default=files.DEFAULT_FILE, type=click.Path(path_type=Path))
-@click.option("--region", help="Which region. May be left out where the agent runs in one only.")
-@click.option("--instances", required=True, type=click.IntRange(min=0), metavar="N", help="How many it should have.")
+@click.option("--region", help="The region. Optional if the agent runs in only one.")
+@click.option("--instances", required=True, type=click.IntRange(min=0), metavar="N", help="The new number of instances.")
 def scale(agent: str, file: Path, region: str | None, instances: int) -> None:
-    """Set how many instances AGENT has in a region.
+    """Set the number of AGENT's instances in a region.
 
-    Holds, also over restarts, until an `up` finds another number for the region in FILE (cluster.yaml unless given). Of an
-    agent with `scaling` it sets where autoscaling goes on from, within its bounds.
+    The number stays in force, also across restarts, until `up` finds a new number for the region in FILE (default:
+    cluster.yaml). For an agent with `scaling`, autoscaling continues from it, within the agent's bounds.
     """
-    from swiftclaw.cli import ray_driver
-    from swiftclaw.cli.local import cluster_record
+    from swiftclaw.cli.ray_cluster import controller, driver
 
-    made = cluster_record.load(files.state_dir(file))
-    if made is None:
-        raise CommandFailed(f"SwiftClaw was not started from {file.absolute().parent}; `{show.program()} up` does that")
-    with ray_driver.connected(made.address, made.auth_mode):
-        done = ray_driver.scale(agent, region, instances)
-    click.echo(done)
+    with driver.connected_to(file):
+        change = controller.scale(agent, region, instances)
+    click.echo(change)

@@ -1,4 +1,4 @@
-"""`swiftclaw status`: what runs, at a glance; of one agent, its versions side by side."""
+"""`swiftclaw status`: the whole cluster at a glance, or one agent's versions side by side."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from swiftclaw.cli.output import show, tables
 def status(agent: str | None, admin: str | None, as_json: bool, watch: bool) -> None:
     """Show agents, versions, regions and gateways.
 
-    Of one AGENT its versions, side by side.
+    With AGENT, show its versions side by side.
     """
-    found = admin_api.find(admin)
+    api = admin_api.admin_port(admin)
     if agent is None:
-        show.present(found.status, tables.status, as_json=as_json, watch=watch)
+        show.present(api.status, tables.status, as_json=as_json, watch=watch)
         return
     name = agent
-    show.present(lambda: found.agent(name), tables.versions, as_json=as_json, watch=watch)
+    show.present(lambda: api.agent(name), tables.versions, as_json=as_json, watch=watch)

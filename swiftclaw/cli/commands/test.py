@@ -1,4 +1,4 @@
-"""`swiftclaw test …`: does it hold what it promises? Each test is a command of its own."""
+"""`swiftclaw test …`: tests of a running cluster, each a command of its own."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ from swiftclaw.cli.failover.command import failover
 
 @click.group(commands={"failover": failover})
 def test() -> None:
-    """Test what runs: failover."""
+    """Test the running cluster: failover."""

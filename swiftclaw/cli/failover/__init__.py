@@ -1,1 +1,1 @@
-"""`swiftclaw test failover`: the command, the trial, its probes and its report."""
+"""`swiftclaw test failover`: the command, the trial with its probe requests, the evaluation and the report."""

@@ -1,7 +1,7 @@
-"""`swiftclaw test failover AGENT`: takes an instance away under traffic of its own and says what clients noticed.
+"""`swiftclaw test failover AGENT`: take an instance out under probe traffic and report what clients notice.
 
-It refuses to take the only healthy instance away. One that is held as unhealthy comes back when the test ends, however it
-ends: with Ctrl-C at once, and when this program is killed, after the duration.
+It refuses to take out the only healthy instance. An instance that is held unhealthy is released when the test ends: at once
+after Ctrl-C; after the duration if this program is killed.
 """
 
 from __future__ import annotations
@@ -17,36 +17,39 @@ import click
 
 from swiftclaw.cli import admin_api, files
 from swiftclaw.cli.errors import CommandFailed
+from swiftclaw.cli.failover.report import FailoverReport
 from swiftclaw.cli.output import show
-from swiftclaw.cli.output.reporter import ProgressReporter
+from swiftclaw.cli.progress.reporter import ProgressReporter
 
-MODES = ("kill", "drain", "unhealthy")  # those of cluster/fleet/fault_injection.py, which is not imported for a help text
-MOST_S = 3600.0
+MODES = ("kill", "drain", "unhealthy")  # as in cluster/fleet/fault_injection.py, which is too slow to import for --help
+SHORTEST_S, LONGEST_S = 1.0, 3600.0
+
+Row = Mapping[str, Any]  # an instance as the admin port shows it
 
 
-def _duration(_: click.Context, __: click.Parameter, given: str) -> float:
+def _duration(_: click.Context, __: click.Parameter, value: str) -> float:
     from cluster.config.mistakes import ConfigError
     from cluster.config.values import duration
 
     try:
-        seconds = duration(given)
+        seconds = duration(value)
     except ConfigError as error:
         raise click.BadParameter(str(error)) from None
-    if not 1 <= seconds <= MOST_S:
-        raise click.BadParameter(f"{given} is not between 1s and 1h")
+    if not SHORTEST_S <= seconds <= LONGEST_S:
+        raise click.BadParameter(f"{value} is not between 1s and 1h")
     return seconds
 
 
 @click.command()
 @click.argument("agent")
 @click.argument("file", default=files.DEFAULT_FILE, type=click.Path(path_type=Path))
-@click.option("--instance", required=True, metavar="NAME", help="Which one to take away, such as instance-1.")
-@click.option("--mode", type=click.Choice(MODES), default="kill", show_default=True, help="How it goes.")
-@click.option("--duration", default="10s", show_default=True, callback=_duration, help="How long to look after that.")
-@click.option("--rate", type=click.FloatRange(1, 1000), default=50.0, show_default=True, help="Requests per second.")
-@click.option("--force", is_flag=True, help="Even when no healthy instance is left.")
-@click.option("--json", "as_json", is_flag=True, help="The report as one object.")
-@click.option("--admin", metavar="URL", help="The admin port. Default: that of FILE.")
+@click.option("--instance", required=True, metavar="NAME", help="The instance to take out, for example instance-1.")
+@click.option("--mode", type=click.Choice(MODES), default="kill", show_default=True, help="How to take it out.")
+@click.option("--duration", default="10s", show_default=True, callback=_duration, help="How long to observe, 1s to 1h.")
+@click.option("--rate", type=click.FloatRange(1, 1000), default=50.0, show_default=True, help="Probe requests per second.")
+@click.option("--force", is_flag=True, help="Proceed even if no other instance is healthy.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one object.")
+@click.option("--admin", metavar="URL", help="The admin port. Default: the one in FILE.")
 def failover(
     agent: str,
     file: Path,
@@ -58,97 +61,93 @@ def failover(
     as_json: bool,
     admin: str | None,
 ) -> None:
-    """Take an instance of AGENT away and report what clients notice.
+    """Take an instance out and report what clients notice.
 
-    kill: its process is killed. drain: it finishes its requests, then its process ends. unhealthy: it is held as
-    unhealthy for the duration. Requests of this test's own run all the while. FILE is cluster.yaml unless given.
-    Exit status 1 when a request was lost that could have been saved, or the instance did not come back.
+    The test sends probe requests to AGENT throughout. Modes: kill: the instance's process is killed. drain: it finishes
+    its requests, then its process ends. unhealthy: it counts as unhealthy for the duration. FILE defaults to cluster.yaml.
+    Exit status 1 if a request was lost that could have been saved, or the instance did not come back.
     """
-    from swiftclaw.cli import ray_driver
-    from swiftclaw.cli.failover import view
-    from swiftclaw.cli.local import cluster_record
+    from swiftclaw.cli.failover import report_tables
+    from swiftclaw.cli.ray_cluster import driver
 
-    server = admin_api.find(admin or files.admin_url(file))
-    rows = server.instances(agent)
-    status = server.status()
-    row = permitted(rows, agent, instance, force)
-    addresses = gateways(status)
-    made = cluster_record.load(files.state_dir(file))
-    if made is None:
-        raise CommandFailed(f"SwiftClaw was not started from {file.absolute().parent}; `{show.program()} up` does that")
+    api = admin_api.admin_port(admin or files.admin_url(file))
+    rows = api.instances(agent)
+    status = api.status()
+    row = check_permitted(rows, agent, instance, force)
+    addresses = gateway_urls(status)
     about = next(entry for entry in status["agents"] if entry["name"] == agent)
-    with ProgressReporter(show.err()) as reporter, ray_driver.connected(made.address, made.auth_mode):
-        found = conduct(server, about, rows, row, addresses, mode, duration, rate, reporter)
+    with ProgressReporter(show.err()) as reporter, driver.connected_to(file):
+        report = conduct(api, about, rows, row, addresses, mode, duration, rate, reporter)
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(report.as_json(), indent=2))
     else:
-        show.out().print(view.report(found))
-        show.out().print(view.verdict(found), soft_wrap=True)
-    if not found["passed"]:
-        raise CommandFailed(found["verdict"] if as_json else f"the failover test of {instance} failed")
+        show.out().print(report_tables.tables(report))
+        show.out().print(report_tables.verdict(report), soft_wrap=True)
+    if not report.passed:
+        raise CommandFailed(report.verdict if as_json else f"the failover test of {instance} failed")
 
 
-def permitted(rows: Sequence[Mapping[str, Any]], agent: str, instance: str, force: bool) -> Mapping[str, Any]:
-    """The instance's row. Raises CommandFailed when it may not be taken away."""
+def check_permitted(rows: Sequence[Row], agent: str, instance: str, force: bool) -> Row:
+    """The instance's row. Raises CommandFailed when it must not be taken out."""
     row = next((row for row in rows if row["id"] == instance), None)
     if row is None:
         raise CommandFailed(f"{agent} has no instance {instance!r} (it has: {', '.join(row['id'] for row in rows) or 'none'})")
     if row["state"] != "healthy":
-        why = f" ({row['health']['reason']})" if row["health"]["reason"] else ""
-        raise CommandFailed(f"{instance} of {agent} is {row['state']}{why}, not healthy: there is nothing to take away")
-    if not force and _others(rows, instance) == 0:
+        reason = f" ({row['health']['reason']})" if row["health"]["reason"] else ""
+        raise CommandFailed(f"{instance} of {agent} is {row['state']}{reason}; only a healthy instance can be taken out")
+    if not force and _healthy_others(rows, instance) == 0:
         raise CommandFailed(
-            f"{instance} is the only healthy instance of {agent}: without it nobody answers (--force does it anyway)"
+            f"{instance} is the only healthy instance of {agent}: without it no request can be answered "
+            "(--force takes it out anyway)"
         )
     return row
 
 
-def gateways(status: Mapping[str, Any]) -> list[str]:
+def gateway_urls(status: Mapping[str, Any]) -> list[str]:
     """The public addresses. Raises CommandFailed when there are none."""
     edges = {(one["host"], one["port"], bool(one.get("tls"))) for one in status["gateways"]}
     if not edges:
-        raise CommandFailed("no gateway is there: nobody could answer")
+        raise CommandFailed("no gateway is running, so no request can be answered; `swiftclaw status` shows why")
     urls = [(files.url(host, port), tls) for host, port, tls in sorted(edges)]
     return [url.replace("http://", "https://", 1) if tls else url for url, tls in urls]
 
 
 def conduct(
-    server: admin_api.AdminApi,
+    api: admin_api.AdminApi,
     about: Mapping[str, Any],
-    rows: Sequence[Mapping[str, Any]],
-    row: Mapping[str, Any],
+    rows: Sequence[Row],
+    row: Row,
     addresses: list[str],
     mode: str,
     duration_s: float,
     rate: float,
     reporter: ProgressReporter,
-) -> dict[str, Any]:
-    """Run it and make the report. `about`: the agent as the admin port gives it."""
-    from swiftclaw.cli import ray_driver
-    from swiftclaw.cli.failover import report, shares, trial
+) -> FailoverReport:
+    """Run the test. `about`: the agent as the admin port shows it."""
+    from swiftclaw.cli.failover import evaluation, shares, trial
+    from swiftclaw.cli.ray_cluster import controller
 
     agent, instance = about["name"], row["id"]
     has_share = about["strategy"] != "geographic" and shares.expected(rows, about)[instance] > 0
-    order = trial.TrialPlan(agent, mode, duration_s, rate, _others(rows, instance), has_share, row)
+    plan = trial.TrialPlan(agent, mode, duration_s, rate, _healthy_others(rows, instance), has_share, row)
     run = trial.TrialRun(
-        order,
+        plan,
         addresses,
-        rows=lambda: server.instances(agent),
-        take=lambda: ray_driver.take_away(agent, instance, mode, duration_s),
-        say=reporter.say,
+        rows=lambda: api.instances(agent),
+        take_out=lambda: controller.take_out(agent, instance, mode, duration_s),
+        report=reporter.report,
     )
     try:
-        course, probes = asyncio.run(run())
-    except BaseException:  # Ctrl-C above all
+        result, probes = asyncio.run(run())
+    except BaseException:  # in particular Ctrl-C
         if mode == "unhealthy":
             with contextlib.suppress(CommandFailed):
-                ray_driver.take_away(agent, instance, mode, 0)
+                controller.take_out(agent, instance, mode, 0)
         raise
     expected = shares.expected(shares.without(rows, instance, mode), about)
     expected.pop(instance, None)
-    exact = shares.exact(about)
-    return report.report(course, probes, about["strategy"], expected, exact)
+    return evaluation.evaluate(result, probes, about["strategy"], expected, shares.exact(about))
 
 
-def _others(rows: Sequence[Mapping[str, Any]], instance: str) -> int:
+def _healthy_others(rows: Sequence[Row], instance: str) -> int:
     return sum(row["state"] == "healthy" and row["id"] != instance for row in rows)

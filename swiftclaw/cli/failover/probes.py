@@ -1,6 +1,6 @@
-"""The requests that `swiftclaw test failover` sends: plain POSTs at a steady rate, as many users would send them.
+"""The requests that `swiftclaw test failover` sends: plain POSTs at a steady rate, like those of many users.
 
-Every one is accounted for. The rate is kept whatever the answers do (an open loop), but for a bound on what is in flight.
+Every request is recorded. The rate does not depend on the responses (an open loop), up to a limit of requests in flight.
 """
 
 from __future__ import annotations
@@ -14,36 +14,36 @@ from itertools import cycle
 
 import aiohttp
 
-CLIENTS = 8  # each with connections of its own, so that every gateway of an address gets some
+CLIENTS = 8  # each with its own connections, so that every gateway behind an address receives some
 MOST_IN_FLIGHT = 1000
-PATIENCE_S = 60.0  # for one answer
+TIMEOUT_S = 60.0  # for one response
 MESSAGE = "a probe of `swiftclaw test failover`"
-NO_ANSWER = "no_answer"  # the only error name that is not the gateway's
+NO_ANSWER = "no_answer"  # the only error type that does not come from the gateway
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One request. Times in seconds since the take-away; before it they are negative."""
+    """One request. Times in seconds since the instance was taken out; negative before that."""
 
     began_s: float
     ended_s: float
-    status: int = 200  # 0: no answer at all
-    instance: str = ""  # who answered, if anybody said
+    status: int = 200  # 0: no response
+    instance: str = ""  # the instance that answered; "": unknown
     attempts: int = 1
-    error: str = ""  # the error's name; "": it was answered
+    error: str = ""  # the error type; "": success
     message: str = ""
 
     @property
     def ok(self) -> bool:
         return not self.error
 
-    def since(self, moment_s: float) -> Probe:
-        """With its times counted from then."""
-        return Probe(**{**vars(self), "began_s": self.began_s - moment_s, "ended_s": self.ended_s - moment_s})
+    def since(self, start_s: float) -> Probe:
+        """The same with times counted from `start_s`."""
+        return Probe(**{**vars(self), "began_s": self.began_s - start_s, "ended_s": self.ended_s - start_s})
 
 
 class Probes:
-    """`sent`, in the order of the answers, with times on the monotonic clock."""
+    """Sends requests. `sent`: the finished ones, in the order of their responses, with times on the monotonic clock."""
 
     def __init__(self, addresses: list[str], agent: str, rate: float) -> None:
         self.sent: list[Probe] = []
@@ -51,18 +51,18 @@ class Probes:
         self._urls = cycle([f"{address}/agents/{agent}/messages" for address in addresses])
         self._rate = rate
 
-    async def run(self, enough: asyncio.Event) -> None:
-        """Sends until `enough`, then waits for the answers that are still to come."""
+    async def run(self, stop: asyncio.Event) -> None:
+        """Send until `stop` is set, then wait for the outstanding responses."""
         tasks: set[asyncio.Task[None]] = set()
         async with AsyncExitStack() as stack:
             clients = cycle([await stack.enter_async_context(_client()) for _ in range(CLIENTS)])
             due = time.monotonic()
-            while not enough.is_set():
+            while not stop.is_set():
                 if len(tasks) < MOST_IN_FLIGHT:
                     task = asyncio.create_task(self._one(next(clients), next(self._urls)))
                     tasks.add(task)
                     task.add_done_callback(tasks.discard)
-                due = max(due + 1 / self._rate, time.monotonic() - 1)  # after a pause no burst of more than a second's
+                due = max(due + 1 / self._rate, time.monotonic() - 1)  # after a pause, catch up on one second at most
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
             await asyncio.gather(*tasks)
 
@@ -73,31 +73,31 @@ class Probes:
             async with client.post(url, json={"message": MESSAGE}) as response:
                 body = await response.read()
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-            said = str(error) or type(error).__name__
-            self.sent.append(Probe(began, time.monotonic(), 0, error=NO_ANSWER, message=said))
+            message = str(error) or type(error).__name__
+            self.sent.append(Probe(began, time.monotonic(), 0, error=NO_ANSWER, message=message))
             return
         finally:
             self.in_flight -= 1
-        named, message = _error(response.status, body)
+        error_type, message = _error(response.status, body)
         attempts = response.headers.get("x-swiftclaw-attempts", "1")
         self.sent.append(
             Probe(
                 began, time.monotonic(), response.status, response.headers.get("x-swiftclaw-instance", ""),
-                int(attempts) if attempts.isdecimal() else 1, named, message,
+                int(attempts) if attempts.isdecimal() else 1, error_type, message,
             )
         )  # fmt: skip
 
 
 def _client() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, ssl=False),  # its own cluster's certificate may be for another name
-        cookie_jar=aiohttp.DummyCookieJar(),  # a new user each time
-        timeout=aiohttp.ClientTimeout(total=PATIENCE_S),
+        connector=aiohttp.TCPConnector(limit=0, ssl=False),  # the certificate may be for another name than this address
+        cookie_jar=aiohttp.DummyCookieJar(),  # every request is a new user
+        timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
     )
 
 
 def _error(status: int, body: bytes) -> tuple[str, str]:
-    """Its name and message; ("", "") for an answer."""
+    """(type, message) of the error; ("", "") for a success."""
     if status < 400:
         return "", ""
     try:

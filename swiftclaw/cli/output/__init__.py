@@ -1,1 +1,1 @@
-"""What commands print: tables, JSON, progress."""
+"""What commands print: tables, JSON, and the last words of `up`."""

@@ -1,6 +1,6 @@
-"""How every reading command answers: once, as JSON, or again every second.
+"""The output of a reading command: once or every second, as a table or as JSON.
 
-Colour, spinners and redrawing only where stdout is a terminal; elsewhere plain lines.
+Colour and redrawing only on a terminal; elsewhere plain lines.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -32,18 +31,18 @@ def err() -> Console:
 
 
 def reading(command: Command) -> Command:
-    """The options that every reading command has."""
+    """Add the options that every reading command has."""
     for option in (
-        click.option("--admin", metavar="URL", help="The admin port. Default: that of ./cluster.yaml."),
-        click.option("--watch", is_flag=True, help="Again every second, until Ctrl-C."),
-        click.option("--json", "as_json", is_flag=True, help="What the admin port answers, unchanged."),
+        click.option("--admin", metavar="URL", help="The admin port. Default: the one in ./cluster.yaml."),
+        click.option("--watch", is_flag=True, help="Refresh every second until Ctrl-C."),
+        click.option("--json", "as_json", is_flag=True, help="Print the admin port's reply, unchanged."),
     ):
         command = option(command)
     return command
 
 
 def present(fetch: Callable[[], Any], render: Callable[[Any], RenderableType], *, as_json: bool, watch: bool) -> None:
-    """Show what `fetch` gives, by `render` or as JSON (with --watch one line each time)."""
+    """Print what `fetch` returns: rendered, or as JSON (with --watch one line per reply)."""
     first = fetch()
     if not watch:
         if as_json:
@@ -68,9 +67,9 @@ def _stream(first: Any, fetch: Callable[[], Any]) -> None:
         if latest is not None:
             click.echo(json.dumps(latest))
         time.sleep(EVERY_S)
-        latest, lost = _again(fetch)
-        if lost:
-            click.echo(lost, err=True)
+        latest, problem = _retry(fetch)
+        if problem:
+            click.echo(problem, err=True)
 
 
 def _redraw(first: Any, fetch: Callable[[], Any], render: Callable[[Any], RenderableType]) -> None:
@@ -78,9 +77,9 @@ def _redraw(first: Any, fetch: Callable[[], Any], render: Callable[[Any], Render
     with Live(shown, console=out(), auto_refresh=False) as live:
         while True:
             time.sleep(EVERY_S)
-            latest, lost = _again(fetch)
+            latest, problem = _retry(fetch)
             shown = shown if latest is None else render(latest)
-            live.update(Group(shown, Text(lost, style="yellow")) if lost else shown, refresh=True)
+            live.update(Group(shown, Text(problem, style="yellow")) if problem else shown, refresh=True)
 
 
 def _repeat(first: Any, fetch: Callable[[], Any], render: Callable[[Any], RenderableType]) -> None:
@@ -90,27 +89,19 @@ def _repeat(first: Any, fetch: Callable[[], Any], render: Callable[[Any], Render
             out().print(render(latest))
             out().print()
         time.sleep(EVERY_S)
-        latest, lost = _again(fetch)
-        if lost:
-            out().print(lost)
+        latest, problem = _retry(fetch)
+        if problem:
+            out().print(problem)
 
 
-def _again(fetch: Callable[[], Any]) -> tuple[Any, str]:
-    """What is new, or why there is nothing: a Controller that restarts is gone for some seconds."""
+def _retry(fetch: Callable[[], Any]) -> tuple[Any, str]:
+    """The new reply, or why there is none: a Controller that restarts is unreachable for some seconds."""
     try:
         return fetch(), ""
-    except AdminUnreachable as gone:
-        return None, f"reconnecting … ({gone.message.split(';')[0]})"
+    except AdminUnreachable as error:
+        return None, reconnecting(error)
 
 
-def program() -> str:
-    """How this program can be called again from here: its name, or its path where it is not on the PATH."""
-    import shutil
-
-    called = Path(sys.argv[0])
-    if shutil.which(called.name) or not called.is_file():
-        return "swiftclaw"
-    try:
-        return str(called.absolute().relative_to(Path.cwd()))
-    except ValueError:
-        return str(called.absolute())
+def reconnecting(error: AdminUnreachable) -> str:
+    """A line without the hint of the error."""
+    return f"reconnecting … ({error.message.split(';')[0]})"

@@ -1,4 +1,4 @@
-"""What the admin port answers, as tables that fit 80 columns."""
+"""The admin port's replies as tables that fit 80 columns."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from rich.bar import Bar
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -28,7 +29,7 @@ def instances(rows: Iterable[Instance]) -> RenderableType:
 
 
 def health(rows: Iterable[Instance]) -> RenderableType:
-    """The last check of each, its reason, and the breaker."""
+    """The last health check of each instance, its reason, and the circuit breaker."""
     table = headed("INSTANCE", "REGION", "STATE", "CIRCUIT", "CHECKED>", "REASON")
     now = time.time()
     for row in rows:
@@ -40,41 +41,40 @@ def health(rows: Iterable[Instance]) -> RenderableType:
     return table if table.row_count else Text("no instances")
 
 
-def status(answer: Mapping[str, Any]) -> RenderableType:
-    """Agents, versions, regions, gateways, and what is wrong."""
-    parts: list[RenderableType] = [_agents(answer["agents"]), Text(), _gateways(answer)]
+def status(reply: Mapping[str, Any]) -> RenderableType:
+    """Agents, versions, regions and gateways; then problems, warnings and changed instance counts."""
+    failed = _failed(reply)
+    parts: list[RenderableType] = [_agents(reply["agents"]), Text(), _gateways(reply)]
     parts += [
-        Text(f"{app} cannot start: {reason}", style="red")
-        for app, reason in answer["problems"].items()
-        if app not in _failed(answer)
+        Text(f"{app} cannot start: {reason}", style="red") for app, reason in reply["problems"].items() if app not in failed
     ]
-    parts += [Text(f"{app}: {said}", style="red") for app, said in _failed(answer).items()]
-    parts += [Text(f"warning: {warning}", style="yellow") for warning in answer["warnings"]]
-    parts += [Text(said, style="dim") for said in _scaled(answer["agents"])]
+    parts += [Text(f"{app}: {reason}", style="red") for app, reason in failed.items()]
+    parts += [Text(f"warning: {warning}", style="yellow") for warning in reply["warnings"]]
+    parts += [Text(line, style="dim") for line in _scaled(reply["agents"])]
     return Group(*parts)
 
 
 def versions(agent: Mapping[str, Any]) -> RenderableType:
-    """One agent's versions side by side: requests of the last minute, and what is about to happen."""
+    """One agent's versions side by side, with figures of the last minute, and the state of the rollout."""
     table = headed("VERSION", "ROLE", "TRAFFIC>", "HEALTHY>", "REQUESTS>", "ERR %>", "P50 ms>", "P95 ms>")
     for one in agent["versions"]:
         table.add_row(
             Text(one["version"]), Text(one["role"]), f"{one['weight']:g} %", f"{one['healthy']} of {one['desired']}",
             number(one["requests"]), number(one["error_rate"]), number(one["p50_ms"]), number(one["p95_ms"]),
         )  # fmt: skip
-    rollout, said = agent["rollout"], []
+    rollout, lines = agent["rollout"], []
     if rollout["canary"] and rollout["percent"] != rollout["target"]:
-        said.append(f"{rollout['canary']} gets {rollout['target']:g} % when its instances for that are healthy")
+        lines.append(f"{rollout['canary']} will receive {rollout['target']:g} % once enough of its instances are healthy")
     if rollout["paused"]:
-        said.append(f"the analysis of {rollout['canary']} pauses")
-    said += [f"{rollout['canary']} {rollout['note']}"] if rollout["note"] else []
-    said += [f"analysis: {rollout['analysis']}"] if rollout["analysis"] else []
-    said += [rollout["last"]] if rollout["last"] else []
-    return Group(table, *(Text(line) for line in said))
+        lines.append(f"the analysis of {rollout['canary']} is paused")
+    lines += [f"{rollout['canary']} {rollout['note']}"] if rollout["note"] else []
+    lines += [f"analysis: {rollout['analysis']}"] if rollout["analysis"] else []
+    lines += [rollout["last"]] if rollout["last"] else []
+    return Group(table, *(Text(line) for line in lines))
 
 
 def ago(seconds: float) -> str:
-    """At most four characters: 12s, 3m, 5h, 12d."""
+    """A duration in at most four characters: 12s, 3m, 5h, 12d."""
     for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
         if seconds >= size:
             return f"{int(seconds // size)}{unit}"
@@ -82,12 +82,12 @@ def ago(seconds: float) -> str:
 
 
 def _scaled(agents: Iterable[Mapping[str, Any]]) -> Iterable[str]:
-    """Where the number of instances is not the file's: since when, and why."""
+    """Each region whose instance count differs from the file's: since when, and why."""
     for agent in agents:
-        for region, there in agent["regions"].items():
-            if there.get("reason"):
-                since = ago(max(0.0, time.time() - there["at"]))
-                yield f"{agent['name']} in {region}: {there['desired']} instances since {since}: {there['reason']}"
+        for region, counts in agent["regions"].items():
+            if counts.get("reason"):
+                age = ago(max(0.0, time.time() - counts["at"]))
+                yield f"{agent['name']} in {region}: {counts['desired']} instances, set {age} ago: {counts['reason']}"
 
 
 def _agents(agents: Iterable[Mapping[str, Any]]) -> RenderableType:
@@ -95,9 +95,9 @@ def _agents(agents: Iterable[Mapping[str, Any]]) -> RenderableType:
     for agent in agents:
         first = [agent["name"], agent["strategy"], _versions(agent["versions"])]
         totals = [number(agent["requests"]), number(agent["errors"])]
-        for region, there in agent["regions"].items() or [("-", {"instances": 0, "healthy": 0})]:
-            full = there["healthy"] >= there["instances"]
-            share = Text(f"{there['healthy']} of {there['instances']}", style="green" if full else "yellow")
+        for region, counts in agent["regions"].items() or [("-", {"instances": 0, "healthy": 0})]:
+            full = counts["healthy"] >= counts["instances"]
+            share = Text(f"{counts['healthy']} of {counts['instances']}", style="green" if full else "yellow")
             table.add_row(*map(Text, first), Text(region), share, *totals)
             first, totals = ["", "", ""], ["", ""]
     return table if table.row_count else Text("no agents")
@@ -111,25 +111,25 @@ def _versions(versions: Iterable[Mapping[str, Any]]) -> str:
     return " ".join(f"{one['version']} {one['weight']:g}%" for one in listed)
 
 
-def _gateways(answer: Mapping[str, Any]) -> RenderableType:
+def _gateways(reply: Mapping[str, Any]) -> RenderableType:
     table = headed("GATEWAY", "REGION", "REPLICAS>", "PIDS")
     edges: dict[tuple[str, str], list[str]] = {}
-    for one in answer["gateways"]:
+    for one in reply["gateways"]:
         address = f"{'https://' if one.get('tls') else ''}{one['host']}:{one['port']}"
         edges.setdefault((address, one["region"]), []).append(str(one["pid"]))
     for (address, region), pids in edges.items():
         table.add_row(Text(address), Text(region), str(len(pids)), " ".join(pids))
-    present, wanted = len(answer["gateways"]), answer["desired_gateways"]
-    if present >= wanted:
+    running, desired = len(reply["gateways"]), reply["desired_gateways"]
+    if running >= desired:
         return table
-    missing = Text(f"{present} of {wanted} gateways are there", style="yellow")
+    missing = Text(f"{running} of {desired} gateways are running", style="yellow")
     return Group(table, missing) if table.row_count else missing
 
 
-def _failed(answer: Mapping[str, Any]) -> dict[str, str]:
+def _failed(reply: Mapping[str, Any]) -> dict[str, str]:
     return {
-        name: f"{app['status'].lower().replace('_', ' ')}: {first_line(answer['problems'].get(name) or app['message'])}"
-        for name, app in answer["apps"].items()
+        name: f"{app['status'].lower().replace('_', ' ')}: {first_line(reply['problems'].get(name) or app['message'])}"
+        for name, app in reply["apps"].items()
         if app["status"] in ("DEPLOY_FAILED", "UNHEALTHY")
     }
 
@@ -140,7 +140,7 @@ def first_line(text: str) -> str:
 
 
 def headed(*headings: str) -> Table:
-    """A heading that ends in `>` is of a column of numbers."""
+    """An empty table. A heading that ends in `>` is for a right-aligned column of numbers."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for heading in headings:
         right = heading.endswith(">")
@@ -153,8 +153,16 @@ def _state(word: str) -> Text:
 
 
 def number(value: float | None) -> str:
+    """A whole number without decimals, others with one; `-` for None."""
     if value is None:
         return "-"
     if isinstance(value, int) or float(value).is_integer():
         return str(int(value))
     return f"{value:.1f}"
+
+
+def bar(value: float, largest: float, width: int, style: str) -> RenderableType:
+    """A bar of `width` characters for `largest`, exact to an eighth of a character; at least that for a value above 0."""
+    if value <= 0 or largest <= 0:
+        return Text()
+    return Bar(8 * width, 0, max(1, round(8 * width * value / largest)), width=width, color=style)

@@ -1,4 +1,4 @@
-"""What `up` says in the end: the instances, the addresses, and a call that works."""
+"""What `up` prints when it is done: the instances, the addresses, and a request to try."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from rich.text import Text
 from swiftclaw.cli import files
 from swiftclaw.cli.admin_api import AdminApi
 from swiftclaw.cli.output import show, tables
+from swiftclaw.cli.program import program
 
 if TYPE_CHECKING:
     from cluster.config import Settings
-    from swiftclaw.cli.local.cluster_record import ClusterRecord
+    from swiftclaw.cli.ray_cluster.cluster_record import ClusterRecord
 
 
 def welcome(settings: Settings, cluster: ClusterRecord, api: AdminApi) -> None:
@@ -28,7 +29,7 @@ def welcome(settings: Settings, cluster: ClusterRecord, api: AdminApi) -> None:
         click.echo(f"warning: {warning}", err=True)
     if settings.agents:
         click.echo(f"\nTry it:\n  {curl(settings)}")
-    click.echo(f"\nStop it:\n  {show.program()} down")
+    click.echo(f"\nStop it:\n  {program()} down")
 
 
 def addresses(settings: Settings, cluster: ClusterRecord, admin: str) -> list[tuple[str, str]]:
@@ -41,7 +42,7 @@ def addresses(settings: Settings, cluster: ClusterRecord, admin: str) -> list[tu
 
 
 def curl(settings: Settings) -> str:
-    """A command for the first agent, behind the first gateway."""
+    """A curl command that sends a message to the first agent through the first gateway."""
     agent = next(iter(settings.agents))
     insecure = "k" if _tls(settings, 0) else ""
     return (

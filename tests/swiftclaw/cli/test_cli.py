@@ -12,7 +12,7 @@ import click
 import pytest
 
 from swiftclaw import cli
-from swiftclaw.cli.local import cluster_record, ports, processes
+from swiftclaw.cli.ray_cluster import cluster_record, ports, processes
 
 GOOD = """
 applications:
@@ -60,7 +60,7 @@ def test_a_surprise_is_one_sentence_and_never_a_traceback(
 
     monkeypatch.setitem(cli.cli.commands, "broken", broken)
     assert cli.run(["broken"]) == 1
-    expected = "unexpected RuntimeError: the first line (SWIFTCLAW_DEBUG=1 shows where)\n"
+    expected = "unexpected RuntimeError: the first line (set SWIFTCLAW_DEBUG=1 to see the traceback)\n"
     assert capsys.readouterr().err == expected
     monkeypatch.setenv("SWIFTCLAW_DEBUG", "1")
     assert cli.run(["broken"]) == 1
@@ -74,7 +74,7 @@ def test_ctrl_c_is_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 
     monkeypatch.setitem(cli.cli.commands, "long", long)
     assert cli.run(["long"]) == 1
-    assert capsys.readouterr().err.strip() == "stopped"
+    assert capsys.readouterr().err.strip() == "interrupted"
 
 
 def test_check_says_what_a_right_file_describes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,12 +142,12 @@ def test_up_refuses_a_port_in_use_before_ray_is_started(
 def test_up_refuses_to_choose_between_ray_clusters(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(processes, "ray_addresses", lambda: ["127.0.0.1:1", "127.0.0.1:2"])
     assert cli.run(["up"]) == 1
-    assert "several Ray clusters run here (127.0.0.1:1, 127.0.0.1:2)" in capsys.readouterr().err
+    assert "several Ray clusters are running on this machine (127.0.0.1:1, 127.0.0.1:2)" in capsys.readouterr().err
 
 
 def test_up_says_when_the_named_ray_cluster_does_not_answer(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["up", "--address", "127.0.0.1:1"]) == 1
-    assert "no Ray cluster answers at 127.0.0.1:1" in capsys.readouterr().err
+    assert "no Ray cluster is reachable at 127.0.0.1:1" in capsys.readouterr().err
 
 
 def test_down_with_nothing_to_stop_is_0(capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,9 +156,9 @@ def test_down_with_nothing_to_stop_is_0(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_two_at_once_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with cluster_record.alone(folder / ".swiftclaw"):
+    with cluster_record.locked(folder / ".swiftclaw"):
         assert cli.run(["up"]) == 1
-    assert "another `swiftclaw up` or `down` is at work" in capsys.readouterr().err
+    assert "another `swiftclaw up` or `down` is using" in capsys.readouterr().err
 
 
 def test_a_free_port_is_the_preferred_one_unless_it_is_used_or_promised() -> None:

@@ -1,4 +1,4 @@
-"""`deploy`, `promote`, `rollback` and `status AGENT`: what is asked for, and how it is followed to its end."""
+"""`deploy`, `promote`, `rollback` and `status AGENT`: what they request, and how they wait for the rollout."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from rich.console import Console
 
 from cluster.config import ConfigError, parse
 from swiftclaw.cli import cli
-from swiftclaw.cli.commands.deploy import block_of, regions_in
+from swiftclaw.cli.commands.deploy import block_of, split_regions
 from swiftclaw.cli.errors import AdminUnreachable, CommandFailed
-from swiftclaw.cli.output import follow, tables
-from swiftclaw.cli.output.follow import coming, going, starting
-from swiftclaw.cli.output.reporter import ProgressReporter
+from swiftclaw.cli.output import tables
+from swiftclaw.cli.progress import rollout as rollout_progress
+from swiftclaw.cli.progress.reporter import ProgressReporter
+from swiftclaw.cli.progress.rollout import RolloutStep, Status, gaining_traffic, losing_traffic, starting
 
 SHOP = {"agent": "shop:agent", "limits": {"maxConnections": 7}, "loadBalancing": {"strategy": "round-robin"}}
 FILE = {"agents": {"shop": SHOP}}
@@ -48,35 +49,38 @@ def beside(percent: float, target: float, **rollout: Any) -> dict[str, Any]:
 
 
 def test_a_canary_is_followed_until_every_gateway_acts_on_it() -> None:
-    assert coming(beside(0, 10), "shop", "v2", 10).line == "v2 is on its way to 10 %: 1 of 2 instances healthy"
+    assert (
+        gaining_traffic(beside(0, 10), "shop", "v2", 10).line
+        == "waiting to give v2 10 % of the traffic: 1 of 2 instances healthy"
+    )
     waiting = beside(10, 10)
     waiting["gateways"][0]["current"] = False
-    line = "v2 has 10 % of the traffic of shop"
-    assert coming(waiting, "shop", "v2", 10) == follow.FollowStep(f"{line}; not yet known to 1 of 1 gateways")
-    assert coming(beside(10, 10), "shop", "v2", 10) == follow.FollowStep(line, done=True)
+    line = "v2 receives 10 % of the traffic to shop"
+    assert gaining_traffic(waiting, "shop", "v2", 10) == RolloutStep(f"{line}; 1 of 1 gateways not updated yet")
+    assert gaining_traffic(beside(10, 10), "shop", "v2", 10) == RolloutStep(line, done=True)
 
 
 def test_one_that_got_more_by_itself_meanwhile_is_done_and_one_that_stays_below_failed() -> None:
-    assert coming(beside(25, 25), "shop", "v2", 10).done
-    stuck = coming(beside(10, 10, note="stays at 10 %: not ready"), "shop", "v2", 50)
-    assert stuck == follow.FollowStep("v2 of shop stays at 10 %: not ready", failed=True)
+    assert gaining_traffic(beside(25, 25), "shop", "v2", 10).done
+    stuck = gaining_traffic(beside(10, 10, note="stays at 10 %: not ready"), "shop", "v2", 50)
+    assert stuck == RolloutStep("v2 of shop stays at 10 %: not ready", failed=True)
 
 
 def test_one_that_was_taken_back_failed_with_the_reason() -> None:
     said = "v2 was rolled back: ill"
-    assert coming(status(last=said), "shop", "v2", 10) == follow.FollowStep(said, failed=True)
+    assert gaining_traffic(status(last=said), "shop", "v2", 10) == RolloutStep(said, failed=True)
 
 
 def test_taking_over_is_done_when_the_old_one_has_drained() -> None:
     draining = status(version("v1", "leaving", instances=2), version("v2"), stable="v2")
-    assert coming(draining, "shop", "v2", 100).line == "v2 has all the traffic of shop; draining v1 (2 left)"
-    assert coming(status(version("v2"), stable="v2"), "shop", "v2", 100).done
+    assert gaining_traffic(draining, "shop", "v2", 100).line == "v2 receives all traffic to shop; draining v1 (2 left)"
+    assert gaining_traffic(status(version("v2"), stable="v2"), "shop", "v2", 100).done
 
 
 def test_a_rollback_is_done_when_the_version_is_gone() -> None:
     draining = status(version("v1"), version("v2", "leaving", instances=1))
-    assert going(draining, "shop", "v2").line == "v1 has all the traffic of shop; draining v2 (1 left)"
-    assert going(status(), "shop", "v2").done
+    assert losing_traffic(draining, "shop", "v2").line == "v1 receives all traffic to shop; draining v2 (1 left)"
+    assert losing_traffic(status(), "shop", "v2").done
 
 
 def test_an_agent_that_starts_is_done_when_all_are_healthy_and_failed_when_it_cannot_start() -> None:
@@ -100,21 +104,23 @@ class Answers:
 
 
 def followed(*answers: Any, timeout_s: float = 5.0) -> str:
-    def look(seen: Any) -> follow.FollowStep:
-        return coming(seen, "shop", "v2", 10)
+    def step_of(status: Status) -> RolloutStep:
+        return gaining_traffic(status, "shop", "v2", 10)
 
     with ProgressReporter(Console(quiet=True)) as reporter:
-        return follow.follow(Answers(*answers), look, reporter, timeout_s)  # type: ignore[arg-type]
+        return rollout_progress.wait(Answers(*answers), step_of, reporter, timeout_s)  # type: ignore[arg-type]
 
 
 def test_a_controller_that_restarts_meanwhile_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follow, "POLL_S", 0.01)
-    assert followed(beside(0, 10), None, beside(10, 10)) == "v2 has 10 % of the traffic of shop"
+    monkeypatch.setattr(rollout_progress, "POLL_S", 0.01)
+    assert followed(beside(0, 10), None, beside(10, 10)) == "v2 receives 10 % of the traffic to shop"
 
 
 def test_what_takes_too_long_is_refused_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follow, "POLL_S", 0.01)
-    with pytest.raises(CommandFailed, match="not done after 0 s, and still going on: v2 is on its way"):
+    monkeypatch.setattr(rollout_progress, "POLL_S", 0.01)
+    with pytest.raises(
+        CommandFailed, match="not finished after 0 s; the rollout continues in the background: waiting to give v2"
+    ):
         followed(beside(0, 10), timeout_s=0)
 
 
@@ -133,7 +139,7 @@ def test_an_agent_may_be_in_the_config_only(tmp_path: Path) -> None:
     config = tmp_path / "new.yaml"
     config.write_text("agent: new:agent\nregions: [us]\n")
     assert block_of(parse(FILE, tmp_path), "new", config)["agent"] == "new:agent"
-    with pytest.raises(ConfigError, match="no such agent \\(known: shop\\); or give its --config"):
+    with pytest.raises(ConfigError, match=r"no such agent in .* \(known: shop\); add it to cluster.yaml, or pass --config"):
         block_of(parse(FILE, tmp_path), "new", None)
 
 
@@ -145,10 +151,10 @@ def test_mistakes_in_a_config_are_told(tmp_path: Path) -> None:
 
 
 def test_regions_are_named_once() -> None:
-    assert regions_in("us, eu") == ("us", "eu") and regions_in(None) == ()
+    assert split_regions("us, eu") == ("us", "eu") and split_regions(None) == ()
     for wrong in ("", "us,us", ","):
         with pytest.raises(click.BadParameter):
-            regions_in(wrong)
+            split_regions(wrong)
 
 
 @pytest.mark.parametrize(
@@ -182,8 +188,8 @@ def test_versions_stand_side_by_side_with_what_is_about_to_happen() -> None:
     assert lines[0].split() == ["VERSION", "ROLE", "TRAFFIC", "HEALTHY", "REQUESTS", "ERR", "%", "P50", "ms", "P95", "ms"]
     assert lines[2].split() == ["v2", "canary", "100", "%", "1", "of", "2", "10", "0", "1", "2"]
     assert lines[3:] == [
-        "v2 gets 25 % when its instances for that are healthy",
-        "the analysis of v2 pauses",
+        "v2 will receive 25 % once enough of its instances are healthy",
+        "the analysis of v2 is paused",
         "analysis: inconclusive: few requests",
     ]
 
@@ -195,8 +201,8 @@ def test_deploy_imports_ray_only_after_it_was_told_how_the_cluster_authenticates
     (tmp_path / "cluster.yaml").write_text(yaml.safe_dump({"applications": [application]}))
     (tmp_path / "shop.py").write_text("from swiftclaw import Agent\nagent = Agent('shop')\n")
     script = (
-        "import sys; from swiftclaw import cli; from swiftclaw.cli import ray_driver;"
-        "ray_driver.of = lambda file: sys.exit(f'connects; Ray imported: {\"ray\" in sys.modules}');"
+        "import sys; from swiftclaw import cli; from swiftclaw.cli.ray_cluster import driver;"
+        "driver.connected_to = lambda file: sys.exit(f'connects; Ray imported: {\"ray\" in sys.modules}');"
         "cli.run(['deploy', 'shop'])"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)

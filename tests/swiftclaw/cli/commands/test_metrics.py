@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from cluster.telemetry.events import KINDS
 from swiftclaw import cli
 from swiftclaw.cli import admin_api
-from swiftclaw.cli.commands.dashboard import VIEWS, open_in_a_window
-from swiftclaw.cli.commands.events import KINDS as OFFERED
-from swiftclaw.cli.commands.metrics import BAR, METRICS, bar
+from swiftclaw.cli.commands.dashboard import VIEWS, open_in_window
+from swiftclaw.cli.commands.metrics import BAR, METRICS
 from swiftclaw.cli.errors import AdminUnreachable
-from swiftclaw.cli.output import show
+from swiftclaw.cli.output import show, tables
 from tests.swiftclaw.cli.commands.helpers import FakeAdmin, Stop, instance
 
 ROOT = Path(__file__).parents[4]
@@ -77,8 +76,11 @@ def test_bars_are_as_long_as_the_numbers_and_the_longest_is_the_largest(
 @pytest.mark.parametrize(
     ("value", "largest", "shown"), [(0, 0, ""), (0, 9, ""), (9, 9, "█" * 22), (0.001, 9, "▏"), (1, 2, "█" * 11)]
 )
-def test_a_bar_is_nothing_only_for_nothing(value: float, largest: float, shown: str) -> None:
-    assert bar(value, largest) == shown
+def test_only_a_value_of_nothing_has_no_bar(value: float, largest: float, shown: str) -> None:
+    console = Console(width=80, no_color=True)
+    with console.capture() as captured:
+        console.print(tables.bar(value, largest, BAR, "cyan"))
+    assert captured.get().strip() == shown
 
 
 def test_an_instance_without_requests_has_no_times(admin: FakeAdmin, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,13 +125,13 @@ def test_what_is_asked_for_is_what_the_options_say(admin: FakeAdmin, capsys: pyt
 def test_no_events_are_said_to_be_none(admin: FakeAdmin, capsys: pytest.CaptureFixture[str]) -> None:
     admin.answers["/api/events?limit=20"] = []
     assert cli.run(["events", "--admin", admin.url]) == 0
-    assert capsys.readouterr().out == "nothing has happened since the Controller started\n"
+    assert capsys.readouterr().out == "no events since the Controller started\n"
 
 
 def test_following_shows_each_once_and_survives_a_controller_that_restarts(
     admin: FakeAdmin, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    answers = iter([[event(1)], AdminUnreachable("nobody answers on X (refused); hint"), [], [event(2, message="back")]])
+    answers = iter([[event(1)], AdminUnreachable("cannot connect to X (refused); hint"), [], [event(2, message="back")]])
     asked = []
 
     def fetch(_: admin_api.AdminApi, **query: Any) -> Any:
@@ -144,12 +146,8 @@ def test_following_shows_each_once_and_survives_a_controller_that_restarts(
     assert cli.run(["events", "--follow", "--json", "--admin", admin.url]) == 0
     said = capsys.readouterr()
     assert [json.loads(line)["message"] for line in said.out.splitlines()] == [event(1)["message"], "back"]
-    assert said.err == "reconnecting … (nobody answers on X (refused))\n"
+    assert said.err == "reconnecting … (cannot connect to X (refused))\n"
     assert asked == [None, 1, 1, 1]
-
-
-def test_its_kinds_are_those_that_there_are() -> None:
-    assert OFFERED == KINDS
 
 
 # --- dashboard ------------------------------------------------------------------------------------------------------
@@ -168,7 +166,7 @@ def test_only_a_browser_with_a_window_is_opened(kind: Any, opens: bool, monkeypa
     opened: list[str] = []
     monkeypatch.setattr(kind, "open", lambda _, url: opened.append(url))
     monkeypatch.setattr(webbrowser, "get", lambda: kind("some-browser"))
-    open_in_a_window("http://x/dashboard")
+    open_in_window("http://x/dashboard")
     assert opened == (["http://x/dashboard"] if opens else [])
 
 

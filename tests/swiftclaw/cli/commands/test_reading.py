@@ -48,7 +48,7 @@ def test_status_says_what_cannot_start_and_what_is_odd(admin: FakeAdmin, capsys:
     shown = " ".join(capsys.readouterr().out.split())
     assert "my-agent.v1.eu-west-1 cannot start: ModuleNotFoundError: No module named 'suport'" in shown
     assert "warning: no Ray node carries a `region` label" in shown
-    assert "0 of 2 gateways are there" in shown
+    assert "0 of 2 gateways are running" in shown
 
 
 @pytest.mark.parametrize("options", [["status"], ["instances", "my-agent"], ["instances", "my-agent", "--health"]])
@@ -101,14 +101,14 @@ def test_an_unknown_agent_is_answered_with_the_known_ones(admin: FakeAdmin, caps
 
 def test_a_name_with_a_slash_is_no_other_path(admin: FakeAdmin) -> None:
     with pytest.raises(CommandFailed, match="there is no agent"):
-        admin_api.find(admin.url).instances("my-agent/../../status?")
+        admin_api.admin_port(admin.url).instances("my-agent/../../status?")
 
 
 def test_nobody_there_is_one_sentence(admin: FakeAdmin, capsys: pytest.CaptureFixture[str]) -> None:
     admin.close()
     assert cli.run(["status", "--admin", admin.url]) == 1
     said = capsys.readouterr().err
-    assert said.startswith(f"nobody answers on the admin port {admin.url} (connection refused)")
+    assert said.startswith(f"cannot connect to the admin port at {admin.url} (connection refused)")
     assert said.count("\n") == 1
 
 
@@ -117,7 +117,7 @@ def test_somebody_else_there_is_one_sentence(admin: FakeAdmin, capsys: pytest.Ca
     assert cli.run(["status", "--admin", admin.url]) == 1
     del admin.answers["/api/status"]
     assert cli.run(["status", "--admin", admin.url]) == 1
-    assert capsys.readouterr().err.count("that is not SwiftClaw's admin port\n") == 2
+    assert capsys.readouterr().err.count("this is not SwiftClaw's admin port; name the right one with --admin URL\n") == 2
 
 
 @pytest.mark.parametrize("url", ["ftp://x", "http://", "http://h:port"])
@@ -127,23 +127,23 @@ def test_an_admin_url_that_is_none_is_a_usage_error(url: str, capsys: pytest.Cap
 
 
 def test_the_admin_port_is_that_of_the_file_here_even_if_the_rest_is_wrong(tmp_path: Path) -> None:
-    assert admin_api.find(None).url == "http://127.0.0.1:8001"
+    assert admin_api.admin_port(None).url == "http://127.0.0.1:8001"
     text = "applications: [{name: swiftclaw, args: {admin: {host: 0.0.0.0, port: 9001}, agnets: 3}}]"
     (tmp_path / "cluster.yaml").write_text(text)
-    assert admin_api.find(None).url == "http://127.0.0.1:9001"
+    assert admin_api.admin_port(None).url == "http://127.0.0.1:9001"
     (tmp_path / "cluster.yaml").write_text("][")
-    assert admin_api.find(None).url == "http://127.0.0.1:8001"
+    assert admin_api.admin_port(None).url == "http://127.0.0.1:8001"
 
 
 def test_an_environment_with_a_proxy_is_not_asked(admin: FakeAdmin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
-    assert admin_api.find(admin.url).status()["desired_gateways"] == 2
+    assert admin_api.admin_port(admin.url).status()["desired_gateways"] == 2
 
 
 def test_watch_survives_a_controller_that_restarts(
     admin: FakeAdmin, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    answers = iter([status(), AdminUnreachable("nobody answers on X (refused); hint"), status()])
+    answers = iter([status(), AdminUnreachable("cannot connect to X (refused); hint"), status()])
 
     def fetch(_: admin_api.AdminApi) -> Any:
         answer = next(answers)
@@ -156,7 +156,7 @@ def test_watch_survives_a_controller_that_restarts(
     assert cli.run(["status", "--watch", "--admin", admin.url]) == 0
     shown = capsys.readouterr().out
     assert shown.count("least-connections") == 2
-    assert "reconnecting … (nobody answers on X (refused))" in shown
+    assert "reconnecting … (cannot connect to X (refused))" in shown
 
 
 def test_watched_json_is_one_line_each_time(

@@ -13,10 +13,9 @@ import pytest
 from rich.console import Console
 
 from swiftclaw import cli
-from swiftclaw.cli import ray_driver
 from swiftclaw.cli.errors import CommandFailed
-from swiftclaw.cli.local import cluster_record
 from swiftclaw.cli.output import tables
+from swiftclaw.cli.ray_cluster import cluster_record, controller, driver
 
 FILE = """
 proxy_location: Disabled
@@ -41,12 +40,12 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ..
     def scale(*arguments: Any) -> str:
         calls.append(arguments)
         if arguments[2] > 8:
-            raise CommandFailed("the Controller refused: 9 instances of shop in eu are out of bounds")
+            raise CommandFailed("the Controller rejected the request: 9 instances of shop in eu are out of bounds")
         return "shop in eu: 2 -> 5 instances (set by an operator)"
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ray_driver, "connected", connected)
-    monkeypatch.setattr(ray_driver, "scale", scale)
+    monkeypatch.setattr(driver, "connected", connected)
+    monkeypatch.setattr(controller, "scale", scale)
     Path("cluster.yaml").write_text(FILE)
     Path(".swiftclaw").mkdir()
     cluster_record.save(
@@ -101,5 +100,5 @@ def test_status_says_since_when_and_why_a_count_is_another() -> None:
                 {"agents": [agent], "gateways": [], "desired_gateways": 0, "apps": {}, "problems": {}, "warnings": []}
             )
         )
-    assert "shop in eu: 4 instances since 1m: CPU percent 96" in shown.get()
+    assert "shop in eu: 4 instances, set 1m ago: CPU percent 96" in shown.get()
     assert "shop in us:" not in shown.get()

@@ -21,25 +21,26 @@ from rich.console import Console
 
 from cluster.fleet import fault_injection
 from swiftclaw import cli
-from swiftclaw.cli import ray_driver
 from swiftclaw.cli.errors import CommandFailed
-from swiftclaw.cli.failover import command, shares, view
-from swiftclaw.cli.failover import report as report_module
+from swiftclaw.cli.failover import command, evaluation, report_tables, shares
 from swiftclaw.cli.failover import trial as trial_module
+from swiftclaw.cli.failover.evaluation import could_be_saved, evaluate
 from swiftclaw.cli.failover.probes import Probe
-from swiftclaw.cli.failover.report import Trial, could_be_saved, report
-from swiftclaw.cli.local.cluster_record import ClusterRecord, save
+from swiftclaw.cli.failover.report import FailoverReport, InstanceShare, RequestCounts
+from swiftclaw.cli.failover.trial import TrialResult
+from swiftclaw.cli.ray_cluster import controller, driver
+from swiftclaw.cli.ray_cluster.cluster_record import ClusterRecord, save
 
 # --- what is counted ----------------------------------------------------------------------------------------------------
 
 
-def trial(**changes: Any) -> Trial:
+def trial(**changes: Any) -> TrialResult:
     made: dict[str, Any] = {
         "agent": "a", "instance": "instance-1", "mode": "kill", "duration_s": 5.0, "rate": 10.0, "others": 2,
-        "known_s": 0.1, "left_s": 0.0,
+        "confirmed_s": 0.1, "left_s": 0.0,
         "back_from_s": 3.0, "ready_s": 3.2, "serves": True,
     }  # fmt: skip
-    return Trial(**{**made, **changes})
+    return TrialResult(**{**made, **changes})
 
 
 def answered(at_s: float, number: int, **more: Any) -> Probe:
@@ -60,38 +61,39 @@ def traffic() -> list[Probe]:
 EXPECTED = {"instance-2": 50.0, "instance-3": 50.0}
 
 
-def made(about: Trial, probes: list[Probe]) -> dict[str, Any]:
-    return report(about, probes, "round-robin", EXPECTED, True)
+def made(about: TrialResult, probes: list[Probe]) -> FailoverReport:
+    return evaluate(about, probes, "round-robin", EXPECTED, True)
 
 
 def test_a_run_without_a_failure_passes_and_says_when_it_went_and_came_back() -> None:
     found = made(trial(), traffic())
-    assert found["passed"] and found["verdict"].startswith("passed: none of 80 requests lost; instance-1 back after 3.")
-    assert found["requests"] == {
-        "sent": 80, "ok": 80, "refused": 0, "failed": 0, "lost": 0, "unavoidable": 0, "saved_by_retry": 0,
-    }  # fmt: skip
-    assert 0 <= found["last_answer_s"] <= 0.2 and 3.5 <= found["back_s"] < 4
+    assert found.passed and found.verdict.startswith("passed: none of 80 requests lost; instance-1 back after 3.")
+    assert found.requests == RequestCounts(sent=80, ok=80, refused=0, failed=0, lost=0, unavoidable=0, saved_by_retry=0)
+    assert 0 <= found.last_answer_s <= 0.2 and 3.5 <= found.back_s < 4
 
 
 def test_observed_shares_are_those_of_the_time_while_it_was_away() -> None:
-    shares = made(trial(), traffic())["shares"]
-    assert [one["id"] for one in shares["instances"]] == ["instance-2", "instance-3"]
-    assert [one["expected"] for one in shares["instances"]] == [50, 50]
-    assert all(abs(one["observed"] - 50) < 3 for one in shares["instances"])
-    assert shares["requests"] == sum(one["requests"] for one in shares["instances"]) > 30
+    shares = made(trial(), traffic()).shares
+    assert [one.id for one in shares.instances] == ["instance-2", "instance-3"]
+    assert [one.expected for one in shares.instances] == [50, 50]
+    assert all(abs(one.observed - 50) < 3 for one in shares.instances)
+    assert shares.requests == sum(one.requests for one in shares.instances) > 30
 
 
 def test_an_instance_that_should_have_got_nothing_is_shown_all_the_same() -> None:
     found = made(trial(), [*traffic(), answered(1.0, 9)])
-    assert found["shares"]["instances"][-1] == {
-        **found["shares"]["instances"][-1], "id": "instance-9", "expected": None, "requests": 1,
-    }  # fmt: skip
+    last = found.shares.instances[-1]
+    assert last == InstanceShare("instance-9", expected=None, observed=last.observed, requests=1)
 
 
 @pytest.mark.parametrize(
     ("about", "probe", "lost"),
     [
-        ({}, failed(-0.005, "instance_failed", message="instance-1 broke off"), False),  # in flight when it was killed
+        (
+            {},
+            failed(-0.005, "instance_failed", message="instance-1 broke off"),
+            False,
+        ),  # in flight when the instance was killed
         ({}, failed(0.2, "instance_failed", message="instance-1 broke off"), False),  # sent before anybody could know
         ({}, failed(0.6, "instance_failed", message="instance-1 broke off"), True),  # sent to a dead instance
         ({}, failed(0.0, "instance_failed", message="instance-2 broke off"), True),  # another one's
@@ -115,70 +117,70 @@ def test_an_instance_that_should_have_got_nothing_is_shown_all_the_same() -> Non
 def test_lost_is_what_could_have_been_saved(about: dict[str, Any], probe: Probe, lost: bool) -> None:
     assert could_be_saved(trial(**about), probe) is lost
     found = made(trial(**about), [*traffic(), probe])
-    assert found["requests"]["lost"] == int(lost)
-    assert ("1 request lost that could have been saved" in found["verdict"]) is lost
+    assert found.requests.lost == int(lost)
+    assert ("1 request lost that could have been saved" in found.verdict) is lost
 
 
 def test_what_was_in_flight_on_a_killed_instance_is_told_and_passes() -> None:
     found = made(trial(), [*traffic(), failed(-0.005, "instance_failed", message="instance-1 broke off")])
-    assert found["passed"] and "only 1 request lost, in flight when it was killed" in found["verdict"]
-    assert (found["requests"]["failed"], found["requests"]["unavoidable"]) == (1, 1)
+    assert found.passed and "only 1 request lost, in flight when the instance was killed" in found.verdict
+    assert (found.requests.failed, found.requests.unavoidable) == (1, 1)
 
 
 def test_a_lost_request_fails_the_test_with_the_first_error() -> None:
     found = made(
         trial(), [*traffic(), failed(2.0, "request_timeout", 504, "no answer within 1 s"), failed(1.0, "no_answer", 0)]
     )
-    assert not found["passed"]
-    assert found["verdict"].startswith("FAILED: 2 requests lost that could have been saved (the first, no_answer after 1.01 s")
-    assert [(e["type"], e["count"], e["lost"]) for e in found["errors"]] == [("no_answer", 1, 1), ("request_timeout", 1, 1)]
+    assert not found.passed
+    assert found.verdict.startswith("FAILED: 2 requests lost that could have been saved (the first, no_answer after 1.01 s")
+    assert [(e.type, e.count, e.lost) for e in found.errors] == [("no_answer", 1, 1), ("request_timeout", 1, 1)]
 
 
 def test_an_answer_after_more_than_one_attempt_was_saved_by_a_retry() -> None:
-    assert made(trial(), [*traffic(), answered(0.0, 2, attempts=2)])["requests"]["saved_by_retry"] == 1
+    assert made(trial(), [*traffic(), answered(0.0, 2, attempts=2)]).requests.saved_by_retry == 1
 
 
 def test_an_instance_that_does_not_come_back_fails_the_test() -> None:
     quiet = [probe for probe in traffic() if probe.began_s < 3.4]
     found = made(trial(back_from_s=None, ready_s=None), quiet)
-    assert found["back_s"] is None
-    assert found["verdict"] == "FAILED: instance-1 was not back and serving within 60 s"
+    assert found.back_s is None
+    assert found.verdict == "FAILED: instance-1 was not back and serving within 60 s"
 
 
 def test_a_drained_instance_has_its_time_from_the_end_of_its_process_on() -> None:
     early, later = traffic()[:22], traffic()[22:]
     late = [*early, *(replace(probe, began_s=probe.began_s + 100, ended_s=probe.ended_s + 100) for probe in later)]
     about = trial(mode="drain", back_from_s=103.0, ready_s=103.2)
-    assert not made(about, late)["passed"]
-    assert made(replace(about, left_s=99.0), late)["passed"]
-    assert "had not finished its requests after 11 minutes" in made(replace(about, left_s=None), late)["verdict"]
+    assert not made(about, late).passed
+    assert made(replace(about, left_s=99.0), late).passed
+    assert "had not finished its requests after 11 minutes" in made(replace(about, left_s=None), late).verdict
 
 
 def test_an_instance_that_is_healthy_but_gets_nothing_is_not_back_unless_it_never_got_anything() -> None:
     quiet = [probe for probe in traffic() if probe.began_s < 3.4]
-    assert not made(trial(), quiet)["passed"]
+    assert not made(trial(), quiet).passed
     found = made(trial(serves=False), quiet)
-    assert found["passed"] and found["back_s"] == 3.2
+    assert found.passed and found.back_s == 3.2
 
 
 def test_an_instance_that_goes_on_getting_requests_fails_the_test() -> None:
     on_and_on = [answered(n / 10, 1) for n in range(-20, 120)]
     found = made(trial(mode="unhealthy", duration_s=10.0, back_from_s=10.0), on_and_on)
-    assert not found["passed"] and "still got requests 9.9 s after it was taken away" in found["verdict"]
+    assert not found.passed and "still received requests 9.9 s after it was taken out of service" in found.verdict
 
 
 @pytest.mark.parametrize(("seconds", "size"), [(10, 1), (26, 1), (50, 2), (100, 5), (3000, 300)])
 def test_a_timeline_accounts_for_every_request_in_at_most_thirty_rows(seconds: int, size: int) -> None:
     probes = [answered(n / 2, 1 + n % 2) for n in range(-4, 2 * seconds)] + [failed(1.2, "no_answer", 0)]
-    timeline = made(trial(), probes)["timeline"]
-    assert timeline["bucket_s"] == size and len(timeline["buckets"]) <= 30
-    assert sum(bucket["requests"] for bucket in timeline["buckets"]) == len(probes)
-    assert sum(bucket["failed"] for bucket in timeline["buckets"]) == 1
-    assert 0 in [bucket["from_s"] for bucket in timeline["buckets"]]
+    timeline = made(trial(), probes).timeline
+    assert timeline.bucket_s == size and len(timeline.buckets) <= 30
+    assert sum(bucket.requests for bucket in timeline.buckets) == len(probes)
+    assert sum(bucket.failed for bucket in timeline.buckets) == 1
+    assert 0 in [bucket.from_s for bucket in timeline.buckets]
 
 
 def test_no_request_at_all_is_a_report_too() -> None:
-    assert made(trial(), [])["requests"]["sent"] == 0
+    assert made(trial(), []).requests.sent == 0
 
 
 # --- who should have had which share ------------------------------------------------------------------------------------
@@ -236,10 +238,10 @@ def test_a_share_is_exact_only_where_nothing_but_weights_decides() -> None:
 # --- how it looks -------------------------------------------------------------------------------------------------------
 
 
-def shown(found: dict[str, Any]) -> str:
+def shown(found: FailoverReport) -> str:
     console = Console(width=80, highlight=False)
     with console.capture() as captured:
-        console.print(view.report(found))
+        console.print(report_tables.tables(found))
     return captured.get()
 
 
@@ -248,7 +250,7 @@ def test_the_report_fits_80_columns_and_says_all_of_it() -> None:
     for mode in fault_injection.MODES:
         found = made(trial(mode=mode), [*traffic(), long])
         text = shown(found)
-        assert view.verdict(found).plain == found["verdict"]
+        assert report_tables.verdict(found).plain == found.verdict
         assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
         assert "\x1b" not in text and "…" not in text
         for expected in ("SECOND", "BY INSTANCE-1", "instance-3", "81 sent, 80 ok, 0 refused, 1 failed", "back"):
@@ -265,7 +267,7 @@ def test_the_report_in_the_docs_is_one_that_is_printed() -> None:
 
 def test_a_bar_is_as_long_as_what_the_instance_answered() -> None:
     bars = [line.count("█") for line in shown(made(trial(), traffic())).splitlines() if line[:6].strip().lstrip("-").isdigit()]
-    assert bars[3] == bars[4] == 0 < max(bars) == view.BAR
+    assert bars[3] == bars[4] == 0 < max(bars) == report_tables.BAR
 
 
 # --- the command --------------------------------------------------------------------------------------------------------
@@ -347,8 +349,8 @@ def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeClus
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(trial_module, "WARM_UP_S", 0.5)
     monkeypatch.setattr(trial_module, "AFTERWARDS_S", 0.2)
-    monkeypatch.setattr(ray_driver, "connected", lambda *_: contextlib.nullcontext())
-    monkeypatch.setattr(ray_driver, "take_away", lambda _, name, mode, seconds: cluster.take(name, mode, seconds))
+    monkeypatch.setattr(driver, "connected", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(controller, "take_out", lambda _, name, mode, seconds: cluster.take(name, mode, seconds))
     (tmp_path / ".swiftclaw").mkdir()
     save(tmp_path / ".swiftclaw", ClusterRecord("127.0.0.1:1", True))
     yield cluster
@@ -375,7 +377,7 @@ def test_each_mode_passes_where_nothing_is_lost(mode: str, played: FakeCluster, 
     assert found["passed"] and found["requests"]["ok"] == found["requests"]["sent"] == len(played.asked)
     assert found["back_s"] >= (1 if mode == "unhealthy" else 0.5)
     assert {one["id"] for one in found["shares"]["instances"] if one["requests"]} == {"instance-2", "instance-3"}
-    assert f"taking instance-1 away: {mode}" in said.err
+    assert f"taking instance-1 out of service: {mode}" in said.err
 
 
 def test_probes_are_plain_messages_as_a_users(played: FakeCluster) -> None:
@@ -394,9 +396,9 @@ def test_a_lost_request_is_exit_status_1_with_the_report(played: FakeCluster, ca
 def test_one_that_stays_away_is_exit_status_1(
     played: FakeCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(report_module, "BACK_WITHIN_S", 1.0)
+    monkeypatch.setattr(evaluation, "BACK_WITHIN_S", 1.0)
     monkeypatch.setattr(trial_module, "BACK_WITHIN_S", 1.0)
-    monkeypatch.setattr(ray_driver, "take_away", lambda *_: played.rows.pop(0))
+    monkeypatch.setattr(controller, "take_out", lambda *_: played.rows.pop(0))
     assert run(played, "--json") == 1
     said = capsys.readouterr()
     assert json.loads(said.out)["back_s"] is None
@@ -409,7 +411,7 @@ REFUSALS: dict[str, tuple[list[dict[str, Any]], str]] = {
     "unknown": ([row(2), row(3)], "my-agent has no instance 'instance-1' (it has: instance-2, instance-3)"),
     "ill already": (
         [row(1, state="unhealthy", health={"status": "unhealthy", "reason": "database"}), row(2)],
-        "instance-1 of my-agent is unhealthy (database), not healthy: there is nothing to take away",
+        "instance-1 of my-agent is unhealthy (database); only a healthy instance can be taken out",
     ),
 }
 
@@ -438,10 +440,12 @@ def test_an_agent_that_answers_nobody_even_before_is_left_alone(
     played: FakeCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     taken: list[Any] = []
-    monkeypatch.setattr(ray_driver, "take_away", lambda *how: taken.append(how))
+    monkeypatch.setattr(controller, "take_out", lambda *how: taken.append(how))
     played.status = lambda: 503
     assert run(played) == 1
-    assert "my-agent answers no request even with instance-1 there (no_healthy_instance: nobody)" in capsys.readouterr().err
+    assert (
+        "my-agent does not answer, even before instance-1 is taken out (no_healthy_instance: nobody)" in capsys.readouterr().err
+    )
     assert taken == []
 
 
@@ -449,12 +453,12 @@ def test_what_the_controller_refuses_is_said(
     played: FakeCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(*_: Any) -> None:
-        raise CommandFailed("the Controller refused: instance-1 is gone")
+        raise CommandFailed("the Controller rejected the request: instance-1 is gone")
 
-    monkeypatch.setattr(ray_driver, "take_away", refuse)
+    monkeypatch.setattr(controller, "take_out", refuse)
     assert run(played) == 1
     said = capsys.readouterr()
-    assert said.out == "" and said.err.endswith("the Controller refused: instance-1 is gone\n")
+    assert said.out == "" and said.err.endswith("the Controller rejected the request: instance-1 is gone\n")
 
 
 def test_ctrl_c_ends_being_unhealthy(
@@ -468,13 +472,13 @@ def test_ctrl_c_ends_being_unhealthy(
         if seconds:
             threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
 
-    monkeypatch.setattr(ray_driver, "take_away", take)
+    monkeypatch.setattr(controller, "take_out", take)
     began = time.monotonic()
     given = ["--mode", "unhealthy", "--duration", "1h"]
     assert run(played, *given) == 1
     assert calls == [3600, 0] and played.rows[0]["state"] == "healthy"
     assert time.monotonic() - began < 60
-    assert capsys.readouterr().err.endswith("stopped\n")
+    assert capsys.readouterr().err.endswith("interrupted\n")
 
 
 def test_without_a_record_of_up_it_says_so(played: FakeCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

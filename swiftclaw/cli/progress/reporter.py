@@ -1,4 +1,4 @@
-"""What long work says meanwhile, on stderr: a spinner on a terminal, elsewhere a line whenever it changes."""
+"""The progress line on stderr: a spinner on a terminal; elsewhere a new line whenever the text changes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.text import Text
 
 
 class ProgressReporter:
-    """Use as a context manager around the work."""
+    """A context manager around the work."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -25,8 +25,8 @@ class ProgressReporter:
         if self._spinner:
             self._spinner.stop()
 
-    def say(self, text: str) -> None:
-        """What is being done now."""
+    def report(self, text: str) -> None:
+        """Show what the command is doing now."""
         if text == self._last:
             return
         self._last = text
@@ -36,5 +36,5 @@ class ProgressReporter:
             self._console.print(Text(text), soft_wrap=True)
 
     def note(self, text: str, style: str = "yellow") -> None:
-        """Something that stays to be read."""
+        """Print a line that stays on the screen."""
         self._console.print(Text(text, style=style), soft_wrap=True)

@@ -15,12 +15,11 @@ import psutil
 import pytest
 
 from swiftclaw import cli
-from swiftclaw.cli import ray_driver
 from swiftclaw.cli.errors import CommandFailed
-from swiftclaw.cli.local import cluster_record, local_cluster, processes
-from swiftclaw.cli.local.cluster_record import ClusterRecord, RecordedNode
-from swiftclaw.cli.local.processes import StartedProcess
-from swiftclaw.cli.local.undo import undoing
+from swiftclaw.cli.ray_cluster import cluster_record, driver, local_cluster, processes
+from swiftclaw.cli.ray_cluster.cluster_record import ClusterRecord, RecordedNode
+from swiftclaw.cli.ray_cluster.processes import StartedProcess
+from swiftclaw.cli.undo import undoing
 
 PARENT = "import subprocess, sys, time; subprocess.Popen(['sleep', '60']); print('up', flush=True); time.sleep(60)"
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
@@ -95,12 +94,12 @@ def test_ray_asks_for_a_token_where_there_is_one(
         (tmp_path / ".ray" / "auth_token").touch()
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert ray_driver.auth_mode() == mode
+    assert driver.auth_mode() == mode
 
 
 def test_a_process_is_known_by_id_and_creation_time(start: Start) -> None:
     child = start("sleep", "60")
-    started = processes.remember(child.pid)
+    started = processes.identify(child.pid)
     assert processes.find(started) is not None
     assert processes.find(replace(started, created=started.created - 60)) is None
     end(child)
@@ -109,7 +108,7 @@ def test_a_process_is_known_by_id_and_creation_time(start: Start) -> None:
 
 def test_a_stranger_with_the_same_id_is_never_killed(start: Start) -> None:
     child = start("sleep", "60")
-    stranger = replace(processes.remember(child.pid), created=time.time() - 3600)
+    stranger = replace(processes.identify(child.pid), created=time.time() - 3600)
     assert processes.stop([stranger], grace_s=0.2) == 0
     assert child.poll() is None
 
@@ -118,7 +117,7 @@ def test_children_are_stopped_with_their_parent(start: Start) -> None:
     child = start(sys.executable, "-c", PARENT)
     assert said(child) == b"up\n"
     (grandchild,) = psutil.Process(child.pid).children()
-    processes.stop([processes.remember(child.pid)], grace_s=1)
+    processes.stop([processes.identify(child.pid)], grace_s=1)
     assert gone(child.pid)
     assert gone(grandchild.pid)
 
@@ -131,7 +130,7 @@ def test_orphans_of_a_dead_parent_are_stopped_if_they_bear_the_mark(start: Start
     parent = start(sys.executable, "-c", marked)
     assert said(child) == said(parent) == b"up\n"
     bears, other = sorted(psutil.Process(parent.pid).children(), key=lambda one: "ours-1" not in one.cmdline())
-    remembered = processes.remember(parent.pid)
+    remembered = processes.identify(parent.pid)
     end(parent)
     processes.stop([remembered], grace_s=1, mark="ours-1")
     assert gone(bears.pid)
@@ -143,7 +142,7 @@ def test_orphans_of_a_dead_parent_are_stopped_if_they_bear_the_mark(start: Start
 def test_who_does_not_stop_when_asked_is_killed(start: Start) -> None:
     child = start(sys.executable, "-c", STUBBORN)
     assert said(child) == b"up\n"
-    assert processes.stop([processes.remember(child.pid)], grace_s=0.3) == 1
+    assert processes.stop([processes.identify(child.pid)], grace_s=0.3) == 1
     assert gone(child.pid)
 
 
@@ -152,10 +151,10 @@ def test_stopping_a_cluster_stops_its_nodes_and_keeps_the_logs(start: Start, tmp
     temp_dir = tmp_path / "ray"
     (temp_dir / "session_latest" / "logs").mkdir(parents=True)
     (temp_dir / "session_latest" / "logs" / "raylet.out").write_text("why")
-    nodes = [RecordedNode("us", processes.remember(head.pid)), RecordedNode("eu", processes.remember(worker.pid))]
+    nodes = [RecordedNode("us", processes.identify(head.pid)), RecordedNode("eu", processes.identify(worker.pid))]
     made = ClusterRecord("127.0.0.1:1", True, temp_dir=str(temp_dir), nodes=nodes)
     cluster_record.save(tmp_path, made)
-    assert local_cluster.running(made)
+    assert local_cluster.is_running(made)
     local_cluster.stop(made, tmp_path)
     assert gone(head.pid)
     assert gone(worker.pid)
@@ -167,7 +166,7 @@ def test_stopping_a_cluster_stops_its_nodes_and_keeps_the_logs(start: Start, tmp
 
 def test_a_region_whose_node_died_is_missing(start: Start) -> None:
     head, worker = start("sleep", "60"), start("sleep", "60")
-    nodes = [RecordedNode("us", processes.remember(head.pid)), RecordedNode("eu", processes.remember(worker.pid))]
+    nodes = [RecordedNode("us", processes.identify(head.pid)), RecordedNode("eu", processes.identify(worker.pid))]
     made = ClusterRecord("127.0.0.1:1", True, nodes=nodes)
     assert local_cluster.missing(made, ["us", "eu", "ap"]) == ["ap"]
     end(worker)
@@ -179,7 +178,7 @@ def test_down_after_a_reboot_touches_nobody(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     child = start("sleep", "60")
-    stranger = replace(processes.remember(child.pid), created=1.0)
+    stranger = replace(processes.identify(child.pid), created=1.0)
     (tmp_path / ".swiftclaw").mkdir()
     cluster_record.save(tmp_path / ".swiftclaw", ClusterRecord("127.0.0.1:1", True, nodes=[RecordedNode("us", stranger)]))
     assert cli.run(["down"]) == 0
@@ -195,7 +194,7 @@ def test_down_says_when_the_joined_cluster_is_gone(
     (tmp_path / ".swiftclaw").mkdir()
     cluster_record.save(tmp_path / ".swiftclaw", ClusterRecord("127.0.0.1:1", False))
     assert cli.run(["down"]) == 0
-    assert "no Ray cluster answers at 127.0.0.1:1" in capsys.readouterr().err
+    assert "no Ray cluster is reachable at 127.0.0.1:1" in capsys.readouterr().err
     assert cluster_record.load(tmp_path / ".swiftclaw") is None
 
 

@@ -1,4 +1,4 @@
-"""What `up` waits for, what it says is missing, and what it gives up on."""
+"""What `up` waits for, what it reports as missing, and what it treats as a failure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from swiftclaw.cli.output.progress import Progress, brief, of_controller, of_status, with_versions
+from swiftclaw.cli.progress.startup import StartupProgress, brief, of_controller, of_status, with_versions
 
 EDGES = {("127.0.0.1", 8000, "us"): 2}
 
@@ -33,24 +33,24 @@ def test_done_is_when_every_instance_and_every_gateway_is_there() -> None:
 
 def test_an_agent_that_the_controller_does_not_know_is_missing() -> None:
     assert of_status(status(), EDGES, ["a"]).done
-    assert of_status(status(), EDGES, ["a", "b"]).missing == ["agent b: the Controller does not know it"]
+    assert of_status(status(), EDGES, ["a", "b"]).missing == ["agent b: not known to the Controller yet"]
 
 
 def test_a_gateway_of_another_address_does_not_count() -> None:
     progress = of_status(status(gateways=gateways(2, port=9000)), EDGES)
-    assert progress.missing == ["0 of 2 gateways on 127.0.0.1:8000 in us"]
+    assert progress.missing == ["0 of 2 gateways running on 127.0.0.1:8000 in us"]
 
 
 def test_progress_reads_as_a_line() -> None:
     assert str(of_status(status(healthy=1), EDGES)) == "1 of 2 instances healthy"
-    assert str(of_status(status(edges=0), EDGES)) == "2 of 2 instances healthy, 0 of 2 gateways on 127.0.0.1:8000 in us"
+    assert str(of_status(status(edges=0), EDGES)) == "2 of 2 instances healthy, 0 of 2 gateways running on 127.0.0.1:8000 in us"
     assert str(of_controller("", failed=False)) == "waiting for the Controller"
 
 
 def test_what_is_missing_comes_with_what_serve_says_of_it() -> None:
     apps = {"a.v1.us": {"status": "DEPLOYING", "message": "2 replicas wait for 4 CPUs"}}
     progress = of_status(status(healthy=0, apps=apps), EDGES)
-    assert progress.missing == ["agent a in us: 0 of 2 healthy (2 replicas wait for 4 CPUs)"]
+    assert progress.missing == ["agent a in us: 0 of 2 instances healthy (2 replicas wait for 4 CPUs)"]
     assert not progress.failed
 
 
@@ -64,7 +64,7 @@ def test_what_is_missing_comes_with_what_serve_says_of_it() -> None:
 def test_an_app_whose_lost_process_is_being_replaced_is_waited_for(said: str) -> None:
     progress = of_status(status(healthy=1, apps={"a.v1.us": {"status": "UNHEALTHY", "message": said}}), EDGES)
     assert not progress.failed
-    assert progress.missing == [f"agent a in us: 1 of 2 healthy ({said})"]
+    assert progress.missing == [f"agent a in us: 1 of 2 instances healthy ({said})"]
 
 
 def test_an_app_that_serve_has_given_up_is_a_failure() -> None:
@@ -98,12 +98,12 @@ def test_of_a_long_message_the_sentence_that_says_what_happened_is_kept(message:
 
 
 def test_a_version_of_the_file_is_waited_for_and_one_that_was_taken_back_is_a_failure() -> None:
-    def found(**rollout: Any) -> Progress:
+    def found(**rollout: Any) -> StartupProgress:
         seen = status()
         said = {"stable": "v1", "canary": None, "percent": 0, "target": 0, "last": ""}
         seen["agents"][0]["rollout"] = {**said, **rollout}
         return with_versions(of_status(seen, EDGES), seen, {"a": "v2"})
 
-    assert found(canary="v2", target=100).missing == ["v2 of agent a: it is to get 100 % of the traffic"]
+    assert found(canary="v2", target=100).missing == ["v2 of agent a: waiting for 100 % of the traffic"]
     assert found(last="v2 was rolled back: ill").failed == ["a: v2 was rolled back: ill"]
     assert found(stable="v2").done and found(stable="v3", last="v3 took over from v1").done

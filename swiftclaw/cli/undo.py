@@ -1,4 +1,4 @@
-"""Half-started is worse than not started: what was begun is undone when the rest fails or is interrupted."""
+"""Half-started is worse than not started: steps that were taken are undone when a later one fails or is interrupted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Undo:
-    """The steps back, in the order of the steps that were taken."""
+    """How to undo each step that was taken, in the order in which they were taken."""
 
     def __init__(self) -> None:
         self.steps: list[Callable[[], object]] = []
@@ -23,22 +23,22 @@ class Undo:
 
 @contextlib.contextmanager
 def undoing(announce: Callable[[], None]) -> Iterator[Undo]:
-    """The steps back are taken, the last one first, only when the block fails. Each is tried; Ctrl-C interrupts none."""
+    """When the block fails, undo its steps, last first. One that fails stops none of the others; nor does Ctrl-C."""
     undo = Undo()
     try:
         yield undo
     except BaseException:
         if undo.steps:
-            with _signals(signal.SIG_IGN), contextlib.ExitStack() as back:
+            with _signals(signal.SIG_IGN), contextlib.ExitStack() as stack:
                 announce()
                 for step in undo.steps:
-                    back.callback(step)
+                    stack.callback(step)
         raise
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGTERM means what Ctrl-C means: stop, but undo first."""
+    """Make SIGTERM act like Ctrl-C: stop, but undo first."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -49,9 +49,9 @@ def interruptible() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signals(handler: Any) -> Iterator[None]:
-    before = [signal.signal(number, handler) for number in SIGNALS]
+    previous = [signal.signal(number, handler) for number in SIGNALS]
     try:
         yield
     finally:
-        for number, handled in zip(SIGNALS, before, strict=True):
+        for number, handled in zip(SIGNALS, previous, strict=True):
             signal.signal(number, handled)

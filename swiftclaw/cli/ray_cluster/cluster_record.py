@@ -1,6 +1,6 @@
-"""What `up` started, so that `down` stops that and nothing else: `cluster.json` in the state folder.
+"""The record of what `up` started, so that `down` stops exactly that: `cluster.json` in the state folder.
 
-Written before what it names is waited for: an `up` that is killed half-way leaves nothing that `down` does not know.
+A process is recorded before `up` waits for it, so an `up` that is killed half-way leaves nothing that `down` misses.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cluster.desired.state import write_private
 from swiftclaw.cli.errors import CommandFailed
-from swiftclaw.cli.local.processes import StartedProcess
+from swiftclaw.cli.ray_cluster.processes import StartedProcess
 
 FORMAT = 1
 FILE = "cluster.json"
@@ -22,7 +22,7 @@ FILE = "cluster.json"
 
 @dataclass(frozen=True)
 class RecordedNode:
-    """A `ray start --block` of ours; the first one is the head."""
+    """A `ray start --block` process that `up` started; the first one is the head."""
 
     region: str
     process: StartedProcess
@@ -30,19 +30,19 @@ class RecordedNode:
 
 @dataclass
 class ClusterRecord:
-    """A Ray cluster that was started, or one that was joined (then without nodes)."""
+    """A Ray cluster that `up` started, or one that it joined (then without nodes)."""
 
     address: str
     started_ray: bool
     started_serve: bool = True
     temp_dir: str = ""  # Ray's, made for this cluster
-    auth_mode: str = ""  # Ray's RAY_AUTH_MODE there: token or disabled; empty: not for us to say
-    dashboard: str = ""  # Ray's, host:port
+    auth_mode: str = ""  # RAY_AUTH_MODE for this cluster: token or disabled; "": leave it to the environment
+    dashboard: str = ""  # Ray's dashboard, host:port
     nodes: list[RecordedNode] = field(default_factory=list)
 
 
 def load(folder: Path) -> ClusterRecord | None:
-    """Raises CommandFailed when the file is there but cannot be understood: guessing would stop the wrong thing."""
+    """None without a record. Raises CommandFailed for a damaged one: guessing could stop the wrong processes."""
     file = folder / FILE
     try:
         content = json.loads(file.read_text("utf-8"))
@@ -55,7 +55,7 @@ def load(folder: Path) -> ClusterRecord | None:
     except OSError as error:
         raise CommandFailed(f"{file} cannot be read: {error.strerror}") from None
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise CommandFailed(f"{file} is damaged; stop the Ray processes it was made for yourself, then delete it") from None
+        raise CommandFailed(f"{file} is damaged; stop SwiftClaw's Ray processes by hand, then delete the file") from None
 
 
 def save(folder: Path, record: ClusterRecord) -> None:
@@ -67,16 +67,16 @@ def remove(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """One `up` or `down` at a time per state folder."""
+def locked(folder: Path) -> Iterator[None]:
+    """Allow one `up` or `down` at a time per state folder. Raises CommandFailed when another one is running."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "cli.lock").open("w")
     except OSError as error:
-        raise CommandFailed(f"the state folder {folder} cannot be written: {error.strerror}") from None
+        raise CommandFailed(f"the state folder {folder} is not writable: {error.strerror}") from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CommandFailed(f"another `swiftclaw up` or `down` is at work in {folder}") from None
+            raise CommandFailed(f"another `swiftclaw up` or `down` is using {folder}; wait until it has finished") from None
         yield

@@ -1,6 +1,6 @@
-"""Processes that we started, and no others.
+"""The processes that `up` started, and no others.
 
-A process is known by its id *and* the time it was created: ids are used again, and a stranger that got one of ours must
+A process is identified by its id *and* its creation time: ids are reused, and another program that got a recorded id must
 never be touched.
 """
 
@@ -14,25 +14,25 @@ from dataclasses import dataclass
 
 import psutil
 
-SAME_S = 2.0  # the kernel's clock for creation times may be corrected by that much
-KILLED_S = 5.0  # how long a killed process may take to vanish
-LOOK_EVERY_S = 0.02
+SAME_S = 2.0  # tolerance for creation times: the clock behind them may be corrected
+KILLED_S = 5.0  # how long a killed process may take to disappear
+POLL_S = 0.02
 
 
 @dataclass(frozen=True)
 class StartedProcess:
-    """One process of ours, as it is remembered."""
+    """What is recorded about a process."""
 
     pid: int
     created: float  # seconds since the epoch
 
 
-def remember(pid: int) -> StartedProcess:
+def identify(pid: int) -> StartedProcess:
     return StartedProcess(pid, psutil.Process(pid).create_time())
 
 
 def find(started: StartedProcess) -> psutil.Process | None:
-    """The process if it is still the one that was started, and runs."""
+    """The process, if it still runs and is the one that was started."""
     try:
         process = psutil.Process(started.pid)
         same = abs(process.create_time() - started.created) < SAME_S
@@ -42,14 +42,14 @@ def find(started: StartedProcess) -> psutil.Process | None:
 
 
 def stop(started: Iterable[StartedProcess], grace_s: float, mark: str = "") -> int:
-    """Ask them and their children to stop, then kill what is left. Returns how many were killed.
+    """Send SIGTERM to the processes and their children, then SIGKILL what is left. Returns how many were killed.
 
-    The children are looked up first: afterwards nothing would say whose they were. `mark`: what the command lines of
-    theirs say and no others' do; where a process is gone, those of its session that bear it are stopped in its place.
+    Children are looked up first; later they can no longer be attributed. `mark`: a string that only command lines of this
+    cluster contain. For a process that is gone already, the processes of its session with the mark are stopped instead.
     """
-    known = list(started)
-    roots = [process for process in map(find, known) if process]
-    gone = {one.pid for one in known} - {process.pid for process in roots}
+    expected = list(started)
+    roots = [process for process in map(find, expected) if process]
+    gone = {one.pid for one in expected} - {process.pid for process in roots}
     if mark and gone:
         roots.extend(_orphans(gone, mark))
     trees = dict.fromkeys([*roots, *(child for root in roots for child in _children(root))])
@@ -63,10 +63,10 @@ def stop(started: Iterable[StartedProcess], grace_s: float, mark: str = "") -> i
 
 
 def _wait(processes: Iterable[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Those that still run then. A zombie does not: all that is left of it is for its parent to take notice."""
+    """The processes that still run after that time. A zombie does not run: it only waits for its parent to reap it."""
     deadline, left = time.monotonic() + seconds, list(processes)
     while (left := [process for process in left if _runs(process)]) and time.monotonic() < deadline:
-        time.sleep(LOOK_EVERY_S)
+        time.sleep(POLL_S)
     return left
 
 
@@ -83,7 +83,7 @@ def _orphans(sessions: Collection[int], mark: str) -> Iterator[psutil.Process]:
             if os.getsid(process.pid) in sessions and any(mark in word for word in process.info["cmdline"] or ()):
                 yield process
         except OSError:
-            continue  # gone, or not ours to see
+            continue  # gone, or of another user
 
 
 def _children(process: psutil.Process) -> Sequence[psutil.Process]:
@@ -95,30 +95,30 @@ def _children(process: psutil.Process) -> Sequence[psutil.Process]:
 
 def _signal(process: psutil.Process, number: signal.Signals) -> None:
     try:
-        process.send_signal(number)  # psutil refuses when the id has gone to another process
+        process.send_signal(number)  # psutil refuses if another process has the id by now
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return
 
 
 def ray_addresses() -> list[str]:
-    """Where the Ray nodes of this user on this machine have their head, most of them first."""
-    found: dict[str, int] = {}
+    """The head addresses of this user's Ray nodes on this machine, the one with the most nodes first."""
+    nodes: dict[str, int] = {}
     for process in psutil.process_iter(["name", "cmdline", "uids"]):
         if process.info["name"] != "raylet" or process.info["uids"] != psutil.Process().uids():
             continue
         for argument in process.info["cmdline"] or ():
             if argument.startswith("--gcs-address="):
                 address = argument.partition("=")[2]
-                found[address] = found.get(address, 0) + 1
-    return sorted(found, key=lambda address: -found[address])
+                nodes[address] = nodes.get(address, 0) + 1
+    return sorted(nodes, key=lambda address: -nodes[address])
 
 
 def holder(port: int) -> str:
-    """` (python3, pid 123)` of who listens on that port, or nothing when that cannot be seen."""
+    """` (python3, pid 123)` for the process that listens on the port; empty when it cannot be determined."""
     try:
         for connection in psutil.net_connections("tcp"):
-            at = connection.laddr
-            if connection.status == psutil.CONN_LISTEN and at and at.port == port and connection.pid:
+            address = connection.laddr
+            if connection.status == psutil.CONN_LISTEN and address and address.port == port and connection.pid:
                 return f" ({psutil.Process(connection.pid).name()}, pid {connection.pid})"
     except (psutil.Error, OSError):
         pass
