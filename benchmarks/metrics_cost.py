@@ -37,6 +37,7 @@ from comparison import machine
 from comparison.load import Load, NoWrk, find_wrk
 
 from cluster.config import parse
+from cluster.controller_api import ControlApi
 from cluster.messages import AgentView, InstanceSpec, Member, Observation, RegistrationReply, Snapshot
 from cluster.telemetry.tally import Tally
 from cluster.telemetry.totals import MetricTotals
@@ -83,7 +84,7 @@ async def instances() -> None:
         listener = Listener(host, bind("127.0.0.1", 0), grace_s=0)
         await listener.start()
         ports.append(listener.port)
-    adder = RpcServer(Adder(), KEY)
+    adder = RpcServer({"observe": Adder().observe}, KEY)
     await adder.open("127.0.0.1")
     print(json.dumps([*ports, adder.address.port]), flush=True)
     await asyncio.to_thread(sys.stdin.read)
@@ -136,7 +137,7 @@ async def _slices(runs: list[dict[str, Any]], edge: Counted, routing: AgentTable
             requests, used, began = edge.requests, _cpu_s(), time.monotonic()
             await asyncio.sleep(SLICE_S)
             if metrics == "on":
-                await link.call("observe", routing.observation("g1"))
+                await link.call(ControlApi.observe, routing.observation("g1"))
                 routing.delivered()
             requests, used, seconds = edge.requests - requests, _cpu_s() - used, time.monotonic() - began
             runs.append({

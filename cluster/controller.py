@@ -20,6 +20,7 @@ from cluster.admin.ray_metrics import RayMetrics
 from cluster.admin.sampler import Sampler
 from cluster.config import parse
 from cluster.config.agent_settings import HealthCheck
+from cluster.controller_api import control_methods
 from cluster.desired.autoscaling import Autoscaling
 from cluster.desired.canary_analysis import CanaryAnalysis
 from cluster.desired.desired import DesiredState
@@ -82,7 +83,7 @@ class Controller:
         self._watch = LivenessWatch(self.registry, self._key)
         self._checks = HealthChecker(self.registry, self._key, self._health_check_of, Random())
         self._take_away = FaultInjector(self.registry, self._key)
-        self._control = RpcServer(self, self._key)
+        self._control = RpcServer(control_methods(self), self._key)
         self._admin: Listener | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._down_within_s: float | None = None  # set by `down`: how long requests in flight may take
@@ -126,7 +127,7 @@ class Controller:
         wants_code = bool(new.package) and not self.versions.packages.has(new.package)
         return RegistrationReply(record.id, self._key, self._drain_terms(new.agent) or DrainTerms(), wants_code)
 
-    async def leaving(self, replica: str, agent: str) -> DrainTerms | None:
+    async def deregister_instance(self, replica: str, agent: str) -> DrainTerms | None:
         """An instance is about to stop: it gets nothing new. None: its agent is gone, and nobody waits for sessions."""
         self.registry.drain(replica, "stopping")
         return self._drain_terms(agent)
@@ -136,27 +137,27 @@ class Controller:
         self._reconciler.problems[app] = reason
         log.error("%s cannot start: %s", app, reason)
 
-    async def news(self, hello: GatewayHello, seen: str | None) -> Snapshot | None:
+    async def next_snapshot(self, hello: GatewayHello, version: str | None) -> Snapshot | None:
         """The newest snapshot as soon as it differs from the one the gateway has; None when nothing is new."""
-        self._gateways.hear(hello, seen)
+        self._gateways.hear(hello, version)
         self._reconciler.problems.pop(hello.app, None)
-        if not await self._gateways.wait_for_news(seen, self._reconciler.knows):
+        if not await self._gateways.wait_for_news(version, self._reconciler.knows):
             return None
         return self._snapshots.build(self._session_keys, time.monotonic())
 
-    async def observe(self, seen: Observation) -> None:
+    async def observe(self, observation: Observation) -> None:
         """What a gateway saw since its last observation."""
-        self._gateways.told(seen.gateway)
-        if not self._totals.add(seen, time.monotonic()):
+        self._gateways.told(observation.gateway)
+        if not self._totals.add(observation, time.monotonic()):
             return
-        self._autoscaling.observe(seen, time.monotonic())
-        self._hear_of_circuits(seen)
-        for _, replica in seen.unreachable:
+        self._autoscaling.observe(observation, time.monotonic())
+        self._hear_of_circuits(observation)
+        for _, replica in observation.unreachable:
             record = self.registry.get(replica)
             if record is not None:
                 self._spawn(self._watch.verify(record))
 
-    async def goodbye(self, gateway: str) -> None:
+    async def deregister_gateway(self, gateway: str) -> None:
         self._gateways.forget(gateway, "it was told to stop")
 
     # --- what the command line calls ------------------------------------------------------------------------------

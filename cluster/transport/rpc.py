@@ -1,8 +1,8 @@
 """How gateways and instances call the Controller: HTTP on a port of its own, each message signed with the cluster's key.
 
-Not by Serve handles, which only tell where that port is: Ray 2.60 answers a handle's call only when the caller before it has
-taken its answer, so one that is frozen or cut off would keep the Controller from all the others. What is signed is
-unpickled, so the key is as good as the right to run code here; it is never sent.
+Not by Serve handles, which only ask where that port is: Ray 2.60 completes a handle's call only after the previous caller
+has read its answer, so one frozen or disconnected caller would block the Controller for all others. A signed message is
+unpickled, so the key is equivalent to the right to run code here; it is never sent. The methods: cluster/controller_api.py.
 """
 
 from __future__ import annotations
@@ -12,23 +12,30 @@ import hashlib
 import hmac
 import logging
 import pickle
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import aiohttp
 
 from cluster.transport.listener import Listener, bind, in_url
 
+if TYPE_CHECKING:  # Python 3.10 has no TypeVarTuple
+    from typing_extensions import TypeVarTuple, Unpack
+
+    Arguments = TypeVarTuple("Arguments")
+
+Result = TypeVar("Result")
+Methods = Mapping[str, Callable[..., Awaitable[Any]]]
+
 log = logging.getLogger("swiftclaw.controller")
 
-METHODS = frozenset({"register", "leaving", "cannot_start", "news", "observe", "goodbye", "package", "take_package"})
 SIGNATURE = b"x-swiftclaw-signature"
 FIND_S = 10.0
 CONNECT_S = 5.0
 
 
 class RpcAddress(NamedTuple):
-    """Where the Controller listens for its own."""
+    """Where the Controller listens for instances and gateways."""
 
     host: str
     port: int
@@ -36,7 +43,11 @@ class RpcAddress(NamedTuple):
 
 
 class ControllerUnavailable(Exception):
-    """The Controller cannot be reached, or could not do it; it may be another one by now."""
+    """The Controller cannot be reached or failed; a call may reach another Controller process later."""
+
+
+class UnknownMethod(ControllerUnavailable):
+    """The Controller has no such method: it runs another release."""
 
 
 def sign(key: str, purpose: bytes, content: bytes) -> bytes:
@@ -44,16 +55,19 @@ def sign(key: str, purpose: bytes, content: bytes) -> bytes:
 
 
 class RpcServer:
-    """The Controller's side: an ASGI app that calls `METHODS` of `target`."""
+    """The Controller's side: an ASGI app that calls `methods` and nothing else."""
 
-    def __init__(self, target: Any, key: str) -> None:
-        self._target, self._key = target, key
+    def __init__(self, methods: Methods, key: str) -> None:
+        self._methods, self._key = dict(methods), key
         self._listener: Listener | None = None
         self.address = RpcAddress("", 0, key)
 
+    def __repr__(self) -> str:
+        return f"<RpcServer on {self.address.host}:{self.address.port}: {', '.join(sorted(self._methods))}>"
+
     async def open(self, host: str) -> None:
         listening = bind(host, 0)
-        self._listener = Listener(self, listening, grace_s=0)  # who waits for news asks again
+        self._listener = Listener(self, listening, grace_s=0)  # gateways repeat their request for a snapshot
         await self._listener.start()
         self.address = RpcAddress(host, self._listener.port, self._key)
 
@@ -65,25 +79,29 @@ class RpcServer:
         if scope["type"] != "http":
             return
         content = await _body(receive)
-        method = scope["path"].lstrip("/")
-        said = next((value for name, value in scope["headers"] if name == SIGNATURE), b"")
-        if method not in METHODS or not hmac.compare_digest(said, sign(self._key, method.encode(), content)):
+        name = scope["path"].lstrip("/")
+        signature = next((value for header, value in scope["headers"] if header == SIGNATURE), b"")
+        if not hmac.compare_digest(signature, sign(self._key, name.encode(), content)):
             await _answer(send, 403, b"", b"")
             return
+        method = self._methods.get(name)
+        if method is None:
+            await _answer(send, 404, b"", b"")
+            return
         try:
-            result = await getattr(self._target, method)(*pickle.loads(content))
+            result = await method(*pickle.loads(content))
         except Exception:
-            log.exception("%s failed", method)
+            log.exception("call of %s failed", name)
             await _answer(send, 500, b"", b"")
             return
         answer = pickle.dumps(result)
-        await _answer(send, 200, answer, sign(self._key, b"answer " + said, answer))
+        await _answer(send, 200, answer, sign(self._key, b"answer " + signature, answer))
 
 
 class RpcClient:
-    """The other side. `find` asks for the address, when it is not known or nobody is there any more.
+    """The caller's side. `find` looks the address up: at first, and when nothing listens at the last one any more.
 
-    A call whose connection breaks is made once more, to who is found then: every method may be called twice.
+    A call whose connection breaks is made once more, to the address found then: every method may be called twice.
     """
 
     def __init__(self, find: Callable[[], Awaitable[RpcAddress]]) -> None:
@@ -91,45 +109,60 @@ class RpcClient:
         self._address: RpcAddress | None = None
         self._session: aiohttp.ClientSession | None = None
 
-    async def call(self, method: str, *args: Any, timeout_s: float = 20.0) -> Any:
-        """What the Controller's method returns. Raises ControllerUnavailable."""
-        content = pickle.dumps(args)
+    async def call(
+        self,
+        method: Callable[[Any, Unpack[Arguments]], Awaitable[Result]],
+        *args: Unpack[Arguments],
+        timeout_s: float = 20.0,
+    ) -> Result:
+        """The result of the Controller's method of that name. Raises ControllerUnavailable.
+
+        `method`: a function of the protocol that both sides share, such as `ControlApi.observe`.
+        """
+        name, content = method.__name__, pickle.dumps(args)
         try:
-            if self._address is not None:
-                try:
-                    return await self._ask(self._address, method, content, timeout_s)
-                except aiohttp.ClientConnectionError as error:
-                    if isinstance(error, asyncio.TimeoutError):
-                        raise
-                self._address = None  # nobody is there any more: a Controller that was restarted has another port
-            self._address = await asyncio.wait_for(self._find(), FIND_S)
-            return await self._ask(self._address, method, content, timeout_s)
+            result: Result = await self._call(name, content, timeout_s)
+        except ControllerUnavailable:
+            self._address = None
+            raise
         except Exception as error:
             self._address = None
-            raise (
-                error if isinstance(error, ControllerUnavailable) else ControllerUnavailable(f"{type(error).__name__}: {error}")
-            ) from error
+            raise ControllerUnavailable(f"{name}: {type(error).__name__}: {error}") from error
+        return result
 
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
 
-    async def _ask(self, to: RpcAddress, method: str, content: bytes, timeout_s: float) -> Any:
+    async def _call(self, name: str, content: bytes, timeout_s: float) -> Any:
+        if self._address is not None:
+            try:
+                return await self._send(self._address, name, content, timeout_s)
+            except aiohttp.ClientConnectionError as error:
+                if isinstance(error, asyncio.TimeoutError):
+                    raise
+            self._address = None  # nothing listens there any more: a restarted Controller has another port
+        self._address = await asyncio.wait_for(self._find(), FIND_S)
+        return await self._send(self._address, name, content, timeout_s)
+
+    async def _send(self, to: RpcAddress, name: str, content: bytes, timeout_s: float) -> Any:
         if self._session is None:
             self._session = aiohttp.ClientSession()
-        signature = sign(to.key, method.encode(), content)
+        signature = sign(to.key, name.encode(), content)
         async with self._session.post(
-            f"http://{in_url(to.host)}:{to.port}/{method}",
+            f"http://{in_url(to.host)}:{to.port}/{name}",
             data=content,
             headers={SIGNATURE.decode(): signature.decode()},
             timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_S),
         ) as response:
             answer = await response.read()
-            said = response.headers.get(SIGNATURE.decode(), "").encode()
+            answer_signature = response.headers.get(SIGNATURE.decode(), "").encode()
+        if response.status == 404:
+            raise UnknownMethod(f"the Controller has no method {name!r}: it runs another release of SwiftClaw")
         if response.status != 200:
-            raise ControllerUnavailable(f"the Controller answered {method} with {response.status}")
-        if not hmac.compare_digest(said, sign(to.key, b"answer " + signature, answer)):
-            raise ControllerUnavailable(f"what answered {method} is not the Controller")
+            raise ControllerUnavailable(f"the Controller answered {name} with status {response.status}")
+        if not hmac.compare_digest(answer_signature, sign(to.key, b"answer " + signature, answer)):
+            raise ControllerUnavailable(f"the answer to {name} is not signed by the Controller")
         return pickle.loads(answer)
 
 

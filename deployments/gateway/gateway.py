@@ -19,6 +19,7 @@ import ray
 from ray import serve
 
 from cluster.config import GatewaySettings
+from cluster.controller_api import ControlApi
 from cluster.desired.apps import GATEWAY_DRAIN_S
 from cluster.messages import GatewayHello
 from cluster.placement.serve_internals import logs_folder
@@ -55,7 +56,7 @@ class Gateway:
             certificate = Certificate(settings.tls.cert, settings.tls.key) if settings.tls else None
             listening = bind(settings.host, settings.port, shared=True)
         except (PortInUse, BadCertificate) as error:
-            await self._controller.call("cannot_start", app, str(error))
+            await self._controller.call(ControlApi.cannot_start, app, str(error))
             raise
         access_log.to_file(logs_folder() / f"access_{app}_{self._hello.gateway}.log")
         self._spool = self._keep_counts(ray.get_runtime_context().get_session_name())
@@ -107,7 +108,7 @@ class Gateway:
             seen = self._routing.snapshot.version if self._routing.snapshot else None
             try:
                 hello = replace(self._hello, desired=self._routing.snapshot.desired if self._routing.snapshot else {})
-                news = await self._controller.call("news", hello, seen, timeout_s=LOST_S)
+                news = await self._controller.call(ControlApi.next_snapshot, hello, seen, timeout_s=LOST_S)
             except ControllerUnavailable as error:  # the Controller is away; it comes back
                 log.info("no news from the Controller: %r", error)
                 await asyncio.sleep(0.5)
@@ -136,7 +137,7 @@ class Gateway:
             return None
 
     async def _observe(self, timeout_s: float = LOST_S) -> None:
-        await self._controller.call("observe", self._routing.observation(self._hello.gateway), timeout_s=timeout_s)
+        await self._controller.call(ControlApi.observe, self._routing.observation(self._hello.gateway), timeout_s=timeout_s)
         self._routing.delivered()
 
     async def _adopt(self) -> None:
@@ -149,7 +150,7 @@ class Gateway:
             with held(path) as left:
                 if left is not None:
                     for seen in left.observations():
-                        await self._controller.call("observe", seen)
+                        await self._controller.call(ControlApi.observe, seen)
                     left.remove()
 
     async def _tell_the_rest(self) -> None:
@@ -173,5 +174,5 @@ class Gateway:
         await self._upstream.close()
         with contextlib.suppress(ControllerUnavailable):
             await self._tell_the_rest()
-            await self._controller.call("goodbye", self._hello.gateway, timeout_s=5)
+            await self._controller.call(ControlApi.deregister_gateway, self._hello.gateway, timeout_s=5)
         await self._controller.close()

@@ -19,6 +19,7 @@ import psutil
 import ray
 from ray import serve
 
+from cluster.controller_api import ControlApi
 from cluster.messages import InstanceSpec, RateRule, Registration, RegistrationReply
 from cluster.transport.http_protocol import ConnectionLimits
 from cluster.transport.listener import Listener, bind
@@ -68,7 +69,7 @@ class InstanceReplica:
         except Exception as error:
             clear = isinstance(error, NotAnAgent | CodeUnavailable)
             reason = str(error) if clear else f"on_start raised {type(error).__name__}: {error}"
-            await self._controller.call("cannot_start", self._app, reason)
+            await self._controller.call(ControlApi.cannot_start, self._app, reason)
             raise RuntimeError(reason) from error
         return agent
 
@@ -93,7 +94,7 @@ class InstanceReplica:
             rate_rules=tuple(RateRule(r.requests, r.window_s, r.key, r.strategy) for r in self._agent.rate_limits),
             package=spec.package,
         )
-        reply: RegistrationReply = await self._controller.call("register", self._registration)
+        reply = await self._controller.call(ControlApi.register, self._registration)
         self._terms = reply.drain
         self._serve_allows_s = reply.drain.drain_timeout_s  # Serve keeps the timeout that the replica was started with
         return reply
@@ -133,17 +134,16 @@ class InstanceReplica:
 
     async def _register_again(self) -> None:
         registration = replace(self._registration, id=self._server.id)
-        reply: RegistrationReply = await self._controller.call("register", registration)
+        reply = await self._controller.call(ControlApi.register, registration)
         if reply.wants_code and self._code:
             content = await asyncio.to_thread(self._code.content)
-            await self._controller.call("take_package", registration.package, content)
+            await self._controller.call(ControlApi.take_package, registration.package, content)
         self._server.id = reply.id
         self._terms = reply.drain
         self._server.unwatched_since = time.monotonic()
 
     async def _fetch_package(self, digest: str) -> bytes | None:
-        content: bytes | None = await self._controller.call("package", digest, timeout_s=PACKAGE_S)
-        return content
+        return await self._controller.call(ControlApi.package, digest, timeout_s=PACKAGE_S)
 
     # --- stop -----------------------------------------------------------------------------------------------------
 
@@ -187,5 +187,4 @@ class InstanceReplica:
             await self._controller.close()
 
     async def _deregister(self) -> DrainTerms | None:
-        terms: DrainTerms | None = await self._controller.call("leaving", self._registration.replica, self._spec.agent)
-        return terms
+        return await self._controller.call(ControlApi.deregister_instance, self._registration.replica, self._spec.agent)
