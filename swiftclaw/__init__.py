@@ -1,8 +1,8 @@
-"""What users import: `Agent` to write one, `connect` to call one that runs.
+"""What users import: `Agent` to write an agent, `connect` to call a running one.
 
     from swiftclaw import Agent, connect
 
-`connect` needs Ray and is imported when it is first asked for: a file that defines an agent stays light.
+`connect` needs Ray and is imported on first use, so that a file that only defines an agent stays fast to import.
 """
 
 from __future__ import annotations
@@ -26,6 +26,6 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         try:
             return metadata.version("swiftclaw")
-        except metadata.PackageNotFoundError:  # run from its folder, never installed
+        except metadata.PackageNotFoundError:  # run from the source folder, not installed
             return "unknown"
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

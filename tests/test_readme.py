@@ -25,7 +25,7 @@ from cluster.admin.app import AdminApp
 from cluster.config import agent_from_block, parse
 from policies.errors import STATUS
 from swiftclaw import cli
-from tests.cluster.conftest import StandIn
+from tests.cluster.stand_in import StandIn
 from tests.deployments.conftest import DataPlane
 
 ROOT = Path(__file__).parents[1]
@@ -294,7 +294,7 @@ def test_the_heads_of_tables_are_those_that_are_printed() -> None:
 
 
 def test_the_admin_ports_paths_are_its_routes(tmp_path: Path) -> None:
-    routes = {getattr(route, "path", "") for route in AdminApp(StandIn(tmp_path, {})).app().routes}
+    routes = {getattr(route, "path", "") for route in AdminApp(StandIn(tmp_path, {}).view).app().routes}
     (table,) = re.findall(r"^\| admin port .*?\n\n", text_of("README.md"), re.MULTILINE | re.DOTALL)
     assert set(re.findall(r"(/(?:metrics|api|dashboard)[^` ]*)`", table)) == routes
 

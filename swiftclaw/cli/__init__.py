@@ -1,4 +1,4 @@
-"""The command line. A command is one file in `commands/` and one line in `COMMANDS`.
+"""The command line: one file per command, one line each in `COMMANDS`.
 
 Exit status: 0 done, 1 refused or failed (one sentence on stderr), 2 wrong usage or configuration. Users see no traceback
 unless they set SWIFTCLAW_DEBUG=1. Ray is imported only when a command needs it, so that `swiftclaw status` starts fast.

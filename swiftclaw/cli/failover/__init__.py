@@ -1,1 +1,1 @@
-"""`swiftclaw test failover`: the command, the trial with its probe requests, the evaluation and the report."""
+"""`swiftclaw test failover`: the command, the trial with its probe requests, the evaluation, the report."""

@@ -1,1 +1,1 @@
-"""What commands print: tables, JSON, and the last words of `up`."""
+"""What commands print: tables, JSON, and the summary of `up`."""

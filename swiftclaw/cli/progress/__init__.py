@@ -1,1 +1,1 @@
-"""Work that takes a while: what a command waits for, when it is done or has failed, and the line it shows meanwhile."""
+"""What a command waits for, when that is done or has failed, and the progress line until then."""
