@@ -61,7 +61,8 @@ SCRIPTS = starting_with("scripts/")
 
 
 def arguments(command: str) -> list[str]:
-    return shlex.split(command)[1:]
+    """What the program receives: the words before a redirection."""
+    return shlex.split(command.partition(" > ")[0])[1:]
 
 
 # --- commands -----------------------------------------------------------------------------------------------------------
