@@ -12,9 +12,6 @@ from cluster.telemetry.tally import Key
 from cluster.view import ClusterView
 from policies.load.distance import Distances
 
-REFUSED = ("requests", "errors", "connections")  # in the series of what no instance got: see `refusals_of`
-WEIGHT = ("connections",)  # in the series of a version's weight: see `weight_of`
-
 
 class Live:
     """Over one Controller."""
@@ -24,24 +21,18 @@ class Live:
         self._made: dict[str, tuple[float, dict[str, Any]]] = {}  # by agent: made when
 
     def history(self, agent: str, window_s: float, points: int, columns: Sequence[str] = COLUMNS) -> dict[str, Any]:
-        """Series by instance, gone ones too, and what no instance got: see cluster/telemetry/history.py."""
-        history, now = self._view.history, time.time()
-        read = history.read(agent, now, window_s, points, columns)
-        instances = {key: values for key, values in read.rows.items() if key[3]}
-        weights = history.read(agent, now, window_s, points, WEIGHT).rows
-        unknown = {name: [None] * len(read.times) for name in REFUSED}
-        refused = history.read(agent, now, window_s, points, REFUSED, only=refusals_of(agent)).rows
-        requests, limited, queued = refused.get(refusals_of(agent), unknown).values()
+        """Series of instances (removed ones included), of refused requests, and of traffic shares."""
+        history = self._view.history.read(agent, time.time(), window_s, points, columns)
         return {
             "agent": agent,
-            "step_s": read.step_s,
-            "times": read.times,
+            "step_s": history.window.step_s,
+            "times": history.window.times,
             "instances": [
                 {"id": instance, "version": version, "region": region, **values}
-                for (_, version, region, instance), values in sorted(instances.items(), key=lambda row: _order(row[0]))
+                for (_, version, region, instance), values in sorted(history.instances.items(), key=lambda row: _order(row[0]))
             ],
-            "refused": {"requests": requests, "rate_limited": limited, "queued": queued},
-            "weights": {key[1]: values["connections"] for key, values in weights.items() if key[1] and not key[3]},
+            "refused": dict(history.refusals),
+            "weights": dict(history.weights),
         }
 
     def now(self, agent: str) -> dict[str, Any]:
@@ -58,11 +49,11 @@ class Live:
         load = self._views.load(agent)
         instances = self._views.instances(agent)
         records = view.registry.of(agent)
-        read = view.history.read(agent, time.time(), 5, 5, ("requests",)).rows
+        history = view.history.read(agent, time.time(), 5, 5, ("requests",)).instances
         for instance, share, record in zip(instances, load["instances"], records, strict=True):
-            seen = [count for count in read.get(record.key, {}).get("requests", []) if count is not None]
+            counts = [count for count in history.get(record.key, {}).get("requests", []) if count is not None]
             instance["window_requests"], instance["share"] = share["requests"], share["share"]
-            instance["rate"] = round(sum(seen) / len(seen), 2) if seen else 0.0
+            instance["rate"] = round(sum(counts) / len(counts), 2) if counts else 0.0
         described = self._views.agent(agent)
         for version in described["versions"]:
             own = [instance["rate"] for instance in instances if instance["version"] == version["version"]]
@@ -112,16 +103,6 @@ class Live:
 def _far(distances: Distances, one: str, other: str) -> dict[str, Any]:
     ms, source = distances.known(one, other)
     return {"ms": None if ms is None else round(ms, 1), "source": source}
-
-
-def refusals_of(agent: str) -> Key:
-    """Under which the history keeps what no instance got: requests, rate-limited ones as errors, the line as connections."""
-    return (agent, "", "", "")
-
-
-def weight_of(agent: str, version: str) -> Key:
-    """Under which the history keeps a version's percent of the traffic, as connections."""
-    return (agent, version, "", "")
 
 
 def _order(key: Key) -> tuple[int, str]:

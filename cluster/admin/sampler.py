@@ -8,10 +8,8 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from itertools import count
 
-from cluster.admin.live import refusals_of, weight_of
 from cluster.fleet.event_recorder import EventRecorder
-from cluster.telemetry.history import InstanceSample
-from cluster.telemetry.tally import BUCKETS_S
+from cluster.telemetry.samples import InstanceSample, RefusalSample, WeightSample
 from cluster.telemetry.totals import InstanceTotals
 from cluster.view import ClusterView
 
@@ -20,7 +18,6 @@ log = logging.getLogger("swiftclaw.controller")
 EVERY_S = 1.0
 EXPORT_EVERY = 5  # samples; Ray itself reports its metrics every ten seconds
 NO_TOTALS = InstanceTotals()
-ZEROS = (0,) * (len(BUCKETS_S) + 1)  # how long refusals took is not known
 
 
 class Sampler:
@@ -62,8 +59,8 @@ def record_limits(view: ClusterView, recorder: EventRecorder, now: float) -> Non
         recorder.limit(agent, "rejected (no capacity or no healthy instance)", rejected, now)
 
 
-def samples(view: ClusterView) -> Iterator[InstanceSample]:
-    """Every instance, and for every agent what no instance got."""
+def samples(view: ClusterView) -> Iterator[InstanceSample | RefusalSample | WeightSample]:
+    """The current state of every instance, and the refusals and traffic shares of every agent."""
     totals = view.totals
     for record in view.registry:
         counts = totals.instances.get(record.key, NO_TOTALS)
@@ -73,7 +70,7 @@ def samples(view: ClusterView) -> Iterator[InstanceSample]:
         )  # fmt: skip
     for agent in view.settings.agents:
         limited = totals.rate_limited(agent)
-        yield InstanceSample(refusals_of(agent), totals.refused(agent) - limited, limited, 0.0, ZEROS, totals.queued(agent))
+        yield RefusalSample(agent, totals.refused(agent) - limited, limited, totals.queued(agent))
     for agent, version, percent in view.weights():
         if version:
-            yield InstanceSample(weight_of(agent, version), 0, 0, 0.0, (), round(percent))
+            yield WeightSample(agent, version, percent)

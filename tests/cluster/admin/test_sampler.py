@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.admin.sampler import Sampler
-from cluster.telemetry.history import InstanceSample, MetricHistory
+from cluster.admin.sampler import Sampler, samples
+from cluster.messages import Observation
+from cluster.telemetry.history import MetricHistory
+from cluster.telemetry.samples import InstanceSample, RefusalSample, WeightSample
 from cluster.view import ClusterView
 from tests.cluster.stand_in import seven
 
@@ -40,7 +42,7 @@ class SlowHistory(MetricHistory):
         super().__init__()
         self._time = time
 
-    def add(self, now: float, samples: Iterable[InstanceSample]) -> None:
+    def add(self, now: float, samples: Iterable[InstanceSample | RefusalSample | WeightSample]) -> None:
         super().add(now, samples)
         self._time.now += 0.003
 
@@ -55,8 +57,8 @@ async def sampled(folder: Path, time: FakeTime, export: Callable[[ClusterView], 
     with pytest.raises(asyncio.CancelledError):
         await Sampler(view, cluster.recorder, export, time.clock, time.sleep).run_forever()
     read = view.history.read("my-agent", int(START) + seconds + 1, seconds, seconds, ("cpu",))
-    assert read.times == [int(START) + 1 + number for number in range(seconds)]
-    return next(values["cpu"] for key, values in read.rows.items() if key[3] == "instance-1")
+    assert read.window.times == [int(START) + 1 + number for number in range(seconds)]
+    return next(values["cpu"] for key, values in read.instances.items() if key[3] == "instance-1")
 
 
 @pytest.mark.parametrize("early_s", [0.0004, 0.0, -0.02])
@@ -75,3 +77,14 @@ async def test_an_export_that_fails_does_not_stop_the_samples(tmp_path: Path) ->
         raise OSError
 
     assert await sampled(tmp_path, FakeTime(0.0, 12), fail) == [5.0] * 12
+
+
+def test_a_sample_has_every_instance_and_each_agents_refusals_and_shares(tmp_path: Path) -> None:
+    cluster = seven(tmp_path)
+    cluster.serve_second(0.0, 3)
+    refusals = {("my-agent", 429): 4, ("my-agent", 503): 2}
+    cluster.totals.add(Observation("g1", {}, refusals, queued={"my-agent": 6}), 0.0)
+    taken = list(samples(cluster.view))
+    instances = [one for one in taken if isinstance(one, InstanceSample)]
+    assert [(one.key[3], one.requests) for one in instances] == [(f"instance-{number}", 3) for number in range(1, 8)]
+    assert taken[7:] == [RefusalSample("my-agent", 2, 4, 6), WeightSample("my-agent", "v1", 100.0)]
