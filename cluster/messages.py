@@ -11,6 +11,7 @@ from typing import NamedTuple
 from cluster.config import AgentSettings, GatewaySettings, HttpSettings
 from policies.breaker import BreakerUpdate
 from policies.lifecycle.draining import DrainTerms
+from policies.rate_limit import RateRule
 
 # Headers that never leave the cluster: set by a gateway for an instance or by an instance for a gateway.
 KEY_HEADER = b"x-swiftclaw-key"  # the secret by which an instance knows a gateway
@@ -47,16 +48,6 @@ class InstanceSpec:
     app: str  # the Serve app it belongs to
     host: str = ""  # where it listens; "": on its node's address
     package: str = ""  # the digest of its version's code (cluster/desired/packages.py); "": the folder as it is
-
-
-@dataclass(frozen=True)
-class RateRule:
-    """A limit that an agent's code asks for, over all instances: per value of `key`; None: in all."""
-
-    requests: int
-    window_s: float
-    key: str | None = None
-    strategy: str = "sliding-window"
 
 
 @dataclass(frozen=True)

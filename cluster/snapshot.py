@@ -10,8 +10,9 @@ from collections.abc import Iterable
 
 from cluster.config import AgentSettings, Settings
 from cluster.fleet.registry import InstanceRecord
-from cluster.messages import AgentView, Member, RateRule, Registration, Snapshot, VersionShare
+from cluster.messages import AgentView, Member, Registration, Snapshot, VersionShare
 from cluster.view import ClusterView
+from policies.rate_limit import RateRule
 
 
 class SnapshotBuilder:

@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from math import ceil
 from struct import pack
@@ -27,6 +28,16 @@ LONGEST_KEY = 64
 SHARDS = 64
 DOUBLE = 8  # bytes
 ALMOST = 1e-6  # of a token: what rounding may take away
+
+
+@dataclass(frozen=True)
+class RateRule:
+    """At most `requests` in `window_s` seconds per value of `key`, a field of the body or a header; None: in all."""
+
+    requests: int
+    window_s: float
+    key: str | None = None
+    strategy: str = "sliding-window"  # of LIMITERS
 
 
 class Decision(NamedTuple):

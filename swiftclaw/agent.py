@@ -15,34 +15,23 @@ import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextvars import copy_context
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from deployments.instance.hosted_agent import RequestInfo, Turn
-from policies.rate_limit import LIMITERS
+from policies.rate_limit import LIMITERS, RateRule
 from swiftclaw.models import model_for
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
-__all__ = ["Agent", "RateLimitRule", "RequestInfo", "Turn"]
+__all__ = ["Agent", "RequestInfo", "Turn"]
 
 F = TypeVar("F", bound=Callable[..., object])
 
 _HANDLER_TAKES = ("message", "session_id", "user_id", "request")
 _THREADS = 100  # sync handlers at once: limits.maxConnectionsPerInstance's default
 _END = object()
-
-
-@dataclass(frozen=True)
-class RateLimitRule:
-    """At most `requests` in `window_s` seconds per value of `key`, a field of the body; None: in all."""
-
-    requests: int
-    window_s: float
-    key: str | None
-    strategy: str
 
 
 class Agent:
@@ -65,7 +54,7 @@ class Agent:
         self.name = name
         self.session_affinity = session_affinity
         self.app: ASGIApp | None = None
-        self.rate_limits: tuple[RateLimitRule, ...] = ()
+        self.rate_limits: tuple[RateRule, ...] = ()
         self._model = model_for(model, base_url=base_url, api_key=api_key)
         self._handler: _Function | None = None
         self._limited: _Function | None = None
@@ -302,7 +291,7 @@ async def _text(items: Any, name: str) -> AsyncGenerator[str, None]:
             await items.aclose()
 
 
-def _rule(requests: int, window: str | float, key: str | None, strategy: str) -> RateLimitRule:
+def _rule(requests: int, window: str | float, key: str | None, strategy: str) -> RateRule:
     from cluster.config import duration
 
     if isinstance(requests, bool) or not isinstance(requests, int) or requests < 1:
@@ -317,7 +306,7 @@ def _rule(requests: int, window: str | float, key: str | None, strategy: str) ->
         raise ValueError(f"rate_limit: window: {error}") from error
     if window_s == 0:
         raise ValueError("rate_limit: window: must be longer than nothing")
-    return RateLimitRule(requests, window_s, key, strategy)
+    return RateRule(requests, window_s, key, strategy)
 
 
 def _health(verdict: object) -> tuple[bool, str]:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cluster.messages import RateRule, Registration
+from cluster.messages import Registration
+from policies.rate_limit import RateRule
 
 LEFT_KEPT = 1_000
 

@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from cluster.messages import AgentView, RateRule
+from cluster.messages import AgentView
 from deployments.balancing.agents import AgentTable
 from deployments.request.exchange import READ_AHEAD, Exchange
 from deployments.request.sessions import top_level
 from deployments.types import SentHeaders
 from policies.errors import RateLimited
-from policies.rate_limit import LIMITERS, Limiter, TightestLimit, admit_all, headers, key_of
+from policies.rate_limit import LIMITERS, Limiter, RateRule, TightestLimit, admit_all, headers, key_of
 
 Read = Callable[[Collection[str]], Mapping[str, object]]  # wanted names -> what the body says of them
 

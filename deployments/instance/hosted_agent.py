@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from policies.rate_limit import RateRule
+
 AsgiApp = Callable[[Any, Any, Any], Awaitable[None]]
 
 
@@ -39,7 +41,7 @@ class Turn:
 class HostedAgent(Protocol):
     name: str
     session_affinity: bool
-    rate_limits: Sequence[Any]  # each with requests, window_s, key (or None) and strategy
+    rate_limits: Sequence[RateRule]
     app: AsgiApp | None
 
     async def start(self) -> None: ...

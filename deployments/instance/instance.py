@@ -20,7 +20,7 @@ import ray
 from ray import serve
 
 from cluster.controller_api import ControlApi
-from cluster.messages import InstanceSpec, RateRule, Registration, RegistrationReply
+from cluster.messages import InstanceSpec, Registration, RegistrationReply
 from cluster.transport.http_protocol import ConnectionLimits
 from cluster.transport.listener import Listener, bind
 from cluster.transport.rpc import RpcClient
@@ -91,7 +91,7 @@ class InstanceReplica:
             node=ray.get_runtime_context().get_node_id(),
             started_at=time.time(),
             session_affinity=self._agent.session_affinity,
-            rate_rules=tuple(RateRule(r.requests, r.window_s, r.key, r.strategy) for r in self._agent.rate_limits),
+            rate_rules=tuple(self._agent.rate_limits),
             package=spec.package,
         )
         reply = await self._controller.call(ControlApi.register, self._registration)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.messages import Peer, RateRule
+from cluster.messages import Peer
 from cluster.snapshot import SnapshotBuilder
 from policies.breaker import BreakerUpdate
+from policies.rate_limit import RateRule
 from tests.cluster.stand_in import StandIn
 
 OLD, NEW = (RateRule(1, 60.0),), (RateRule(2, 60.0),)

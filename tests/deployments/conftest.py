@@ -16,13 +16,14 @@ import aiohttp
 import pytest
 
 from cluster.config import parse
-from cluster.messages import AgentView, InstanceSpec, Member, RateRule, RegistrationReply, Snapshot, VersionShare
+from cluster.messages import AgentView, InstanceSpec, Member, RegistrationReply, Snapshot, VersionShare
 from cluster.transport.http_protocol import ConnectionLimits
 from cluster.transport.listener import Listener, bind
 from deployments.balancing.agents import AgentTable
 from deployments.gateway.edge import Edge
 from deployments.instance.server import InstanceServer
 from deployments.upstream.connection_pool import ConnectionPool
+from policies.rate_limit import RateRule
 from swiftclaw import Agent
 
 KEY = "the-secret"
@@ -73,7 +74,7 @@ class DataPlane:
     ) -> list[str]:
         """Start instances; their names."""
         names = []
-        self.rules[agent.name] = tuple(RateRule(r.requests, r.window_s, r.key, r.strategy) for r in agent.rate_limits)
+        self.rules[agent.name] = agent.rate_limits
         for _ in range(count):
             name = f"instance-{len(self.members.get(agent.name, [])) + 1}"
             spec = InstanceSpec(agent.name, "tests:agent", "/", version, region, f"{agent.name}.{version}.{region}")

@@ -8,8 +8,9 @@ from functools import partial, wraps
 import pytest
 
 from deployments.instance.hosted_agent import HostedAgent
+from policies.rate_limit import RateRule
 from swiftclaw import Agent
-from swiftclaw.agent import RateLimitRule, RequestInfo, Turn
+from swiftclaw.agent import RequestInfo, Turn
 
 INFO = RequestInfo(headers={"a": "b"}, body={"k": 1}, instance="instance-1", region="local", version="v1")
 TURN = Turn("hi", "s1", "u1", INFO)
@@ -288,7 +289,7 @@ class TestRateLimits:
     def test_a_limit_is_kept_as_a_rule_in_seconds(self):
         agent = Agent("a")
         agent.rate_limit(requests=10, window="1m", key="user_id")(lambda message: None)
-        assert agent.rate_limits == (RateLimitRule(10, 60.0, "user_id", "sliding-window"),)
+        assert agent.rate_limits == (RateRule(10, 60.0, "user_id", "sliding-window"),)
 
     async def test_a_limited_function_is_the_handler_when_there_is_no_other(self):
         agent = Agent("a")

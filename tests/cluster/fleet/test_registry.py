@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 from cluster.fleet.registry import Registry, lowest_free
-from cluster.messages import RateRule, Registration
+from cluster.messages import Registration
+from policies.rate_limit import RateRule
 
 
 def registration(replica: str, agent: str = "a", region: str = "local", **more: object) -> Registration:

@@ -15,6 +15,7 @@ import pytest
 
 from cluster.messages import KEY_HEADER
 from deployments.gateway.in_process import InProcessRequest, events
+from deployments.instance.lifecycle import Lifecycle
 from swiftclaw import Agent
 from tests.deployments.conftest import DataPlane
 from tests.deployments.helpers import own_app, post, streaming, until
@@ -178,7 +179,7 @@ class TestFaults:
 
     async def test_a_closing_instance_refuses_unexecuted_and_another_answers(self, plane: DataPlane) -> None:
         await plane.add(echo(), count=2)
-        plane.hosts["echo-instance-1"].close()
+        plane.hosts["echo-instance-1"].advance(Lifecycle.CLOSING)
         for _ in range(4):
             status, _, headers = await post(plane, "echo", {"message": "hi"})
             assert (status, headers["x-swiftclaw-instance"]) == (200, "instance-2")
@@ -354,7 +355,7 @@ class TestMountedApp:
         agent = Agent("web")
         agent.mount(own_app())
         await mounted.add(agent)
-        mounted.hosts["web-instance-1"].close()
+        mounted.hosts["web-instance-1"].advance(Lifecycle.CLOSING)
         for _ in range(3):
             async with mounted.client.ws_connect("/agents/web/ws") as socket:
                 assert socket._response.headers["x-swiftclaw-instance"] == "instance-2"

@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 
 from cluster.config import parse
-from cluster.messages import KEY_HEADER, PEERS_PATH, AgentView, Member, Peer, RateRule, Snapshot
+from cluster.messages import KEY_HEADER, PEERS_PATH, AgentView, Member, Peer, Snapshot
 from cluster.transport.listener import bind
 from deployments.balancing.agents import AgentTable
 from deployments.gateway import peers as peers_module
@@ -27,6 +27,7 @@ from deployments.request.exchange import Exchange
 from deployments.upstream.connection_pool import ConnectionPool
 from policies.base import Instance
 from policies.errors import RateLimited
+from policies.rate_limit import RateRule
 
 KEY = "the-secret"
 RULE = RateRule(10, 60.0, "user_id")
