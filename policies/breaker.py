@@ -1,10 +1,10 @@
-"""May an instance that keeps failing be asked again?
+"""May an instance that keeps failing receive another request?
 
-Closed: every request may go. After `failure_threshold` failures in a row open: none may, for `reset_timeout_s`. Then
+Closed: every request may. After `failure_threshold` failures in a row open: none may, for `reset_timeout_s`. Then
 half-open: one probe at a time; its success closes the breaker, its failure opens it for twice as long, up to 5 minutes,
-and the doubling is forgotten on recovery. A generation number, read when sending, tells results of before the last
-change from those that count. What is a failure is the caller's to say: never a 429, an overload refusal or a client
-that left. Not a health check: it learns only from traffic.
+and the doubling is forgotten on recovery. A generation number, read when sending, tells results from before the last
+change from those that count. The caller decides what is a failure: never a 429, an overload refusal or a client that
+disconnected. Not a health check: it learns only from traffic.
 Source: Nygard, Release It!; the generation is sony/gobreaker's, the growing time out Envoy's outlier detection.
 """
 
@@ -14,13 +14,13 @@ from typing import Literal, NamedTuple
 
 State = Literal["closed", "open", "half-open"]
 
-LONGEST_S = 300.0  # open at most this long; a longer reset timeout is obeyed, never doubled
-HEAD_START_S = 1.0  # within this the one that tripped first has told the others how its probe went
+LONGEST_S = 300.0  # open at most this long; a longer reset timeout holds, and is never doubled
+HEAD_START_S = 1.0  # within this time the gateway that opened first has reported how its probe went
 MOST_DOUBLINGS = 20
 
 
 class BreakerUpdate(NamedTuple):
-    """What one gateway tells the others when its breaker has changed. `remaining_s`: as of its delivery."""
+    """What one gateway reports to the others when its breaker has changed. `remaining_s`: as of its delivery."""
 
     state: State
     remaining_s: float = 0.0
@@ -31,7 +31,7 @@ class Breaker:
     """One instance (one process of it) as one gateway sees it. `state` and `generation` are for reading.
 
     Each request: `may` to filter, `allow` once it is picked, then read `generation`; it ends in one `record`, or in
-    `abandon` if it ended without a verdict. What was sent without `allow` (panic) reports nothing.
+    `abandon` if it ended without a result. A request sent without `allow` (panic) reports nothing.
     """
 
     __slots__ = (
@@ -50,7 +50,7 @@ class Breaker:
         self.state: State = "closed"
         self.generation = 0
         self._failures = 0  # in a row, while closed
-        self._probing = False  # the one place of half-open is taken
+        self._probing = False  # half-open: the one probe is in flight
         self._doublings = 0
         self._since = self._until = 0.0  # when it opened, and until when
         self._set(failure_threshold, reset_timeout_s)
@@ -64,13 +64,13 @@ class Breaker:
         return f"<Breaker {self.state}, {detail[self.state]}>"
 
     def may(self, now: float) -> bool:
-        """What `allow` would say; changes nothing."""
+        """What `allow` would return; changes nothing."""
         if self.state == "closed":
             return True
         return now >= self._until if self.state == "open" else not self._probing
 
     def allow(self, now: float) -> bool:
-        """True: send one request. Unless closed, that is the probe, and nobody else is let through until it ends."""
+        """True: send one request. Unless closed, it is the probe, and no other request may until it ends."""
         if self.state == "closed":
             return True
         if not self.may(now):
@@ -80,7 +80,7 @@ class Breaker:
         return True
 
     def record(self, ok: bool, now: float, generation: int) -> bool:
-        """How a request went. True if that changed the state: tell the others (`news`)."""
+        """The result of a request. True if that changed the state: send the others its `report`."""
         if generation != self.generation:
             return False
         if self.state == "closed":
@@ -98,47 +98,41 @@ class Breaker:
         return True
 
     def abandon(self, generation: int) -> None:
-        """A request ended without a verdict (its client left): if it was the probe, the next one may go."""
+        """A request ended without a result (its client disconnected): if it was the probe, another may be sent."""
         if self._probing and generation == self.generation:
             self._probing = False
             self.generation += 1
 
     def retry_after_s(self, now: float) -> float:
-        """Until the next probe may go. 0: now, or as soon as the one under way has ended."""
+        """Until the next probe may be sent. 0: now, or as soon as the current one has ended."""
         return max(0.0, self._until - now) if self.state == "open" else 0.0
 
-    def trip(self, now: float) -> bool:
-        """Opens on evidence from elsewhere, as failures would have. True if that changed the state."""
-        if self.state == "open":
-            return False
-        self._open(now, self._doublings + 1 if self.state == "half-open" else 0)
-        return True
-
-    def news(self, now: float) -> BreakerUpdate:
+    def report(self, now: float) -> BreakerUpdate:
+        """What the other gateways receive."""
         return BreakerUpdate(self.state, self.retry_after_s(now), self._doublings)
 
-    def adopt(self, news: BreakerUpdate, now: float) -> bool:
-        """Another gateway's change; news may come late, twice or in any order. True if that changed the state.
+    def merge_remote(self, remote: BreakerUpdate, now: float) -> bool:
+        """Another gateway's report, which may arrive late, twice or in any order. True if it changed the state.
 
-        The other one probes first: here the breaker stays open a second longer. Our own probe in flight knows
-        better than a trip elsewhere; a trip of ours within the last second knows better than a recovery elsewhere.
+        The other gateway probes first: here the breaker stays open a second longer. A probe of our own in flight outranks
+        an opening elsewhere; an opening of ours within the last second outranks a recovery elsewhere.
         """
-        if news.state == "closed":
+        if remote.state == "closed":
             if self.state == "closed" or (self.state == "open" and now < self._since + HEAD_START_S):
                 return False
             self._close()
             return True
-        if news.state == "half-open" or self._probing:
+        if remote.state == "half-open" or self._probing:
             return False
-        if self.state != "closed" and news.doublings <= self._doublings:
-            return False  # the trip that is known here already, or an older one
-        before = self.state
-        self._open(now, news.doublings)
-        self._until = now + max(0.0, news.remaining_s) + HEAD_START_S
-        return before != "open"
+        if self.state != "closed" and remote.doublings <= self._doublings:
+            return False  # this opening is known here already, or it is an older one
+        previous = self.state
+        self._open(now, remote.doublings)
+        self._until = now + max(0.0, remote.remaining_s) + HEAD_START_S
+        return previous != "open"
 
     def update(self, failure_threshold: int, reset_timeout_s: float, now: float) -> None:
-        """New settings, in force at once: one that is open stays so for no longer than they say."""
+        """New settings, in force at once: an open breaker stays open no longer than they allow."""
         self._set(failure_threshold, reset_timeout_s)
         self._until = min(self._until, now + self._open_s())
 

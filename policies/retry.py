@@ -10,7 +10,6 @@ Source: Envoy, retry budgets and its back-off (25 ms, full jitter); RFC 9110 on 
 from __future__ import annotations
 
 from random import Random
-from types import TracebackType
 
 REPEATABLE = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 BACKOFF_S = (0.025, 0.075, 0.175, 0.250)
@@ -46,7 +45,7 @@ class Budget:
         return f"<Budget {self.retrying} of {self.active} retry, {self.budget_percent:g} % or {self.minimum} may>"
 
     def begin(self) -> Spending:
-        """One request more; `end` what this returns in every way the request can end (or use it in a `with`)."""
+        """One request more; `end` what this returns in every way the request can end."""
         return Spending(self)
 
 
@@ -83,9 +82,3 @@ class Spending:
         if not self._ended:
             self._ended = True
             self._budget.active -= 1
-
-    def __enter__(self) -> Spending:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.end()

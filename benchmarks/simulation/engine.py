@@ -180,7 +180,7 @@ class _Run:
     def _spread(self, now: float, speaker: Gateway, place: int) -> None:
         for gateway in self.gateways:
             if speaker.breakers and gateway.breakers and gateway is not speaker:
-                gateway.breakers[place].adopt(speaker.breakers[place].news(now), now)
+                gateway.breakers[place].merge_remote(speaker.breakers[place].report(now), now)
 
     def _learn_truth(self, index: int) -> None:
         if self.knowledge.truth:

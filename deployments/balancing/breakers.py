@@ -105,7 +105,7 @@ class Breakers:
             if backend is None or backend.breaker is None or self._adopted.get(replica, 0) >= circuit.number:
                 continue
             self._adopted[replica] = circuit.number
-            if circuit.gateway != gateway and backend.breaker.adopt(circuit.news, now):
+            if circuit.gateway != gateway and backend.breaker.merge_remote(circuit.news, now):
                 self._note(backend, now)
 
     def retell(self) -> None:
@@ -120,7 +120,7 @@ class Breakers:
     def news(self, now: float) -> dict[str, BreakerUpdate]:
         """By replica: what has changed here since the last call."""
         told, self._untold = self._untold, {}
-        return {replica: backend.breaker.news(now) for replica, backend in told.items() if backend.breaker is not None}
+        return {replica: backend.breaker.report(now) for replica, backend in told.items() if backend.breaker is not None}
 
     def wait_s(self, backends: Iterable[Backend], now: float) -> float | None:
         """Until the first of these may be probed; None: at least one of them may be asked already, or there is none."""

@@ -40,10 +40,6 @@ class Distances:
             self._measured[pair] = ms
             self.stamp += 1
 
-    def ms(self, here: str, there: str) -> float | None:
-        """Milliseconds there and back; None when nothing is known."""
-        return self.known(here, there)[0]
-
     def known(self, here: str, there: str) -> tuple[float | None, str | None]:
         """Milliseconds there and back, and where that is known from; None twice when nothing is known."""
         if here == there:

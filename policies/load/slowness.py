@@ -63,10 +63,6 @@ class Slowness:
         ratio = self._ratios[instance] = self._with_failures(instance)
         return ratio
 
-    def of(self, instance: str, now: float) -> float:
-        """1.0 for one that nothing is known of."""
-        return self.all(now).get(instance, 1.0)
-
     def all(self, now: float) -> Mapping[str, float]:
         """Slowness of every instance with answers in the window; recomputed only when `refresh_s` has passed."""
         if now >= self._fresh_until:

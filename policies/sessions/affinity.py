@@ -35,12 +35,6 @@ class Rendezvous:
         """The first in the session's order that is not over the load bound; the first of all if all are."""
         return self._first(hash_of(agent, session), within_bound(instances))
 
-    def ranked(self, agent: str, session: str, instances: Sequence[Instance]) -> list[Instance]:
-        """The session's order over all instances whose weight is not 0; loads play no part."""
-        key = hash_of(agent, session)
-        usable = [instance for instance in instances if instance.weight > 0]
-        return sorted(usable, key=lambda instance: (self._cost(key, instance), instance.id))
-
     def _first(self, key: int, instances: Sequence[Instance]) -> Instance | None:
         best: Instance | None = None
         lowest = inf
@@ -138,10 +132,6 @@ class SessionHomes:
         self._expire(now)
         while len(self._places) > self._most:
             self._places.popitem(last=False)
-
-    def count(self, instance: str) -> int:
-        """Sessions that live at the instance; looks at all of them."""
-        return sum(place.instance == instance for place, _ in self._places.values())
 
     def _expire(self, now: float) -> None:
         while self._places:

@@ -129,31 +129,21 @@ def test_it_says_when_asking_again_makes_sense() -> None:
     assert repr(breaker) == "<Breaker open, until 65 s>"
 
 
-def test_a_trip_opens_once_and_a_trip_of_a_probing_one_doubles() -> None:
-    breaker = Breaker(5, 60)
-    assert breaker.trip(0)
-    assert not breaker.trip(30)
-    assert breaker.retry_after_s(30) == 30
-    assert breaker.allow(60)
-    assert breaker.trip(60)
-    assert breaker.retry_after_s(60) == 120
-
-
 def test_the_gateway_that_tripped_probes_first_and_its_verdict_spares_the_others_theirs() -> None:
     one, other = opened(now=0.0), Breaker(5, 60)
-    assert other.adopt(one.news(0.4), 1000.4)  # clocks of their own
+    assert other.merge_remote(one.report(0.4), 1000.4)  # clocks of their own
     assert one.may(60)
     assert not other.may(1060)
     assert other.retry_after_s(1060) == pytest.approx(HEAD_START_S)
     probe(one, 60, ok=True)
-    assert other.adopt(one.news(60.2), 1060.2)
+    assert other.merge_remote(one.report(60.2), 1060.2)
     assert other.state == "closed"
 
 
 def test_a_failed_probe_elsewhere_counts_here() -> None:
     one, other = opened(), opened()
     probe(one, 60, ok=False)
-    assert not other.adopt(one.news(60.1), 60.1)  # it was open, it stays open, but longer
+    assert not other.merge_remote(one.report(60.1), 60.1)  # it was open, it stays open, but longer
     assert other.retry_after_s(60.1) == pytest.approx(119.9 + HEAD_START_S)
     probe(other, 182, ok=False)
     assert other.retry_after_s(182) == 240
@@ -161,32 +151,32 @@ def test_a_failed_probe_elsewhere_counts_here() -> None:
 
 def test_news_that_come_twice_or_late_change_nothing() -> None:
     one, other = opened(), Breaker(5, 60)
-    news = one.news(0)
-    assert other.adopt(news, 0)
+    news = one.report(0)
+    assert other.merge_remote(news, 0)
     until = other.retry_after_s(0)
     for late in (0.5, 3, 40):
-        assert not other.adopt(news, late)
+        assert not other.merge_remote(news, late)
         assert other.retry_after_s(late) == until - late
     assert other.allow(62)
     other.abandon(other.generation)
-    assert not other.adopt(news, 62)
+    assert not other.merge_remote(news, 62)
     assert other.state == "half-open"
-    assert not other.adopt(BreakerUpdate("half-open"), 62)
+    assert not other.merge_remote(BreakerUpdate("half-open"), 62)
 
 
 def test_a_probe_under_way_is_not_disturbed_by_a_trip_elsewhere() -> None:
     breaker = opened()
     assert breaker.allow(60)
-    assert not breaker.adopt(BreakerUpdate("open", 120, 1), 60.1)
+    assert not breaker.merge_remote(BreakerUpdate("open", 120, 1), 60.1)
     assert breaker.record(True, 60.2, breaker.generation)
     assert breaker.state == "closed"
 
 
 def test_a_recovery_elsewhere_closes_but_not_what_has_only_just_tripped() -> None:
     breaker = opened(now=10.0)
-    assert not breaker.adopt(BreakerUpdate("closed"), 10.5)
-    assert breaker.adopt(BreakerUpdate("closed"), 11.5)
-    assert not breaker.adopt(BreakerUpdate("closed"), 12)
+    assert not breaker.merge_remote(BreakerUpdate("closed"), 10.5)
+    assert breaker.merge_remote(BreakerUpdate("closed"), 11.5)
+    assert not breaker.merge_remote(BreakerUpdate("closed"), 12)
 
 
 def test_new_settings_are_in_force_at_once() -> None:
@@ -208,7 +198,7 @@ def test_settings_that_make_no_sense_are_refused(failure_threshold: int, reset_t
 
 steps = st.lists(
     st.tuples(
-        st.sampled_from(["send", "send", "send", "ok", "fail", "fail", "abandon", "trip", "closed news", "open news", "wait"]),
+        st.sampled_from(["send", "send", "send", "ok", "fail", "fail", "abandon", "closed news", "open news", "wait"]),
         st.integers(0, 9),
         st.sampled_from([0.0, 0.1, 1.0, 5.0]),
     ),
@@ -251,13 +241,10 @@ def test_never_two_probes_never_allowed_before_its_time_and_stale_results_change
             elif generation == probing:
                 probing = None
                 assert breaker.state == {"ok": "closed", "fail": "open", "abandon": "half-open"}[step]
-        elif step == "trip":
-            breaker.trip(now)
-            probing = None
-        elif step == "closed news" and breaker.adopt(BreakerUpdate("closed"), now):
+        elif step == "closed news" and breaker.merge_remote(BreakerUpdate("closed"), now):
             probing = None
         elif step == "open news":
-            breaker.adopt(BreakerUpdate("open", float(choice), choice % 3), now)
+            breaker.merge_remote(BreakerUpdate("open", float(choice), choice % 3), now)
         assert breaker.retry_after_s(now) <= LONGEST_S
 
 

@@ -62,10 +62,11 @@ def test_others_only_with_an_idempotency_key(method: str) -> None:
 
 def test_a_request_takes_one_retry_from_the_budget_however_often_it_asks() -> None:
     budget = Budget(20)
-    with budget.begin() as request:
-        assert request.retry()
-        assert request.retry()
-        assert repr(budget) == "<Budget 1 of 1 retry, 20 % or 3 may>"
+    request = budget.begin()
+    assert request.retry()
+    assert request.retry()
+    assert repr(budget) == "<Budget 1 of 1 retry, 20 % or 3 may>"
+    request.end()
     assert (budget.active, budget.retrying) == (0, 0)
 
 

@@ -1,4 +1,4 @@
-"""Queue: first come first served, never longer than allowed, nobody behind somebody who waits for something else."""
+"""Wait queue: first come, first served, never longer than allowed, no request granted after its deadline."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from policies.wait_queue import ANY, KEPT_GAPS, LEAST_S, MOST_S, UNKNOWN_S, Waiter, WaitQueue
+from policies.wait_queue import KEPT_GAPS, MAX_S, MIN_S, UNKNOWN_S, Waiter, WaitQueue
 
 
-def joined(queue: WaitQueue[str], wake: str, now: float = 0.0, timeout_s: float = 30.0, lane: str = ANY) -> Waiter[str]:
-    waiter = queue.join(now, timeout_s, wake, lane)
+def joined(queue: WaitQueue[str], wake: str, now: float = 0.0, timeout_s: float = 30.0) -> Waiter[str]:
+    waiter = queue.join(now, timeout_s, wake)
     assert waiter is not None
     return waiter
 
 
-def granted(queue: WaitQueue[str], now: float, lanes: tuple[str, ...] = (ANY,)) -> str | None:
-    waiter = queue.grant(now, lanes)
+def granted(queue: WaitQueue[str], now: float) -> str | None:
+    waiter = queue.grant(now)
     return None if waiter is None else waiter.wake
 
 
@@ -29,7 +29,7 @@ def test_first_come_first_served() -> None:
     assert [granted(queue, 1) for _ in range(4)] == ["a", "b", "c", None]
 
 
-def test_the_line_is_no_longer_than_allowed_and_takes_more_when_it_moves() -> None:
+def test_the_queue_is_no_longer_than_allowed_and_takes_more_when_it_moves() -> None:
     queue = WaitQueue[str](2)
     joined(queue, "a")
     joined(queue, "b")
@@ -40,7 +40,7 @@ def test_the_line_is_no_longer_than_allowed_and_takes_more_when_it_moves() -> No
     assert queue.join(1, 30, "e") is None
 
 
-def test_a_shorter_line_sends_nobody_away() -> None:
+def test_a_lower_maximum_removes_no_waiting_request() -> None:
     queue = WaitQueue[str](3)
     for name in "abc":
         joined(queue, name)
@@ -49,11 +49,11 @@ def test_a_shorter_line_sends_nobody_away() -> None:
     assert queue.join(1, 30, "d") is None
 
 
-def test_no_line_at_all_is_a_refusal_at_once() -> None:
+def test_a_queue_of_length_0_refuses_at_once() -> None:
     assert WaitQueue[str](0).join(0, 30, "a") is None
 
 
-def test_one_who_left_is_passed_over_and_may_leave_twice() -> None:
+def test_a_waiter_that_left_is_passed_over_and_may_leave_twice() -> None:
     queue = WaitQueue[str](10)
     first, second = joined(queue, "a"), joined(queue, "b")
     queue.leave(first)
@@ -64,7 +64,7 @@ def test_one_who_left_is_passed_over_and_may_leave_twice() -> None:
     assert len(queue) == 0
 
 
-def test_nobody_is_granted_a_place_at_or_after_the_deadline() -> None:
+def test_no_request_is_granted_capacity_at_or_after_its_deadline() -> None:
     queue = WaitQueue[str](10)
     joined(queue, "a", timeout_s=5)
     joined(queue, "b", timeout_s=9)
@@ -73,10 +73,10 @@ def test_nobody_is_granted_a_place_at_or_after_the_deadline() -> None:
     assert queue.deadline() is None
 
 
-def test_those_whose_time_is_up_are_told_in_order_of_their_deadlines() -> None:
+def test_expired_requests_are_listed_in_order_of_their_deadlines() -> None:
     queue = WaitQueue[str](10)
     joined(queue, "slow", timeout_s=9)
-    joined(queue, "quick", timeout_s=2, lane="instance-1")
+    joined(queue, "quick", timeout_s=2)
     joined(queue, "later", timeout_s=60)
     assert queue.deadline() == 2
     assert queue.expire(1.9) == []
@@ -84,39 +84,26 @@ def test_those_whose_time_is_up_are_told_in_order_of_their_deadlines() -> None:
     assert (len(queue), queue.deadline()) == (1, 60)
 
 
-def test_a_place_goes_to_the_earliest_of_those_it_suits() -> None:
+def test_a_new_request_sees_whether_another_one_waits_and_is_in_time() -> None:
     queue = WaitQueue[str](10)
-    joined(queue, "pinned to 1", lane="instance-1")
-    joined(queue, "any")
-    joined(queue, "pinned to 2", lane="instance-2")
-    joined(queue, "any too")
-    assert granted(queue, 1, (ANY, "instance-2")) == "any"
-    assert granted(queue, 1, (ANY, "instance-2")) == "pinned to 2"
-    assert granted(queue, 1, (ANY, "instance-1")) == "pinned to 1"
-    assert granted(queue, 1, ("instance-1",)) is None
-    assert granted(queue, 1, (ANY, "instance-1")) == "any too"
+    joined(queue, "a", timeout_s=5)
+    assert queue.ahead(1)
+    assert not queue.ahead(5)
+    assert not WaitQueue[str](10).ahead(1)
 
 
-def test_a_newcomer_sees_whether_somebody_has_waited_for_this_place() -> None:
-    queue = WaitQueue[str](10)
-    joined(queue, "a", timeout_s=5, lane="instance-1")
-    assert not queue.ahead(1)
-    assert queue.ahead(1, (ANY, "instance-1"))
-    assert not queue.ahead(5, (ANY, "instance-1"))
-
-
-def test_waiters_who_come_and_go_behind_one_who_stays_take_no_memory() -> None:
+def test_waiters_that_join_and_leave_behind_one_that_stays_take_no_memory() -> None:
     queue = WaitQueue[str](100)
     joined(queue, "stays")
     for number in range(20_000):
         queue.leave(joined(queue, str(number)))
     assert len(queue._deadlines) <= KEPT_GAPS + 3
-    assert len(queue._lanes[ANY]) == 1
+    assert len(queue._order) == 1
     assert granted(queue, 1) == "stays"
-    assert not queue._lanes
+    assert not queue._order
 
 
-def test_retry_after_is_the_time_the_line_takes_at_its_pace() -> None:
+def test_retry_after_is_the_time_the_queue_takes_at_its_pace() -> None:
     queue = WaitQueue[str](100)
     for number in range(30):
         joined(queue, str(number))
@@ -126,24 +113,21 @@ def test_retry_after_is_the_time_the_line_takes_at_its_pace() -> None:
     assert queue.retry_after_s(10) == pytest.approx(11 * 0.5)
 
 
-def test_a_line_that_stands_still_is_seen_to_and_times_without_a_line_do_not_count() -> None:
+def test_a_queue_that_stands_still_raises_retry_after_and_time_without_a_queue_does_not_count() -> None:
     queue = WaitQueue[str](100)
     joined(queue, "a")
     queue.grant(2)
     joined(queue, "b", now=5000)
     assert queue.retry_after_s(5000) == pytest.approx(2 * 2)
     assert queue.retry_after_s(5020) == pytest.approx(2 * 11)
-    assert queue.retry_after_s(9000) == MOST_S
+    assert queue.retry_after_s(9000) == MAX_S
 
 
 def test_retry_after_is_at_least_a_second() -> None:
     queue = WaitQueue[str](9)
     joined(queue, "a")
     queue.grant(0.001)
-    assert queue.retry_after_s(0.002) == LEAST_S
-
-
-LANES = (ANY, "instance-1", "instance-2", "v2")
+    assert queue.retry_after_s(0.002) == MIN_S
 
 
 class AgainstAPlainList(RuleBasedStateMachine):
@@ -160,9 +144,9 @@ class AgainstAPlainList(RuleBasedStateMachine):
     def wait(self, passed: float) -> None:
         self.now += passed
 
-    @rule(lane=st.sampled_from(LANES), timeout_s=st.integers(1, 9))
-    def join(self, lane: str, timeout_s: int) -> None:
-        waiter = self.queue.join(self.now, timeout_s, len(self.known), lane)
+    @rule(timeout_s=st.integers(1, 9))
+    def join(self, timeout_s: int) -> None:
+        waiter = self.queue.join(self.now, timeout_s, len(self.known))
         assert (waiter is None) is (len(self.line) == 6)
         if waiter is not None:
             self.line.append(waiter)
@@ -175,12 +159,12 @@ class AgainstAPlainList(RuleBasedStateMachine):
             self.queue.leave(waiter)
             self.line = [each for each in self.line if each is not waiter]
 
-    @rule(lanes=st.lists(st.sampled_from(LANES), unique=True))
-    def grant(self, lanes: list[str]) -> None:
-        suited = [waiter for waiter in self.line if waiter.lane in lanes and waiter.deadline > self.now]
-        assert self.queue.ahead(self.now, lanes) is bool(suited)
-        chosen = self.queue.grant(self.now, lanes)
-        assert chosen is (suited[0] if suited else None)
+    @rule()
+    def grant(self) -> None:
+        in_time = [waiter for waiter in self.line if waiter.deadline > self.now]
+        assert self.queue.ahead(self.now) is bool(in_time)
+        chosen = self.queue.grant(self.now)
+        assert chosen is (in_time[0] if in_time else None)
         self.line = [waiter for waiter in self.line if waiter is not chosen]
 
     @rule()
@@ -193,7 +177,7 @@ class AgainstAPlainList(RuleBasedStateMachine):
     def same_length_and_next_deadline(self) -> None:
         assert len(self.queue) == len(self.line)
         assert self.queue.deadline() == min((waiter.deadline for waiter in self.line), default=None)
-        assert LEAST_S <= self.queue.retry_after_s(self.now) <= MOST_S
+        assert MIN_S <= self.queue.retry_after_s(self.now) <= MAX_S
 
 
 AgainstAPlainList.TestCase.settings = hypothesis_settings(deadline=None, max_examples=50)
@@ -201,7 +185,7 @@ TestAgainstAPlainList = AgainstAPlainList.TestCase
 
 
 @given(st.lists(st.floats(0.1, 5), min_size=2, max_size=60))
-def test_in_one_lane_arrivals_are_served_in_order_without_exception(gaps: list[float]) -> None:
+def test_arrivals_are_served_in_order_without_exception(gaps: list[float]) -> None:
     queue, now = WaitQueue[int](100), 0.0
     for number, gap in enumerate(gaps):
         now += gap

@@ -53,7 +53,7 @@ def test_two_gateways_agree_whatever_the_order_of_their_lists(size: int, agent: 
     first, second = one.pick(agent, session, instances), other.pick(agent, session, shuffled)
     assert first is not None
     assert second is not None
-    assert first.id == second.id == one.ranked(agent, session, shuffled)[0].id
+    assert first.id == second.id
 
 
 @pytest.mark.parametrize("agent", ["agent", "support", "billing"])
@@ -77,7 +77,9 @@ def test_sessions_that_stay_in_flight_are_kept_within_the_load_bound_all_along()
 def test_one_over_the_bound_is_passed_over_for_the_next_in_order() -> None:
     instances = fleet(4)
     hashing = Rendezvous()
-    first, second = hashing.ranked("agent", "s", instances)[:2]
+    first = hashing.pick("agent", "s", instances)
+    assert first is not None
+    second = hashing.pick("agent", "s", [instance for instance in instances if instance is not first])
     first.load = 10
     assert hashing.pick("agent", "s", instances) is second
     for instance in instances:
@@ -150,7 +152,7 @@ def test_memory_is_bounded_and_the_one_idle_longest_leaves() -> None:
     places.get("agent", "s0", 4.0)
     places.put("agent", "s3", SessionHome("instance-0", "v1"), 5.0)
     assert [places.get("agent", f"s{number}", 6.0) is not None for number in range(4)] == [True, False, True, True]
-    assert places.count("instance-0") == 2
+    assert len(places) == 3
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.floats(0, 5)), max_size=60))
