@@ -17,6 +17,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.integration.conftest import Cluster, get, until
 from tests.integration.load import NO_ANSWER, Load, Sent, note
 
+pytestmark = pytest.mark.cluster
+
 AGENT = {
     "agent": "examples.support:agent",
     "regions": {"us-east-1": {"instances": 2, "priority": 1}, "eu-west-1": {"instances": 2, "priority": 1}},
