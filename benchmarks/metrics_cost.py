@@ -47,6 +47,7 @@ from deployments.balancing.agents import AgentTable
 from deployments.balancing.backend import Lease
 from deployments.gateway.counts_file import CountsFile
 from deployments.gateway.edge import Edge
+from deployments.gateway.reporter import Reporter
 from deployments.instance.server import InstanceServer
 from deployments.upstream.connection_pool import ConnectionPool
 from swiftclaw import Agent
@@ -97,23 +98,24 @@ async def gateway(first: int, second: int, adder: int) -> None:
         return RpcAddress("127.0.0.1", adder, KEY)
 
     with tempfile.TemporaryDirectory() as folder:
-        routing = AgentTable(Random(1), "g1", CountsFile(Path(folder), "g1"))
-        routing.apply(_snapshot(first, second))
-        upstream, link = ConnectionPool(), RpcClient(find)
-        edge = Counted(Edge(routing, upstream, "local"))
+        agents = AgentTable(Random(1), "g1")
+        reporter = Reporter(agents, CountsFile(Path(folder), "g1"))
+        reporter.track(agents.apply(_snapshot(first, second)))
+        connections, link = ConnectionPool(), RpcClient(find)
+        edge = Counted(Edge(agents, reporter, connections, "local"))
         listener = Listener(edge, bind("127.0.0.1", 0), date=True, grace_s=0)
         await listener.start()
         print(json.dumps(listener.port), flush=True)
         await asyncio.to_thread(sys.stdin.readline)  # when the load begins
         runs: list[dict[str, Any]] = []
-        slicing = asyncio.create_task(_slices(runs, edge, routing, link))
+        slicing = asyncio.create_task(_slices(runs, edge, reporter, link))
         await asyncio.to_thread(sys.stdin.readline)  # before it ends
         slicing.cancel()
         await asyncio.gather(slicing, return_exceptions=True)
         print(json.dumps(runs), flush=True)
         await asyncio.to_thread(sys.stdin.read)  # what is still asked is answered
         await link.close()
-        await upstream.close()
+        await connections.close()
 
 
 class Counted:
@@ -127,7 +129,7 @@ class Counted:
         self.requests += 1
 
 
-async def _slices(runs: list[dict[str, Any]], edge: Counted, routing: AgentTable, link: RpcClient) -> None:
+async def _slices(runs: list[dict[str, Any]], edge: Counted, reporter: Reporter, link: RpcClient) -> None:
     """A second with metrics and one without, in turns; which is first changes from round to round."""
     kept = {(owner, name): getattr(owner, name) for owner, names in COUNTING.items() for name in names}
     for number in itertools.count(1):
@@ -137,8 +139,8 @@ async def _slices(runs: list[dict[str, Any]], edge: Counted, routing: AgentTable
             requests, used, began = edge.requests, _cpu_s(), time.monotonic()
             await asyncio.sleep(SLICE_S)
             if metrics == "on":
-                await link.call(ControlApi.observe, routing.observation("g1"))
-                routing.delivered()
+                await link.call(ControlApi.observe, reporter.observation())
+                reporter.delivered()
             requests, used, seconds = edge.requests - requests, _cpu_s() - used, time.monotonic() - began
             runs.append({
                 "metrics": metrics, "round": number, "requests": requests, "seconds": round(seconds, 3),

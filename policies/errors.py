@@ -1,14 +1,16 @@
-"""Every way in which a request can be refused, named for what happened, and the one table of statuses.
+"""Every reason for which a request is refused or fails, named for what happened, and the one table of statuses.
 
-Raised by decisions and by the data plane; translated to HTTP in one place (deployments/gateway/edge.py), so that a client sees
-the same words from every path.
+Raised by policies and by the data plane; translated to HTTP in one place (deployments/gateway/edge.py), so that a client
+reads the same words on every path.
 """
 
 from __future__ import annotations
 
+CLIENT_CLOSED_REQUEST = 499  # NGINX's code for a client that disconnected; in metrics and logs only, never sent
+
 
 class SwiftClawError(Exception):
-    """A request that is not answered. `retry_after_s`: when asking again makes sense, if that is known."""
+    """A request that cannot be answered. `type` is what clients read; `retry_after_s`: when to try again, if known."""
 
     type = "internal_error"
 
@@ -17,6 +19,11 @@ class SwiftClawError(Exception):
         self.message = message
         self.agent = agent
         self.retry_after_s = retry_after_s
+
+    @property
+    def status(self) -> int:
+        """From STATUS: that of its class, or of the nearest base class there."""
+        return next(STATUS[kind] for kind in type(self).__mro__ if kind in STATUS)
 
 
 class BadRequest(SwiftClawError):
@@ -45,8 +52,12 @@ class PayloadTooLarge(SwiftClawError):
     type = "payload_too_large"
 
 
+class HeadersTooLarge(BadRequest):
+    """A bad request with a status of its own."""
+
+
 class AgentFailed(SwiftClawError):
-    """The user's code raised."""
+    """The agent's code raised an exception."""
 
     type = "agent_error"
 
@@ -56,7 +67,7 @@ class RateLimited(SwiftClawError):
 
 
 class InstanceFailed(SwiftClawError):
-    """The instance died or broke off, and no retry was allowed or left."""
+    """The instance died or broke the connection, and no retry was allowed or left."""
 
     type = "instance_failed"
 
@@ -77,20 +88,19 @@ class RequestTimeout(SwiftClawError):
     type = "request_timeout"
 
 
-CLIENT_CLOSED_REQUEST = 499  # NGINX's code for a client that disconnected; recorded in metrics and logs, never sent
-
-STATUS: dict[str, int] = {
-    BadRequest.type: 400,
-    UnknownAgent.type: 404,
-    NotFound.type: 404,
-    MethodNotAllowed.type: 405,
-    PayloadTooLarge.type: 413,
-    RateLimited.type: 429,
-    AgentFailed.type: 500,
-    SwiftClawError.type: 500,
-    InstanceFailed.type: 502,
-    Overloaded.type: 503,
-    NoHealthyInstance.type: 503,
-    CircuitOpen.type: 503,
-    RequestTimeout.type: 504,
+STATUS: dict[type[SwiftClawError], int] = {
+    BadRequest: 400,
+    UnknownAgent: 404,
+    NotFound: 404,
+    MethodNotAllowed: 405,
+    PayloadTooLarge: 413,
+    RateLimited: 429,
+    HeadersTooLarge: 431,
+    AgentFailed: 500,
+    SwiftClawError: 500,
+    InstanceFailed: 502,
+    Overloaded: 503,
+    NoHealthyInstance: 503,
+    CircuitOpen: 503,
+    RequestTimeout: 504,
 }

@@ -41,10 +41,6 @@ FOLDERS_WITH_MORE = {"swiftclaw/cli/commands": "one file per command, named as t
 
 # Imports that close a circle, of modules or of sub-packages. Nothing is added here; who opens a circle removes its lines.
 CLOSING_A_CIRCLE = {
-    "deployments.balancing.agents -> deployments.gateway.counts_file",
-    "deployments.balancing.agents -> deployments.request.client_address",
-    "deployments.request.access_log -> deployments.request.exchange",
-    "deployments.request.tracing -> deployments.request.exchange",
     "policies.base -> policies.load.distance",
 }
 MACHINE_PATH = re.compile(rb"(?<![\w.])/(?:home|root|work|workspace|Users)/\w")

@@ -48,6 +48,7 @@ class Pool:
         self.line = AgentWaitQueue(name, self.choose, self.may_have_capacity)
         self.budget = Budget(view.settings.retry.budget_percent)
         self.retries = 0  # since the last observation
+        self.unreachable: set[str] = set()  # replicas that refused a connection since the last observation
         self.describe(view, distances, keys, now)
 
     def __repr__(self) -> str:
@@ -224,6 +225,7 @@ class Pool:
     def suspect(self, backend: Backend, now: float) -> None:
         """The instance refused a connection: it gets no request for a moment."""
         backend.suspect_until = now + SUSPECT_S
+        self.unreachable.add(backend.member.replica)
         self._suspects = True
 
     def adopt(self, told: Mapping[str, BreakerReport], gateway: str, now: float) -> None:

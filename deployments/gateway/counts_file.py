@@ -80,8 +80,8 @@ class CountsFile:
         self._words[1] = self.batch
         os.utime(self.lock)  # writing to mapped memory does not do that everywhere
 
-    def told(self, batch: int) -> None:
-        """The Controller has it."""
+    def acknowledge(self, batch: int) -> None:
+        """The Controller has received the batch."""
         self._words[2] = batch
 
     def remove(self) -> None:

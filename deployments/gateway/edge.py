@@ -18,6 +18,7 @@ from cluster.messages import APP_PREFIX, CHAT_PATH, MESSAGES_PATH
 from deployments.balancing.agents import AgentTable
 from deployments.balancing.pool import Pool
 from deployments.gateway.rate_limits import RateLimits, in_chat, in_message
+from deployments.gateway.reporter import Reporter
 from deployments.request import openai, sessions, tracing
 from deployments.request.access_log import AccessLine
 from deployments.request.exchange import CLIENT_DISCONNECTED, READ_AHEAD, ClientDisconnected, Exchange
@@ -26,7 +27,7 @@ from deployments.upstream.connection_pool import ConnectionPool
 from deployments.upstream.forward import Call, Forwarder, end_broken
 from deployments.upstream.websocket import WebSocketForwarder
 from policies.base import Request
-from policies.errors import STATUS, BadRequest, MethodNotAllowed, NotFound, RequestTimeout, SwiftClawError
+from policies.errors import BadRequest, HeadersTooLarge, MethodNotAllowed, NotFound, RequestTimeout, SwiftClawError
 
 log = logging.getLogger("swiftclaw.gateway")
 
@@ -37,23 +38,24 @@ HEADER_LIMIT = 64 * 1024  # bytes of all request headers together
 class Edge:
     """One gateway's ASGI application."""
 
-    def __init__(self, routing: AgentTable, upstream: ConnectionPool, region: str) -> None:
-        self._routing = routing
+    def __init__(self, agents: AgentTable, reporter: Reporter, connections: ConnectionPool, region: str) -> None:
+        self._agents = agents
+        self._reporter = reporter
         self._region = region
         self.tracing = tracing.of_process()
-        self.rate_limits = RateLimits(routing)
-        self._forwarder = Forwarder(routing, upstream)
-        self._websockets = WebSocketForwarder(routing, upstream, self._forwarder)
+        self.rate_limits = RateLimits(agents)
+        self._forwarder = Forwarder(agents, connections)
+        self._websockets = WebSocketForwarder(connections, self._forwarder)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        snapshot = self._routing.snapshot
+        snapshot = self._agents.snapshot
         exchange = Exchange(scope, receive, send, snapshot.http.max_body_bytes if snapshot else READ_AHEAD)
         if self.tracing is not None and not exchange.path.startswith(b"/-/"):
             self.tracing.observe(exchange)
         try:
             if sum(len(name) + len(value) for name, value in exchange.headers) > HEADER_LIMIT:
-                await self._too_many_headers(exchange)
-            elif scope["type"] == "websocket":
+                raise HeadersTooLarge(f"the request headers exceed {HEADER_LIMIT} bytes")
+            if scope["type"] == "websocket":
                 await self._websocket(exchange)
             else:
                 await self._http(exchange)
@@ -79,22 +81,22 @@ class Edge:
     async def _http(self, exchange: Exchange) -> None:
         path = exchange.path
         if path.startswith(b"/agents/"):
-            await self._agents(exchange)
+            await self._agent(exchange)
         elif path == b"/v1/chat/completions":
             await self._chat(exchange)
         elif path == b"/v1/models" or path.startswith(b"/v1/models/"):
             await self._models(exchange)
         elif path == b"/-/healthz":
             _only(exchange, "GET", "HEAD")
-            ready = self._routing.snapshot is not None and all(p.ready for p in self._routing.pools.values())
+            ready = self._agents.snapshot is not None and all(p.ready for p in self._agents.pools.values())
             await exchange.answer(200 if ready else 503, "success" if ready else "some agent has no healthy instance")
         elif path == b"/-/routes":
             _only(exchange, "GET", "HEAD")
-            await exchange.answer(200, {f"/agents/{name}": name for name in self._routing.pools})
+            await exchange.answer(200, {f"/agents/{name}": name for name in self._agents.pools})
         else:
             raise NotFound(f"nothing is at {path.decode('latin-1')}")
 
-    async def _agents(self, exchange: Exchange) -> None:
+    async def _agent(self, exchange: Exchange) -> None:
         pool, rest = self._addressed(exchange)
         if rest == b"/messages":
             _only(exchange, "POST")
@@ -121,7 +123,7 @@ class Edge:
             raise BadRequest(f"the body is not JSON: {error}") from None
         if not isinstance(asked, dict) or not isinstance(asked.get("model"), str):
             raise BadRequest("model: must be the name of an agent")
-        pool = self._routing.pool(asked["model"])
+        pool = self._agents.pool(asked["model"])
         self._assign(exchange, pool)
         self.rate_limits.admit(exchange, pool.name, partial(in_chat, asked))
         await self._forwarder.http(self._call(exchange, pool, CHAT_PATH, body, sessions.in_chat(asked)))
@@ -130,9 +132,9 @@ class Edge:
         _only(exchange, "GET", "HEAD")
         name = exchange.path[len(b"/v1/models/") :].decode("latin-1")
         if not name:
-            await exchange.answer(200, openai.model_list(list(self._routing.pools)))
+            await exchange.answer(200, openai.model_list(list(self._agents.pools)))
             return
-        self._routing.pool(name)
+        self._agents.pool(name)
         await exchange.answer(200, openai.model(name))
 
     async def _websocket(self, exchange: Exchange) -> None:
@@ -145,7 +147,7 @@ class Edge:
     def _addressed(self, exchange: Exchange) -> tuple[Pool, bytes]:
         """`/agents/NAME/rest` -> the agent's pool and `/rest`."""
         name, slash, rest = exchange.path[len(b"/agents/") :].partition(b"/")
-        pool = self._routing.pool(name.decode("latin-1"))
+        pool = self._agents.pool(name.decode("latin-1"))
         self._assign(exchange, pool)
         return pool, slash + rest
 
@@ -159,7 +161,7 @@ class Edge:
 
     def _call(self, exchange: Exchange, pool: Pool, path: str, body: Body = None, in_body: str | None = None) -> Call:
         """Everything about the request that a choice may depend on."""
-        clients, client = self._routing.clients, exchange.scope.get("client")
+        clients, client = self._agents.clients, exchange.scope.get("client")
         peer = client[0] if client else None
         address = clients.address(peer, exchange.headers)
         session = sessions.resolve(exchange, pool, in_body, address)
@@ -178,10 +180,9 @@ class Edge:
         return Call(exchange, pool, request, path, body, session)
 
     async def _refuse(self, exchange: Exchange, error: SwiftClawError) -> None:
-        status = STATUS[error.type]
         exchange.failure = error.type
         if not exchange.counted:
-            self._routing.refused(error)
+            self._reporter.refused(error)
         self.rate_limits.tell(exchange)
         exchange.done()
         if exchange.scope["type"] == "websocket":
@@ -193,22 +194,15 @@ class Edge:
         headers = _retry_after(error)
         if isinstance(error, MethodNotAllowed):
             headers.append((b"allow", error.allowed.encode()))
-        await exchange.answer(status, self._error_body(exchange, error), headers)
+        elif isinstance(error, HeadersTooLarge):
+            headers.append((b"connection", b"close"))
+        await exchange.answer(error.status, self._error_body(exchange, error), headers)
 
     @staticmethod
     def _error_body(exchange: Exchange, error: SwiftClawError) -> dict[str, Any]:
         if exchange.path.startswith(b"/v1/"):
             return openai.error_body(error, exchange.request_id)
         return exchange.error(error)
-
-    async def _too_many_headers(self, exchange: Exchange) -> None:
-        error = BadRequest(f"the request's headers have more than {HEADER_LIMIT} bytes")
-        exchange.failure = error.type
-        self._routing.refused(error, 431 if exchange.scope["type"] == "http" else None)
-        if exchange.scope["type"] == "websocket":
-            await _refuse_websocket(exchange, error)
-        else:
-            await exchange.answer(431, self._error_body(exchange, error), [(b"connection", b"close")])
 
 
 def _only(exchange: Exchange, *methods: str) -> None:
@@ -231,12 +225,17 @@ def _retry_after(error: SwiftClawError) -> SentHeaders:
 
 
 async def _refuse_websocket(exchange: Exchange, error: SwiftClawError) -> None:
-    exchange.status = exchange.status or STATUS[error.type]
+    exchange.status = exchange.status or error.status
     if "websocket.http.response" not in (exchange.scope.get("extensions") or {}):
         await exchange.send({"type": "websocket.close", "code": 1008, "reason": error.message[:120]})
         return
     content = json.dumps(exchange.error(error)).encode()
     length = str(len(content)).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", length), *exchange.told, *_retry_after(error)]
-    await exchange.send({"type": "websocket.http.response.start", "status": STATUS[error.type], "headers": headers})
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", length),
+        *exchange.response_headers,
+        *_retry_after(error),
+    ]
+    await exchange.send({"type": "websocket.http.response.start", "status": error.status, "headers": headers})
     await exchange.send({"type": "websocket.http.response.body", "body": content})

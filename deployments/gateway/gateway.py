@@ -32,9 +32,10 @@ from deployments.gateway.edge import Edge
 from deployments.gateway.in_process import InProcessRequest, events
 from deployments.gateway.peers import Peers
 from deployments.gateway.region_rtt import measure_forever
+from deployments.gateway.reporter import Reporter
 from deployments.request import access_log
 from deployments.upstream.connection_pool import ConnectionPool
-from policies.errors import STATUS, InstanceFailed
+from policies.errors import InstanceFailed
 
 log = logging.getLogger("swiftclaw.gateway")
 
@@ -59,20 +60,21 @@ class Gateway:
             await self._controller.call(ControlApi.cannot_start, app, str(error))
             raise
         access_log.to_file(logs_folder() / f"access_{app}_{self._hello.gateway}.log")
-        self._spool = self._keep_counts(ray.get_runtime_context().get_session_name())
-        self._routing = AgentTable(gateway=self._hello.gateway, spool=self._spool)
-        self._upstream = ConnectionPool()
-        self._edge = Edge(self._routing, self._upstream, settings.region)
+        self._counts_file = self._open_counts_file(ray.get_runtime_context().get_session_name())
+        self._agents = AgentTable(gateway=self._hello.gateway)
+        self._reporter = Reporter(self._agents, self._counts_file)
+        self._connections = ConnectionPool()
+        self._edge = Edge(self._agents, self._reporter, self._connections, settings.region)
         tls = certificate.context if certificate else None
         self._listener = Listener(
-            self._edge, listening, tls=tls, date=True, grace_s=GATEWAY_DRAIN_S, refused=self._routing.refused_unread
+            self._edge, listening, tls=tls, date=True, grace_s=GATEWAY_DRAIN_S, refused=self._reporter.rejected
         )
-        self._peers = Peers(self._hello.gateway, self._routing, self._edge.rate_limits, self._upstream)
+        self._peers = Peers(self._hello.gateway, self._agents, self._edge.rate_limits, self._connections)
         host = host or ray.util.get_node_ip_address()
         self._hello = replace(self._hello, host=host, port=await self._peers.open(host))
         self._informed = asyncio.Event()
         self._tasks = [asyncio.create_task(work) for work in (self._listen_for_news(), self._tell(), self._tick())]
-        self._tasks.append(asyncio.create_task(measure_forever(self._routing, self._upstream, settings.region)))
+        self._tasks.append(asyncio.create_task(measure_forever(self._agents, self._connections, settings.region)))
         if certificate is not None:
             self._tasks.append(asyncio.create_task(certificate.follow()))
         try:
@@ -88,8 +90,8 @@ class Gateway:
         try:
             return call.status, json.loads(call.content())
         except ValueError:
-            error = {"type": InstanceFailed.type, "message": "the answer broke off", "agent": agent}
-            return STATUS[InstanceFailed.type], {"error": error}
+            error = InstanceFailed("the response ended before it was complete", agent=agent)
+            return error.status, {"error": {"type": error.type, "message": error.message, "agent": agent}}
 
     async def stream(self, agent: str, body: dict[str, Any], headers: dict[str, str]) -> AsyncIterator[tuple[str, Any]]:
         """The same, streamed: ("delta", text) …, or ("error", the error's JSON)."""
@@ -105,23 +107,23 @@ class Gateway:
     async def _listen_for_news(self) -> None:
         """One question at a time, answered when something changes: no polling. The last snapshot holds until then."""
         while True:
-            seen = self._routing.snapshot.version if self._routing.snapshot else None
+            seen = self._agents.snapshot.version if self._agents.snapshot else None
             try:
-                hello = replace(self._hello, desired=self._routing.snapshot.desired if self._routing.snapshot else {})
+                hello = replace(self._hello, desired=self._agents.snapshot.desired if self._agents.snapshot else {})
                 news = await self._controller.call(ControlApi.next_snapshot, hello, seen, timeout_s=LOST_S)
             except ControllerUnavailable as error:  # the Controller is away; it comes back
                 log.info("no news from the Controller: %r", error)
                 await asyncio.sleep(0.5)
                 continue
             if news is not None:
-                self._routing.apply(news)
+                self._reporter.track(self._agents.apply(news))
                 self._informed.set()
 
     async def _tell(self) -> None:
         while True:
             for _ in range(10):  # at once when an instance refused a connection, else once a second
                 await asyncio.sleep(OBSERVE_EVERY_S / 10)
-                if self._routing.news_to_tell():
+                if self._reporter.is_urgent:
                     break
             try:
                 await self._observe()
@@ -129,7 +131,7 @@ class Gateway:
             except ControllerUnavailable as error:
                 log.info("an observation was not delivered: %r", error)
 
-    def _keep_counts(self, cluster: str) -> CountsFile | None:
+    def _open_counts_file(self, cluster: str) -> CountsFile | None:
         try:
             return CountsFile(place(cluster), self._hello.gateway)
         except OSError as error:
@@ -137,15 +139,15 @@ class Gateway:
             return None
 
     async def _observe(self, timeout_s: float = LOST_S) -> None:
-        await self._controller.call(ControlApi.observe, self._routing.observation(self._hello.gateway), timeout_s=timeout_s)
-        self._routing.delivered()
+        await self._controller.call(ControlApi.observe, self._reporter.observation(), timeout_s=timeout_s)
+        self._reporter.delivered()
 
     async def _adopt(self) -> None:
         """What gateways of this node had counted and not told when they were killed."""
-        if self._spool is None:
+        if self._counts_file is None:
             return
-        for path in files(self._spool.path.parent):
-            if path == self._spool.path:
+        for path in files(self._counts_file.path.parent):
+            if path == self._counts_file.path:
                 continue
             with held(path) as left:
                 if left is not None:
@@ -157,13 +159,13 @@ class Gateway:
         """What was under way, and what was counted since; what cannot be told stays for another gateway."""
         for _ in range(2):
             await self._observe(timeout_s=5)
-        if self._spool is not None:
-            self._spool.remove()
+        if self._counts_file is not None:
+            self._counts_file.remove()
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            self._routing.tick(time.monotonic())
+            self._agents.tick(time.monotonic())
 
     async def __del__(self) -> None:
         """Serve awaits this when the replica is to stop: no new connections, what is in flight finishes."""
@@ -171,7 +173,7 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         await self._peers.close()
-        await self._upstream.close()
+        await self._connections.close()
         with contextlib.suppress(ControllerUnavailable):
             await self._tell_the_rest()
             await self._controller.call(ControlApi.deregister_gateway, self._hello.gateway, timeout_s=5)

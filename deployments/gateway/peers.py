@@ -67,9 +67,9 @@ class _PeerReport:
 class Peers:
     """One gateway's links to the others."""
 
-    def __init__(self, gateway: str, routing: AgentTable, rate_limits: RateLimits, upstream: ConnectionPool) -> None:
+    def __init__(self, gateway: str, agents: AgentTable, rate_limits: RateLimits, connections: ConnectionPool) -> None:
         self._gateway = gateway
-        self._routing, self._rate_limits, self._upstream = routing, rate_limits, upstream
+        self._agents, self._rate_limits, self._connections = agents, rate_limits, connections
         self._links: dict[str, _Link] = {}
         self._words: dict[str, _PeerReport] = {}
         self._recent: deque[AdmittedRequest] = deque(maxlen=BACKLOG)  # for gateways that are new
@@ -121,7 +121,7 @@ class Peers:
 
     def _meet(self, now: float) -> None:
         """A link to everyone whom the snapshot names, or has named lately. A new one is told what others were told before."""
-        snapshot = self._routing.snapshot
+        snapshot = self._agents.snapshot
         for peer in snapshot.peers if snapshot else ():
             if peer.gateway == self._gateway:
                 continue
@@ -141,7 +141,7 @@ class Peers:
         """Requests in flight from here, by replica; only those that have any."""
         return {
             backend.member.replica: count
-            for pool in self._routing.pools.values()
+            for pool in self._agents.pools.values()
             for backend in pool.backends()
             if (count := pool.loads.own(backend.instance))
         }
@@ -163,7 +163,7 @@ class Peers:
                 link.wake.set()
 
     async def _send(self, link: _Link) -> bool:
-        snapshot, peer = self._routing.snapshot, link.peer
+        snapshot, peer = self._agents.snapshot, link.peer
         if snapshot is None:
             return False
         if not link.batch and link.backlog:
@@ -180,7 +180,7 @@ class Peers:
             },
             separators=(",", ":"),
         )
-        answer = await self._upstream.request(
+        answer = await self._connections.request(
             "POST", peer.host, peer.port, PEERS_PATH, [(KEY_HEADER, snapshot.key.encode())], message.encode(), PATIENCE_S
         )
         try:
@@ -205,7 +205,7 @@ class Peers:
                 await _answer(send, await self._understood(exchange))
 
     def _is_gateway(self, exchange: Exchange) -> bool:
-        snapshot, key = self._routing.snapshot, exchange.header(KEY_HEADER)
+        snapshot, key = self._agents.snapshot, exchange.header(KEY_HEADER)
         return snapshot is not None and key is not None and hmac.compare_digest(key, snapshot.key.encode())
 
     async def _understood(self, exchange: Exchange) -> int:
@@ -237,7 +237,7 @@ class Peers:
         for word in self._words.values():
             for replica, count in word.in_flight.items():
                 total[replica] = total.get(replica, 0) + count
-        for pool in self._routing.pools.values():
+        for pool in self._agents.pools.values():
             for backend in pool.backends():
                 pool.loads.exchanged(backend.instance, total.get(backend.member.replica, 0), now)
 

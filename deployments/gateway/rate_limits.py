@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from cluster.messages import AgentView
 from deployments.balancing.agents import AgentTable
 from deployments.request.exchange import READ_AHEAD, Exchange
-from deployments.request.sessions import top_level
+from deployments.request.json_prefix import top_level
 from deployments.types import SentHeaders
 from policies.errors import RateLimited
 from policies.rate_limit import LIMITERS, Limiter, RateRule, TightestLimit, admit_all, headers, key_of
@@ -73,10 +73,10 @@ class _Agent:
 class RateLimits:
     """`clock`: seconds since the epoch that never go back, so that fixed windows begin together at every gateway."""
 
-    def __init__(self, routing: AgentTable, clock: Callable[[], float] | None = None) -> None:
-        self._routing = routing
+    def __init__(self, agents: AgentTable, clock: Callable[[], float] | None = None) -> None:
+        self._agents = agents
         self._snapshot: object = None  # the one whose limits are in force
-        self._agents: dict[str, _Agent] = {}
+        self._limits: dict[str, _Agent] = {}
         offset_s = time.time() - time.monotonic()
         self.clock = clock or (lambda: time.monotonic() + offset_s)
 
@@ -91,7 +91,7 @@ class RateLimits:
         verdict = admit_all(_asked(limits, exchange, read), self.clock())
         if verdict is None:
             return
-        exchange.told.extend(_headers(verdict))
+        exchange.response_headers.extend(_headers(verdict))
         decision, limiter = verdict
         if not decision.allowed:
             key = next(limit.key for limit in limits.all if limit.limiter is limiter)
@@ -100,20 +100,20 @@ class RateLimits:
 
     def tell(self, exchange: Exchange) -> None:
         """For an answer to a request that was refused before it could be admitted: where its client stands."""
-        limits = self._of(exchange.agent) if exchange.agent is not None and not exchange.told else None
+        limits = self._of(exchange.agent) if exchange.agent is not None and not exchange.response_headers else None
         if limits is None:
             return
         now = self.clock()
         looks = [(limit.limiter, limit.limiter.peek(NOBODY, now)) for limit in limits.every or limits.rules]
         limiter, look = min(looks, key=lambda each: each[1].remaining)
         uncounted = look._replace(remaining=look.remaining + look.allowed)
-        exchange.told.extend(_headers(TightestLimit(uncounted, limiter)))
+        exchange.response_headers.extend(_headers(TightestLimit(uncounted, limiter)))
 
     def drain(self) -> list[AdmittedRequest]:
         """Every admission here since the last call."""
         return [
             AdmittedRequest(agent, limit.name, key, at)
-            for agent, limits in self._agents.items()
+            for agent, limits in self._limits.items()
             for limit in limits.all
             for key, at in limit.limiter.drain_admissions()
         ]
@@ -129,24 +129,24 @@ class RateLimits:
     def sweep(self) -> None:
         """Let idle keys go; to be called now and then."""
         now = self.clock()
-        for limits in self._agents.values():
+        for limits in self._limits.values():
             for limit in limits.all:
                 limit.limiter.sweep(now, SWEPT)
 
     def _of(self, agent: str) -> _Agent | None:
-        if self._snapshot is not self._routing.snapshot:
+        if self._snapshot is not self._agents.snapshot:
             self._follow()
-        return self._agents.get(agent)
+        return self._limits.get(agent)
 
     def _follow(self) -> None:
-        snapshot = self._snapshot = self._routing.snapshot
-        known, self._agents = self._agents, {}
+        snapshot = self._snapshot = self._agents.snapshot
+        known, self._limits = self._limits, {}
         for name, view in snapshot.agents.items() if snapshot else ():
             before = known.get(name)
             every = _renewed("all", _global(view), before.every if before else ())
             rules = _renewed("key", view.rate_rules, before.rules if before else ())
             if every or rules:
-                self._agents[name] = _Agent(every, rules)
+                self._limits[name] = _Agent(every, rules)
 
 
 def in_message(prefix: bytes, wanted: Collection[str]) -> Mapping[str, object]:

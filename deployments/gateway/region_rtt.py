@@ -24,40 +24,40 @@ KEPT = 6
 PATIENCE_S = 5.0
 
 
-async def measure_forever(routing: AgentTable, upstream: ConnectionPool, here: str) -> None:
+async def measure_forever(agents: AgentTable, connections: ConnectionPool, here: str) -> None:
     times: dict[str, deque[float]] = {}
     rounds = 0
     while True:
         await asyncio.sleep(FIRST_S if rounds < KEPT else EVERY_S)
-        targets = _one_per_region(routing)
+        targets = _one_per_region(agents)
         rounds += bool(targets)
         for region, backend in targets.items():
-            ms = await _round_trip_ms(routing, upstream, backend)
+            ms = await _round_trip_ms(agents, connections, backend)
             if ms is not None:
                 seen = times.setdefault(region, deque(maxlen=KEPT))
                 seen.append(ms)
-                routing.distances.measured(here, region, round(min(seen), 1))
+                agents.distances.measured(here, region, round(min(seen), 1))
 
 
-def _one_per_region(routing: AgentTable) -> dict[str, Backend]:
+def _one_per_region(agents: AgentTable) -> dict[str, Backend]:
     return {
         backend.member.region: backend
-        for pool in routing.pools.values()
+        for pool in agents.pools.values()
         if pool.by_client
         for backend in pool.backends()
         if backend.instance.healthy
     }
 
 
-async def _round_trip_ms(routing: AgentTable, upstream: ConnectionPool, backend: Backend) -> float | None:
+async def _round_trip_ms(agents: AgentTable, connections: ConnectionPool, backend: Backend) -> float | None:
     """The second of two requests in a row: the first may have had to connect."""
-    member, key = backend.member, routing.snapshot.key if routing.snapshot else ""
+    member, key = backend.member, agents.snapshot.key if agents.snapshot else ""
     took = None
     for _ in range(2):
         began = time.monotonic()
         try:
             answer = await asyncio.wait_for(
-                upstream.request("GET", member.host, member.port, PING_PATH, [(KEY_HEADER, key.encode())], None), PATIENCE_S
+                connections.request("GET", member.host, member.port, PING_PATH, [(KEY_HEADER, key.encode())], None), PATIENCE_S
             )
         except (NotConnected, ConnectionBroken, asyncio.TimeoutError) as error:
             log.info("the way to %s was not measured: %r", member.region, error)

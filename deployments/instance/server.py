@@ -43,7 +43,7 @@ from deployments.instance.replies import Replies, event
 from deployments.request import openai
 from deployments.request.exchange import ClientDisconnected, Exchange
 from deployments.types import Message, Receive, Scope, Send, SentHeaders
-from policies.errors import STATUS, AgentFailed, InstanceFailed, NotFound, RequestTimeout, SwiftClawError
+from policies.errors import AgentFailed, InstanceFailed, NotFound, RequestTimeout, SwiftClawError
 
 log = logging.getLogger("swiftclaw.instance")
 
@@ -240,7 +240,7 @@ class InstanceServer:
         elif not exchange.started:
             chat = path == CHAT_PATH
             body = openai.error_body(error, exchange.request_id) if chat else exchange.error(error)
-            await exchange.answer(STATUS[error.type], body)
+            await exchange.answer(error.status, body)
         elif exchange.event_stream:
             await exchange.write(b"event: error\n" + event(exchange.error(error)), more=False)
 

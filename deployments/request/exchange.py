@@ -71,7 +71,7 @@ class Exchange:
         self.status = 0
         self.event_stream = False
         self.prefix = b""  # as much of the body as has been read before an instance was chosen
-        self.told: SentHeaders = []  # headers that the answer carries, whatever it will be
+        self.response_headers: SentHeaders = []  # added to the response, whichever it will be
         self.agent: str | None = None  # whom it is for, once that is known
         self.counted = False  # by the instance that was to answer it
         self.failure: str | None = None  # the named error that it ended with, or CLIENT_DISCONNECTED
@@ -278,7 +278,7 @@ class Exchange:
                 (b"content-type", b"text/plain; charset=utf-8" if text else b"application/json"),
                 (b"content-length", str(len(content)).encode()),
                 (b"x-request-id", self.request_id.encode()),
-                *self.told,
+                *self.response_headers,
                 *headers,
             ],
         )

@@ -15,7 +15,7 @@ from deployments.balancing.backend import Lease
 from deployments.balancing.pool import Pool
 from deployments.balancing.wait_queue import WaitingRequest
 from deployments.request.exchange import Exchange
-from deployments.request.headers import Head
+from deployments.upstream.headers import Head
 from policies import retry
 from policies.base import Request
 
@@ -59,9 +59,9 @@ class Attempts:
         if self._asked == 1:
             lease.backend.tally.routed(time.monotonic() - self._began)
         else:
-            told = self._exchange.told
-            told[:] = [header for header in told if header[0] != ATTEMPTS_HEADER]
-            told.append((ATTEMPTS_HEADER, str(self._asked).encode()))
+            headers = self._exchange.response_headers
+            headers[:] = [header for header in headers if header[0] != ATTEMPTS_HEADER]
+            headers.append((ATTEMPTS_HEADER, str(self._asked).encode()))
         return lease
 
     def skip(self, lease: Lease) -> None:

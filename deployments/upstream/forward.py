@@ -16,14 +16,14 @@ from cluster.transport.http_protocol import IDLE
 from deployments.balancing.agents import AgentTable
 from deployments.balancing.backend import Lease
 from deployments.balancing.pool import Pool
-from deployments.request import headers
 from deployments.request.exchange import ClientDisconnected, DeadlineExceeded, Exchange
-from deployments.request.headers import Head
 from deployments.request.sessions import NONE, Session, set_cookie
 from deployments.types import Body, SentHeaders
+from deployments.upstream import headers
 from deployments.upstream.attempts import GATEWAY_ERRORS, Attempts
 from deployments.upstream.connection import ConnectionBroken, InstanceResponse, NotConnected
 from deployments.upstream.connection_pool import ConnectionPool
+from deployments.upstream.headers import Head
 from policies.base import Request
 from policies.errors import CLIENT_CLOSED_REQUEST, InstanceFailed, Overloaded, RequestTimeout, SwiftClawError
 
@@ -48,12 +48,17 @@ class Call:
         """Whether it can be sent again."""
         return self.body is None or isinstance(self.body, bytes)
 
+    def cookie(self) -> bytes | None:
+        """The Set-Cookie value for the response, once an instance was chosen."""
+        home = self.pool.home(self.request) if self.session.by_cookie else None
+        return None if home is None else set_cookie(self.exchange, self.pool, self.session, home.member)
+
 
 class Forwarder:
     """Sends what the edge admitted."""
 
-    def __init__(self, routing: AgentTable, upstream: ConnectionPool) -> None:
-        self._routing, self._upstream = routing, upstream
+    def __init__(self, agents: AgentTable, connections: ConnectionPool) -> None:
+        self._agents, self._connections = agents, connections
 
     async def http(self, call: Call) -> None:
         """Answer the exchange from an instance. Raises SwiftClawError (or its answer broke off) or ClientDisconnected."""
@@ -76,9 +81,9 @@ class Forwarder:
             exchange.done()
 
     def headers(self, call: Call) -> SentHeaders:
-        snapshot = self._routing.snapshot
+        snapshot = self._agents.snapshot
         key = snapshot.key if snapshot else ""
-        return headers.for_instance(call.exchange, self._routing.clients, key, call.session.name)
+        return headers.for_instance(call.exchange, self._agents.clients, key, call.session.name)
 
     async def _attempt(self, call: Call, lease: Lease, sent: SentHeaders, attempts: Attempts) -> bool:
         """True when the request was answered, False when another instance may be asked. Raises what became of it."""
@@ -92,7 +97,7 @@ class Forwarder:
             limited = [*sent, headers.limit(pool.settings.limits.max_connections_per_instance)]
             for observer in exchange.observers:
                 limited = observer.attempt_started(exchange, member, lease.started_at, limited)
-            answer = await self._upstream.request(
+            answer = await self._connections.request(
                 exchange.method, member.host, member.port, call.path, limited, call.body, pool.settings.timeouts.connection_s
             )
             head = headers.from_instance(answer.status, answer.headers)
@@ -113,7 +118,7 @@ class Forwarder:
                 return True
         except NotConnected:
             code, ok = None, False
-            self._routing.unreachable(pool, lease.backend)
+            pool.suspect(lease.backend, time.monotonic())
             attempts.skip(lease)
             return False
         except ConnectionBroken as error:
@@ -153,9 +158,9 @@ class Forwarder:
             *head.headers,
             (b"x-request-id", exchange.request_id.encode()),
             *lease.backend.response_headers,
-            *exchange.told,
+            *exchange.response_headers,
         ]
-        cookie = set_cookie(exchange, call.pool, call.request, call.session)
+        cookie = call.cookie()
         if cookie is not None:
             returned.append((b"set-cookie", cookie))
         if head.streamed:

@@ -8,16 +8,14 @@ from typing import Any
 
 import aiohttp
 
-from deployments.balancing.agents import AgentTable
 from deployments.balancing.backend import Lease
 from deployments.request.exchange import Exchange
-from deployments.request.headers import from_instance, limit
-from deployments.request.sessions import set_cookie
 from deployments.types import Receive, Send, SentHeaders
 from deployments.upstream.attempts import Attempts
 from deployments.upstream.connection import ConnectionBroken, NotConnected
 from deployments.upstream.connection_pool import ConnectionPool
 from deployments.upstream.forward import Call, Forwarder
+from deployments.upstream.headers import from_instance, limit
 from policies.errors import CLIENT_CLOSED_REQUEST, InstanceFailed, RequestTimeout
 
 GOING_AWAY, INTERNAL_ERROR, NO_STATUS = 1001, 1011, 1005
@@ -26,8 +24,8 @@ GOING_AWAY, INTERNAL_ERROR, NO_STATUS = 1001, 1011, 1005
 class WebSocketForwarder:
     """Counts a WebSocket as one request for as long as it is open."""
 
-    def __init__(self, routing: AgentTable, upstream: ConnectionPool, forwarder: Forwarder) -> None:
-        self._routing, self._upstream, self._forwarder = routing, upstream, forwarder
+    def __init__(self, connections: ConnectionPool, forwarder: Forwarder) -> None:
+        self._connections, self._forwarder = connections, forwarder
 
     async def serve(self, call: Call) -> None:
         """Raises SwiftClawError before the handshake is answered."""
@@ -49,14 +47,18 @@ class WebSocketForwarder:
             limited = [*headers, limit(pool.settings.limits.max_connections_per_instance)]
             for observer in exchange.observers:
                 limited = observer.attempt_started(exchange, member, lease.started_at, limited)
-            connecting = self._upstream.websocket(member.host, member.port, call.path, limited, protocols)
+            connecting = self._connections.websocket(member.host, member.port, call.path, limited, protocols)
             socket = await asyncio.wait_for(connecting, pool.settings.request_timeout_s)
             lease.answered(time.monotonic(), None)
             status = code = 101
             ok = True
             async with socket:
-                accepted = [(b"x-request-id", exchange.request_id.encode()), *lease.backend.response_headers, *exchange.told]
-                cookie = set_cookie(exchange, pool, call.request, call.session)
+                accepted = [
+                    (b"x-request-id", exchange.request_id.encode()),
+                    *lease.backend.response_headers,
+                    *exchange.response_headers,
+                ]
+                cookie = call.cookie()
                 if cookie is not None:
                     accepted.append((b"set-cookie", cookie))
                 exchange.status = 101
@@ -65,7 +67,7 @@ class WebSocketForwarder:
             return True
         except NotConnected:
             code, ok = None, False
-            self._routing.unreachable(pool, lease.backend)
+            pool.suspect(lease.backend, time.monotonic())
             attempts.skip(lease)
             return False
         except asyncio.TimeoutError:

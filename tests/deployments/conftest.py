@@ -21,6 +21,7 @@ from cluster.transport.http_protocol import ConnectionLimits
 from cluster.transport.listener import Listener, bind
 from deployments.balancing.agents import AgentTable
 from deployments.gateway.edge import Edge
+from deployments.gateway.reporter import Reporter
 from deployments.instance.server import InstanceServer
 from deployments.upstream.connection_pool import ConnectionPool
 from policies.rate_limit import RateRule
@@ -47,10 +48,11 @@ class DataPlane:
     shares: dict[str, VersionShare] = field(default_factory=dict)  # which version gets what
 
     async def start(self) -> None:
-        self.routing = AgentTable(Random(1))
-        self.upstream = ConnectionPool()
-        self.edge = Edge(self.routing, self.upstream, "local")
-        refused = self.routing.refused_unread
+        self.agents = AgentTable(Random(1), "g")
+        self.reporter = Reporter(self.agents)
+        self.connections = ConnectionPool()
+        self.edge = Edge(self.agents, self.reporter, self.connections, "local")
+        refused = self.reporter.rejected
         self.gateway = Listener(self.edge, bind("127.0.0.1", 0), limits=self.limits, tls=self.tls, grace_s=0, refused=refused)
         await self.gateway.start()
         self.ticking = asyncio.create_task(self._tick())
@@ -61,13 +63,13 @@ class DataPlane:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(0.02)
-            self.routing.tick(time.monotonic())
+            self.agents.tick(time.monotonic())
 
     async def stop(self) -> None:
         self.ticking.cancel()
         await self.client.close()
         await asyncio.gather(self.gateway.close(), *(self.end(name) for name in list(self.listeners)))  # each takes its time
-        await self.upstream.close()
+        await self.connections.close()
 
     async def add(
         self, agent: Agent, count: int = 1, region: str = "local", version: str = "v1", priority: int = 1
@@ -121,11 +123,11 @@ class DataPlane:
             trusted_proxies=settings.trusted_proxies,
             distances_ms=settings.distances_ms,
         )
-        self.routing.apply(snapshot)
+        self.reporter.track(self.agents.apply(snapshot))
 
     def active(self) -> int:
         """Requests in flight as the gateway counts them, and as the instances do."""
-        here = sum(backend.tally.active for pool in self.routing.pools.values() for backend in pool.backends())
+        here = sum(backend.tally.active for pool in self.agents.pools.values() for backend in pool.backends())
         return here + sum(host.in_flight for host in self.hosts.values())
 
 

@@ -73,50 +73,14 @@ def test_whatever_instances_report_the_load_is_never_below_what_is_in_flight_her
 
 
 def test_a_replaced_process_starts_with_no_count_and_the_old_ones_lease_ends_on_the_old_one() -> None:
-    known = routing(member(1, replica="old"))
-    lease = known.pool("a").choose(Request(now=0.0), (), 0.0)
-    known.apply(snapshot(member(1, replica="new"), version="2"))
-    fresh = next(iter(known.pool("a").backends()))
-    assert fresh.tally.active == 0 and lease.backend is not fresh
-    seen = known.observation("g").instances[("a", "v1", "us", "instance-1")]
-    assert seen.active == 1, "what is in flight on the old process is still told"
-    known.delivered()
+    agents = routing(member(1, replica="old"))
+    lease = agents.pool("a").choose(Request(now=0.0), (), 0.0)
+    removed = agents.apply(snapshot(member(1, replica="new"), version="2"))
+    fresh = next(iter(agents.pool("a").backends()))
+    assert removed == [lease.backend] and fresh is not lease.backend
+    assert (fresh.tally.active, lease.backend.tally.active) == (0, 1)
     lease.release(502, 1.0)
-    seen = known.observation("g").instances[("a", "v1", "us", "instance-1")]
-    assert (seen.active, seen.codes) == (0, {502: 1})
-
-
-def test_measured_distances_are_told_as_they_are_now() -> None:
-    known = routing(member(1))
-    known.distances.measured("us", "eu", 80.0)
-    assert known.observation("g").distances_ms == {"eu": {"us": 80.0}}
-    known.distances.measured("us", "eu", 75.0)
-    assert known.observation("g").distances_ms == {"eu": {"us": 75.0}}
-
-
-def test_an_observation_that_was_not_delivered_is_told_again_before_what_was_counted_since() -> None:
-    known, told = routing(member(1)), []
-    for count in (1, 2, 4):
-        shares(known.pool("a"), count)
-        seen = known.observation("g")
-        told.append((seen.batch, seen.instances["a", "v1", "us", "instance-1"].codes))
-    assert told == [(1, {200: 1})] * 3
-    for expected in ((2, {200: 6}), (3, {})):
-        known.delivered()
-        seen = known.observation("g")
-        assert (seen.batch, seen.instances["a", "v1", "us", "instance-1"].codes) == expected
-
-
-def test_an_observation_that_is_told_again_has_the_counts_of_then_and_the_states_of_now() -> None:
-    known = routing(member(1))
-    known.observation("g")
-    lease = known.pool("a").choose(Request(now=0.0), (), 0.0)
-    known.unreachable(known.pool("a"), lease.backend)
-    seen = known.observation("g")
-    assert seen.instances["a", "v1", "us", "instance-1"].active == 1
-    assert seen.unreachable == known.observation("g").unreachable == {("a", "r1")}
-    known.delivered()
-    assert known.observation("g").unreachable == frozenset()
+    assert lease.backend.tally.active == 0 and lease.backend.tally.codes == {502: 1}
 
 
 def test_weights_are_shares_and_an_unnamed_instance_gets_the_mean() -> None:

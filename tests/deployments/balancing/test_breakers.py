@@ -120,10 +120,9 @@ def test_a_new_process_under_the_old_name_starts_with_a_closed_one() -> None:
     assert {ask(routing.pool("a"), 2.0, ok=True) for _ in range(20)} == {"instance-1", "instance-2"}
 
 
-def tell(speaker: AgentTable, shared: SharedBreakers, now: float) -> None:
-    told = {replica: news for (_, replica), news in speaker.observation(speaker.gateway).circuits.items()}
-    speaker.delivered()
-    shared.hear(speaker.gateway, told, now)
+def report(gateway: AgentTable, shared: SharedBreakers, now: float) -> None:
+    """Deliver the gateway's breaker changes to the Controller."""
+    shared.hear(gateway.gateway, gateway.pool("a").circuits.news(now), now)
 
 
 def test_one_gateways_trip_reaches_the_others_through_the_controller_and_so_does_its_recovery(
@@ -139,8 +138,8 @@ def test_one_gateways_trip_reaches_the_others_through_the_controller_and_so_does
             routing.apply(made_of)
 
     fail(one.pool("a"), "instance-1", 3, clock[0])
-    assert one.news_to_tell()
-    tell(one, shared, clock[0])
+    assert one.pool("a").circuits.untold
+    report(one, shared, clock[0])
     assert shared.state("r1", clock[0]) == "open"
     push("x.2")
     assert {ask(other.pool("a"), clock[0], ok=True) for _ in range(20)} == {"instance-2"}
@@ -148,7 +147,7 @@ def test_one_gateways_trip_reaches_the_others_through_the_controller_and_so_does
     assert shared.state("r1", clock[0]) == "half-open"
     assert "instance-1" not in {ask(other.pool("a"), clock[0], ok=True) for _ in range(20)}
     assert "instance-1" in {ask(one.pool("a"), clock[0], ok=True) for _ in range(20)}
-    tell(one, shared, clock[0])
+    report(one, shared, clock[0])
     push("x.3")
     assert shared.state("r1", clock[0]) == "closed"
     assert "instance-1" in {ask(other.pool("a"), clock[0], ok=True) for _ in range(20)}
@@ -157,11 +156,10 @@ def test_one_gateways_trip_reaches_the_others_through_the_controller_and_so_does
 def test_a_controller_that_has_forgotten_is_told_again() -> None:
     routing = made()
     fail(routing.pool("a"), "instance-1", 3, 1.0)
-    assert routing.observation("g1").circuits
-    routing.delivered()
-    assert not routing.news_to_tell()
+    assert routing.pool("a").circuits.news(1.0)
+    assert not routing.pool("a").circuits.untold
     routing.apply(snapshot(member(1), member(2), version="another.1", blocks=BREAKER))
-    assert [replica for _, replica in routing.observation("g1").circuits] == ["r1"]
+    assert list(routing.pool("a").circuits.news(1.0)) == ["r1"]
 
 
 class TestOverRealSockets:

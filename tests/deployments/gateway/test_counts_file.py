@@ -21,6 +21,7 @@ from cluster.telemetry.totals import MetricTotals
 from deployments.balancing.agents import AgentTable
 from deployments.gateway import counts_file
 from deployments.gateway.counts_file import OLD_S, ROWS, CountsFile, files, held, place
+from deployments.gateway.reporter import Reporter
 from policies.base import Request
 from policies.errors import RateLimited, SwiftClawError
 from tests.deployments.helpers import member, snapshot
@@ -40,16 +41,17 @@ while True:
 """
 
 
-def gateway(folder: Path, name: str = "g1") -> tuple[AgentTable, CountsFile]:
+def gateway(folder: Path, name: str = "g1") -> tuple[AgentTable, Reporter, CountsFile]:
     kept = CountsFile(folder, name)
-    routing = AgentTable(Random(1), name, kept)
-    routing.apply(snapshot(member(1), member(2, region="eu")))
-    return routing, kept
+    agents = AgentTable(Random(1), name)
+    reporter = Reporter(agents, kept)
+    reporter.track(agents.apply(snapshot(member(1), member(2, region="eu"))))
+    return agents, reporter, kept
 
 
-def ask(routing: AgentTable, count: int, code: int = 200) -> None:
+def ask(agents: AgentTable, count: int, code: int = 200) -> None:
     for _ in range(count):
-        routing.pool("a").choose(Request(agent="a", now=1.0), (), 1.0).release(code, 1.5)
+        agents.pool("a").choose(Request(agent="a", now=1.0), (), 1.0).release(code, 1.5)
 
 
 def kill(kept: CountsFile) -> None:
@@ -95,14 +97,14 @@ def test_a_process_that_is_killed_while_it_counts_has_counted_all_that_it_said(t
 
 
 def test_what_was_told_is_not_told_again_and_the_rest_is(tmp_path: Path) -> None:
-    routing, kept = gateway(tmp_path)
+    agents, reporter, kept = gateway(tmp_path)
     ledger = MetricTotals()
-    ask(routing, 5)
-    ledger.add(routing.observation("g1"), 1.0)
-    routing.delivered()
-    ask(routing, 3, 503)
-    routing.refused(RateLimited("too often", agent="a"))
-    routing.refused(SwiftClawError("what", agent="nobody"))
+    ask(agents, 5)
+    ledger.add(reporter.observation(), 1.0)
+    reporter.delivered()
+    ask(agents, 3, 503)
+    reporter.refused(RateLimited("too often", agent="a"))
+    reporter.refused(SwiftClawError("what", agent="nobody"))
     kill(kept)
     (seen,) = left(tmp_path)
     assert sum((Counter(one.codes) for one in seen.instances.values()), Counter()) == {503: 3}
@@ -114,11 +116,11 @@ def test_what_was_told_is_not_told_again_and_the_rest_is(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("arrived", [False, True])
 def test_one_that_was_under_way_counts_once_whether_it_arrived_or_not(tmp_path: Path, arrived: bool) -> None:
-    routing, kept = gateway(tmp_path)
+    agents, reporter, kept = gateway(tmp_path)
     ledger = MetricTotals()
-    ask(routing, 5)
-    under_way = routing.observation("g1")
-    ask(routing, 2)
+    ask(agents, 5)
+    under_way = reporter.observation()
+    ask(agents, 2)
     if arrived:
         ledger.add(under_way, 1.0)
     kill(kept)
@@ -133,29 +135,29 @@ def test_whatever_the_moment_nothing_is_lost_and_nothing_counted_twice(tmp_path:
     """200 gateways that are killed after any number of steps; observations arrive or not, and so do their answers."""
     rng = Random(7)
     for life in range(200):
-        routing, kept = gateway(tmp_path, f"g{life}")
+        agents, reporter, kept = gateway(tmp_path, f"g{life}")
         ledger, asked = MetricTotals(), 0
         for step in range(rng.randrange(12)):
             what = rng.random()
             if what < 0.5:
                 asked += (more := rng.randrange(4))
-                ask(routing, more, rng.choice((200, 404, 502)))
+                ask(agents, more, rng.choice((200, 404, 502)))
             elif what < 0.6:  # an instance is replaced
-                routing.apply(snapshot(member(1, replica=f"r{step}"), member(2), version=f"v{step}"))
+                reporter.track(agents.apply(snapshot(member(1, replica=f"r{step}"), member(2), version=f"v{step}")))
             else:
-                seen = routing.observation(f"g{life}")
+                seen = reporter.observation()
                 if rng.random() < 0.7:
                     ledger.add(seen, 1.0)
                     if rng.random() < 0.7:
-                        routing.delivered()
+                        reporter.delivered()
         kill(kept)
         adopt(tmp_path, ledger)
         assert counted(ledger) == asked
 
 
 def test_a_file_is_told_by_one_at_a_time_and_stays_when_that_one_could_not(tmp_path: Path) -> None:
-    routing, kept = gateway(tmp_path)
-    ask(routing, 3)
+    agents, _reporter, kept = gateway(tmp_path)
+    ask(agents, 3)
     assert left(tmp_path) == [], "its gateway lives"
     kill(kept)
     with held(kept.path) as one, held(kept.path) as other:
@@ -164,13 +166,13 @@ def test_a_file_is_told_by_one_at_a_time_and_stays_when_that_one_could_not(tmp_p
 
 
 def test_rows_are_used_again_once_what_they_counted_was_told(tmp_path: Path) -> None:
-    routing, kept = gateway(tmp_path)
+    agents, reporter, kept = gateway(tmp_path)
     for number in range(ROWS):
-        routing.apply(snapshot(member(1, replica=f"r{number}"), version=str(number)))
-        ask(routing, 1)
-        routing.observation("g1")
-        routing.delivered()
-    ask(routing, 1)
+        reporter.track(agents.apply(snapshot(member(1, replica=f"r{number}"), version=str(number))))
+        ask(agents, 1)
+        reporter.observation()
+        reporter.delivered()
+    ask(agents, 1)
     kill(kept)
     (seen,) = left(tmp_path)
     assert {key: counts.codes for key, counts in seen.instances.items()} == {KEY: {200: 1}}
@@ -197,8 +199,8 @@ def test_more_statuses_than_places_are_counted_together() -> None:
 
 @pytest.mark.parametrize("damage", ["short", "layout", "batches", "empty"])
 def test_a_file_that_cannot_be_understood_says_nothing_and_goes(tmp_path: Path, damage: str) -> None:
-    routing, kept = gateway(tmp_path)
-    ask(routing, 3)
+    agents, _reporter, kept = gateway(tmp_path)
+    ask(agents, 3)
     kill(kept)
     content = bytearray(kept.path.read_bytes())
     if damage == "layout":
@@ -214,7 +216,7 @@ def test_a_file_that_cannot_be_understood_says_nothing_and_goes(tmp_path: Path, 
 def test_a_gateway_that_stops_leaves_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "cluster"
     folder.mkdir()
-    _, kept = gateway(folder)
+    *_, kept = gateway(folder)
     kept.remove()
     assert not folder.exists()
 

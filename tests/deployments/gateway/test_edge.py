@@ -167,7 +167,7 @@ class TestFaults:
         answered = [await post(plane, "echo", {"message": "hi"}) for _ in range(12)]
         assert {status for status, _, _ in answered} == {200}
         assert {headers["x-swiftclaw-instance"] for _, _, headers in answered} == {"instance-1", "instance-3"}
-        assert plane.routing.observation("g").unreachable == {("echo", "echo-instance-2")}
+        assert plane.reporter.observation().unreachable == {("echo", "echo-instance-2")}
 
     async def test_when_all_refuse_the_answer_is_no_healthy_instance_at_once(self, plane: DataPlane) -> None:
         await plane.add(echo(), count=2)

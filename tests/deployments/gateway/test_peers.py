@@ -23,6 +23,7 @@ from deployments.gateway import peers as peers_module
 from deployments.gateway.edge import Edge
 from deployments.gateway.peers import Peers
 from deployments.gateway.rate_limits import in_message
+from deployments.gateway.reporter import Reporter
 from deployments.request.exchange import Exchange
 from deployments.upstream.connection_pool import ConnectionPool
 from policies.base import Instance
@@ -47,18 +48,18 @@ class Site:
     def __init__(self, name: str) -> None:
         self.name = name
         self.now = 1e9 * (1 + len(name))  # no two need agree
-        self.routing = AgentTable(Random(1))
-        self.upstream = ConnectionPool()
-        self.edge = Edge(self.routing, self.upstream, "local")
+        self.agents = AgentTable(Random(1))
+        self.connections = ConnectionPool()
+        self.edge = Edge(self.agents, Reporter(self.agents), self.connections, "local")
         self.edge.rate_limits.clock = lambda: self.now
-        self.peers = Peers(name, self.routing, self.edge.rate_limits, self.upstream)
+        self.peers = Peers(name, self.agents, self.edge.rate_limits, self.connections)
 
     async def open(self) -> None:
         self.port = await self.peers.open("127.0.0.1")
 
     async def close(self) -> None:
         await self.peers.close()
-        await self.upstream.close()
+        await self.connections.close()
 
     @property
     def peer(self) -> Peer:
@@ -77,18 +78,18 @@ class Site:
 
     def left(self, user: str) -> int:
         """How many more would be let through."""
-        (limit,) = self.edge.rate_limits._agents["bot"].all
+        (limit,) = self.edge.rate_limits._limits["bot"].all
         look = limit.limiter.peek(user, self.now)
         return look.remaining + look.allowed
 
     def instance(self, replica: str) -> Instance:
-        return next(b.instance for b in self.routing.pools["bot"].backends() if b.member.replica == replica)
+        return next(b.instance for b in self.agents.pools["bot"].backends() if b.member.replica == replica)
 
     def send(self, replica: str) -> None:
-        self.routing.pools["bot"].loads.sent(self.instance(replica))
+        self.agents.pools["bot"].loads.sent(self.instance(replica))
 
     def done(self, replica: str) -> None:
-        self.routing.pools["bot"].loads.done(self.instance(replica))
+        self.agents.pools["bot"].loads.done(self.instance(replica))
 
     def load(self, replica: str) -> float:
         return self.instance(replica).load
@@ -101,7 +102,7 @@ def meet(*sites: Site, also: tuple[Peer, ...] = (), rules: tuple[RateRule, ...] 
     view = AgentView(settings.agents["bot"], False, members, rate_rules=rules)
     snapshot = Snapshot("1.1", KEY, settings.http, {"bot": view}, (), peers=(*(site.peer for site in sites), *also))
     for site in sites:
-        site.routing.apply(replace(snapshot))
+        site.agents.apply(replace(snapshot))
         site.edge.rate_limits._of("bot")
 
 
@@ -164,7 +165,7 @@ async def test_what_is_in_flight_here_is_load_there_until_it_is_done(two: tuple[
         here.send("r1")
     there.send("r1")
     await until(lambda: there.load("r1") == 4 and here.load("r1") == 4, "both to know of all four")
-    assert here.routing.pools["bot"].loads.own(here.instance("r1")) == 3
+    assert here.agents.pools["bot"].loads.own(here.instance("r1")) == 3
     for _ in range(3):
         here.done("r1")
     await until(lambda: there.load("r1") == 1, "the end to be told")
@@ -309,7 +310,7 @@ async def test_a_peer_that_comes_back_is_told_what_it_has_missed(open_site: Call
         here.admit("anna")
     here.now += 5
     await until(lambda: "bb" in here.peers._links and here.peers._links["bb"].batch, "a message that cannot be delivered")
-    there.peers = Peers("bb", there.routing, there.edge.rate_limits, there.upstream)
+    there.peers = Peers("bb", there.agents, there.edge.rate_limits, there.connections)
     there.peers._listener = peers_module.Listener(there.peers, bind("127.0.0.1", port), grace_s=0)
     await there.peers._listener.start()
     await until(lambda: there.left("anna") == 7, "it to be told")

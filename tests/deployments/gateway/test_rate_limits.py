@@ -374,7 +374,7 @@ async def test_refusals_are_counted_by_agent_and_are_no_errors(plane: DataPlane,
     plane.blocks["bot"] = block(1)
     await plane.add(limited())
     await let_through(plane, 4)
-    seen = plane.routing.observation("g")
+    seen = plane.reporter.observation()
     assert seen.refusals == {("bot", 429): 3}
     assert [counts.codes for counts in seen.instances.values()] == [{200: 1}]
 
@@ -383,11 +383,11 @@ async def test_refusals_are_counted_by_agent_and_are_no_errors(plane: DataPlane,
 
 
 def limits_of(*rules: RateRule, clock: Clock) -> RateLimits:
-    routing = AgentTable()
+    agents = AgentTable()
     settings = parse({"agents": {"bot": {"agent": "m:x"}}}, Path("/"))
     view = AgentView(settings.agents["bot"], False, (), rate_rules=rules)
-    routing.apply(Snapshot("1", "key", settings.http, {"bot": view}, ()))
-    return RateLimits(routing, clock)
+    agents.apply(Snapshot("1", "key", settings.http, {"bot": view}, ()))
+    return RateLimits(agents, clock)
 
 
 def admits(limits: RateLimits, user: str) -> bool:
@@ -400,7 +400,7 @@ def admits(limits: RateLimits, user: str) -> bool:
     except RateLimited:
         return False
     finally:
-        assert dict(exchange.told)[b"ratelimit-policy"] == b'"default";q=10;w=60'
+        assert dict(exchange.response_headers)[b"ratelimit-policy"] == b'"default";q=10;w=60'
     return True
 
 
@@ -443,7 +443,7 @@ def test_idle_users_are_forgotten_by_and_by() -> None:
     limits = limits_of(RateRule(10, 60.0, "user_id"), clock=clock)
     for number in range(5000):
         assert admits(limits, f"user-{number}")
-    (limiter,) = (limit.limiter for limit in limits._agents["bot"].all)
+    (limiter,) = (limit.limiter for limit in limits._limits["bot"].all)
     assert len(limiter) == 5000
     for _ in range(30):
         clock.now += 30

@@ -125,7 +125,7 @@ class TestHeads:
             assert b"bad_request" in answer.body
             assert await client.rest() == b""
         await nothing_left(plane)
-        assert plane.routing.observation("g").refusals == {("", 408): 1}
+        assert plane.reporter.observation().refusals == {("", 408): 1}
 
     async def test_a_byte_now_and_then_does_not_buy_time(self, plane: DataPlane, port: int) -> None:
         async with connected(port) as client:

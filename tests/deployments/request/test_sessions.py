@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from deployments.request.sessions import COOKIE, top_level
+from deployments.request.sessions import COOKIE
 from swiftclaw import Agent
 from tests.deployments.conftest import DataPlane
 from tests.deployments.helpers import own_app
@@ -228,17 +225,3 @@ async def test_a_session_name_cannot_smuggle_headers(sticky: DataPlane) -> None:
     answer = await send(sticky.client, {"session_id": evil})
     assert (await answer.json())["session_id"] == evil
     assert (await answer.json())["reply"] == evil
-
-
-@given(st.dictionaries(st.text(max_size=5), st.recursive(st.none() | st.integers() | st.text(), st.lists, max_leaves=5)))
-def test_fields_of_a_whole_body_are_those_that_json_finds(body: dict[str, Any]) -> None:
-    wanted = set(list(body)[:2])
-    found = top_level(json.dumps(body).encode(), wanted)
-    assert found == {name: body[name] for name in wanted}
-
-
-@given(st.binary(max_size=200) | st.text().map(str.encode), st.integers(0, 60))
-def test_the_beginning_of_anything_never_raises(content: bytes, cut: int) -> None:
-    top_level(content, {"session_id"})
-    whole = b'{"session_id": "s1", "message": "' + content.hex().encode() + b'"}'
-    assert top_level(whole[:cut], {"session_id"}) in ({}, {"session_id": "s1"})

@@ -58,7 +58,7 @@ async def test_one_that_may_have_begun_is_repeated_only_where_that_does_no_harm(
         assert response.status == (200 if times == 2 else 502)
         assert response.headers.get("x-swiftclaw-attempts") == ("2" if times == 2 else None)
         assert asked == [1, 2][:times]
-    assert plane.routing.observation("g").retries == ({"a": 1} if times == 2 else {})
+    assert plane.reporter.observation().retries == ({"a": 1} if times == 2 else {})
 
 
 @pytest.mark.parametrize(("status", "times"), [(502, 2), (503, 2), (504, 2), (500, 1), (429, 1), (404, 1)])
@@ -102,13 +102,13 @@ async def test_who_waits_for_an_instance_that_is_given_up_is_answered_by_another
         await until(lambda: len(left) == 2)
         post.cancel()
     await until(lambda: plane.active() == 0)
-    assert plane.routing.observation("g").retries == {"a": 2}
+    assert plane.reporter.observation().retries == {"a": 2}
 
 
 async def test_one_that_is_only_late_is_waited_for(plane: DataPlane) -> None:
     async with frozen_first(plane, "50ms", threshold=3) as left:
         asked = [asyncio.create_task(plane.client.get("/agents/a/x")) for _ in range(2)]
-        await until(lambda: sum(len(backend.overdue) for backend in plane.routing.pool("a").backends()) == 2)
+        await until(lambda: sum(len(backend.overdue) for backend in plane.agents.pool("a").backends()) == 2)
         await asyncio.sleep(0.1)  # some ticks more
         assert left == []
         for one in asked:
@@ -120,7 +120,7 @@ async def test_when_a_client_leaves_one_that_is_given_up_nothing_is_sent_again(p
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(plane.client.post("/agents/a/x"), 0.5)
         await until(lambda: plane.active() == 0)
-    assert plane.routing.observation("g").retries == {}
+    assert plane.reporter.observation().retries == {}
 
 
 async def test_there_are_no_more_attempts_than_set_and_none_on_the_same_instance(plane: DataPlane) -> None:
@@ -172,13 +172,13 @@ async def test_the_budget_keeps_retries_from_multiplying(plane: DataPlane) -> No
         plane.members["a"] = [replace(first, port=slow.sockets[0].getsockname()[1]), replace(second, port=first.port)]
         plane.announce()
         tasks = [asyncio.create_task(status(plane)) for _ in range(20)]
-        while plane.routing.pool("a").budget.active < 20:
+        while plane.agents.pool("a").budget.active < 20:
             await asyncio.sleep(0.01)
         held.set()
         await asyncio.gather(*tasks)
         slow.close()
-    assert plane.routing.observation("g").retries["a"] == 4
-    budget = plane.routing.pool("a").budget
+    assert plane.reporter.observation().retries["a"] == 4
+    budget = plane.agents.pool("a").budget
     assert (budget.active, budget.retrying) == (0, 0)
 
 

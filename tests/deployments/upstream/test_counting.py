@@ -26,7 +26,7 @@ async def test_every_request_is_counted_once_with_its_choice(plane: DataPlane) -
         async with plane.client.post("/agents/my-agent/messages", json={"message": str(number)}) as answer:
             assert answer.status == 200
             await answer.read()
-    seen = plane.routing.observation("g")
+    seen = plane.reporter.observation()
     counts = seen.instances.values()
     assert sum(sum(one.codes.values()) for one in counts) == 30
     assert sum(sum(one.routings) for one in counts) == 30
@@ -40,7 +40,7 @@ async def test_a_request_that_is_tried_again_is_chosen_for_once(plane: DataPlane
         async with plane.client.post("/agents/my-agent/messages", json={"message": str(number)}) as answer:
             assert answer.status == 200
             await answer.read()
-    seen = plane.routing.observation("g")
+    seen = plane.reporter.observation()
     assert sum(sum(one.codes.values()) for one in seen.instances.values()) == 4
     assert sum(sum(one.routings) for one in seen.instances.values()) == 4
     assert seen.unreachable == {("my-agent", "my-agent-instance-1")}
@@ -72,7 +72,7 @@ async def test_what_failed_at_an_instance_is_counted_there_and_not_as_a_refusal_
             answers[answer.status] += 1
     async with plane.client.get("/agents/nobody/x", headers={f"x-{n}": "y" * 6000 for n in range(11)}) as answer:
         answers[answer.status] += 1
-    seen = plane.routing.observation("g")
+    seen = plane.reporter.observation()
     assert every(seen) == answers == {504: 1, 404: 1, 431: 1}
     assert seen.refusals == {("", 404): 1, ("", 431): 1}
 
@@ -87,7 +87,7 @@ async def test_it_is_counted_before_its_last_byte_goes_out(
     write = Exchange.write
 
     async def watched(exchange: Exchange, piece: bytes, more: bool) -> None:
-        (pool,) = plane.routing.pools.values()
+        (pool,) = plane.agents.pools.values()
         (backend,) = pool.backends()
         counted.append((more, backend.tally.codes))
         await write(exchange, piece, more)
@@ -97,4 +97,4 @@ async def test_it_is_counted_before_its_last_byte_goes_out(
         await answer.read()
     assert counted[-1] == (False, {200: 1})
     assert all(codes == {} for more, codes in counted if more)
-    assert every(plane.routing.observation("g")) == {200: 1}
+    assert every(plane.reporter.observation()) == {200: 1}

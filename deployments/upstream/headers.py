@@ -1,4 +1,4 @@
-"""What crosses the gateway and what does not: hop-by-hop headers end here, internal ones never leave the cluster."""
+"""Which headers cross the gateway? Hop-by-hop headers end here; internal ones never leave the cluster."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _HOP_BY_HOP = frozenset(
 )  # fmt: skip
 _OURS = frozenset((KEY_HEADER, LIMIT_HEADER, LOAD_HEADER, REFUSED_HEADER, SESSION_HEADER))
 _SET_BY_US = frozenset((b"expect", FORWARDED_HEADER, b"x-forwarded-proto", b"x-forwarded-host", b"x-request-id"))
-_TOLD = frozenset((b"x-swiftclaw-instance", b"x-swiftclaw-version"))  # what the cluster says of itself
-_NOT_SENT = _HOP_BY_HOP | _OURS | _SET_BY_US | _TOLD
+_RESPONSE_ONLY = frozenset((b"x-swiftclaw-instance", b"x-swiftclaw-version"))
+_NOT_SENT = _HOP_BY_HOP | _OURS | _SET_BY_US | _RESPONSE_ONLY
 _NOT_RETURNED = _HOP_BY_HOP | _OURS | {b"x-request-id", b"x-swiftclaw-instance", b"x-swiftclaw-version", b"x-swiftclaw-region"}
 
 
 def for_instance(exchange: Exchange, clients: ClientAddresses, key: str, session: str | None) -> SentHeaders:
-    """The client's, less what ends at this hop, plus what the instance is to know."""
+    """The client's headers without those of this hop, plus the forwarding headers, the request id, the key and the session."""
     named = _named_by_connection(exchange)
     headers = [header for header in exchange.headers if header[0] not in _NOT_SENT and header[0] not in named]
     client = exchange.scope.get("client")
@@ -32,7 +32,7 @@ def for_instance(exchange: Exchange, clients: ClientAddresses, key: str, session
     scheme = exchange.scope.get("scheme", "http").replace("ws", "http").encode()
     host = exchange.header(b"host") or b""
     hops = peer or "unknown"
-    if clients.trusts(peer):  # a proxy of ours: what it says of the client stands
+    if clients.trusts(peer):  # a trusted proxy: its statements about the client stand
         hops = ", ".join([*forwarded(exchange.headers), hops])
         scheme, host = exchange.header(b"x-forwarded-proto") or scheme, exchange.header(b"x-forwarded-host") or host
     headers += (
@@ -49,17 +49,17 @@ def for_instance(exchange: Exchange, clients: ClientAddresses, key: str, session
 
 @lru_cache(64)
 def limit(most: int) -> tuple[bytes, bytes]:
-    """How many requests the instance may have in flight, as of this moment: to be sent with each attempt."""
+    """The header that states how many requests the instance may have in flight; sent with each attempt."""
     return LIMIT_HEADER, str(most).encode()
 
 
 class Head(NamedTuple):
-    """An instance's answer, read once."""
+    """The head of an instance's response, parsed."""
 
     headers: SentHeaders  # for the client
-    streamed: bool  # its length is not known
+    streamed: bool  # its length is unknown
     report: LoadReport | None
-    refused: bytes | None  # not executed, and why: another instance may be asked
+    refused: bytes | None  # why the instance did not execute the request; None: it did
 
 
 def from_instance(status: int, headers: Headers) -> Head:
@@ -86,7 +86,7 @@ def _report(value: bytes) -> LoadReport | None:
 
 
 def _named_by_connection(exchange: Exchange) -> frozenset[bytes]:
-    """Headers that the client's Connection header declares to be for this hop only."""
+    """Headers that the client's Connection header restricts to this hop."""
     value = exchange.header(b"connection")
     if value is None or value.lower() in (b"keep-alive", b"close"):
         return frozenset()
