@@ -32,6 +32,7 @@ from cluster.fleet.event_recorder import EventRecorder
 from cluster.fleet.fault_injection import FaultInjector
 from cluster.fleet.gateways import Gateways
 from cluster.fleet.health_checks import HealthChecker
+from cluster.fleet.instance_client import InstanceClient
 from cluster.fleet.liveness import LivenessWatch
 from cluster.fleet.registry import InstanceRecord, Registry
 from cluster.fleet.shared_breakers import SharedBreakers
@@ -80,9 +81,10 @@ class Controller:
             self._reconciler, self._totals, MetricHistory(), self.events,
         )  # fmt: skip
         self._snapshots = SnapshotBuilder(self.view, self._key)
-        self._watch = LivenessWatch(self.registry, self._key)
-        self._checks = HealthChecker(self.registry, self._key, self._health_check_of, Random())
-        self._take_away = FaultInjector(self.registry, self._key)
+        self._instances = InstanceClient(self._key)
+        self._watch = LivenessWatch(self.registry, self._instances)
+        self._checks = HealthChecker(self.registry, self._instances, self._health_check_of, Random())
+        self._take_away = FaultInjector(self.registry, self._instances)
         self._control = RpcServer(control_methods(self), self._key)
         self._admin: Listener | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -104,6 +106,7 @@ class Controller:
             task.cancel()
         await self._watch.close()
         await self._checks.close()
+        await self._instances.close()
         await self._control.close()
         if self._admin is not None:
             await self._admin.close()
@@ -139,15 +142,15 @@ class Controller:
 
     async def next_snapshot(self, hello: GatewayHello, version: str | None) -> Snapshot | None:
         """The newest snapshot as soon as it differs from the one the gateway has; None when nothing is new."""
-        self._gateways.hear(hello, version)
+        self._gateways.observe(hello, version)
         self._reconciler.problems.pop(hello.app, None)
-        if not await self._gateways.wait_for_news(version, self._reconciler.knows):
+        if not await self._gateways.wait_for_change(version, self._reconciler.knows):
             return None
         return self._snapshots.build(self._session_keys, time.monotonic())
 
     async def observe(self, observation: Observation) -> None:
         """What a gateway saw since its last observation."""
-        self._gateways.told(observation.gateway)
+        self._gateways.acknowledge(observation.gateway)
         if not self._totals.add(observation, time.monotonic()):
             return
         self._autoscaling.observe(observation, time.monotonic())
@@ -158,7 +161,7 @@ class Controller:
                 self._spawn(self._watch.verify(record))
 
     async def deregister_gateway(self, gateway: str) -> None:
-        self._gateways.forget(gateway, "it was told to stop")
+        self._gateways.forget(gateway, "it was stopped")
 
     # --- what the command line calls ------------------------------------------------------------------------------
 
@@ -229,7 +232,7 @@ class Controller:
 
     async def take_away(self, agent: str, instance: str, mode: str, seconds: float) -> None:
         """For `swiftclaw test failover`: see cluster/fleet/fault_injection.py. Raises ValueError when it cannot be done."""
-        await self._take_away.take(agent, instance, mode, seconds)
+        await self._take_away.inject(agent, instance, mode, seconds)
         said = f"`swiftclaw test failover` takes {instance} away: {mode}" if seconds else f"{instance} is no longer taken out"
         self.events.add("instance", said, agent=agent, instance=instance, mode=mode, seconds=seconds)
 
@@ -285,7 +288,7 @@ class Controller:
         """What one gateway has found out reaches the others with the next snapshot."""
         present = {replica: record for _, replica in seen.circuits if (record := self.registry.get(replica)) is not None}
         told = {replica: news for (_, replica), news in seen.circuits.items() if replica in present}
-        for replica, (_, state) in self._breakers.hear(seen.gateway, told, time.monotonic()).items():
+        for replica, (_, state) in self._breakers.observe(seen.gateway, told, time.monotonic()).items():
             self._recorder.circuit(present[replica], state)
         if any(news.state != "half-open" for news in told.values()):  # probing is one gateway's own affair
             self._changed()

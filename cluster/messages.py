@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from cluster.config import AgentSettings, GatewaySettings, HttpSettings
+from cluster.instance_state import InstanceState
 from policies.breaker import BreakerUpdate
 from policies.lifecycle.draining import DrainTerms
 from policies.rate_limit import RateRule
@@ -91,7 +92,7 @@ class Member:
     version: str
     region: str
     priority: int
-    state: str  # starting | healthy | unhealthy | ejected | draining | stopped
+    state: InstanceState
     started_at: float = 0.0  # seconds since the epoch
 
 

@@ -47,7 +47,7 @@ class SnapshotBuilder:
             client_regions=settings.client_regions,
             trusted_proxies=settings.trusted_proxies,
             distances_ms=settings.distances_ms,
-            circuits=view.breakers.to_tell(now),
+            circuits=view.breakers.reports(now),
             peers=view.gateways.peers(),
             desired=view.rollouts.to_keep(),
         )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cluster.admin.views import Views
+from cluster.instance_state import HEALTHY
 from cluster.telemetry.history import COLUMNS
 from cluster.telemetry.tally import Key
 from cluster.view import ClusterView
@@ -76,7 +77,7 @@ class Live:
     def _limits(self, agent: str) -> dict[str, Any]:
         view, settings = self._view, self._view.settings.agents[agent]
         totals, limit = view.totals, settings.rate_limit
-        healthy = sum(record.state == "healthy" for record in view.registry.of(agent))
+        healthy = sum(record.state == HEALTHY for record in view.registry.of(agent))
         return {
             "max_connections": settings.limits.max_connections,
             "max_connections_per_instance": settings.limits.max_connections_per_instance,

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from cluster.instance_state import HEALTHY
 from cluster.telemetry.tally import BUCKETS_S, LABELS, ROUTING_BUCKETS_S
 from cluster.telemetry.totals import MetricTotals
 from cluster.view import ClusterView
@@ -100,10 +101,10 @@ def _instances(view: ClusterView) -> Iterator[Metric]:
     states = GaugeMetricFamily("swiftclaw_instances", "Instances by state.", labels=(*GROUP, "state"))
     by_state: dict[tuple[str, str, str, str], int] = defaultdict(int)
     for agent, version, region, _ in view.desired_instances():
-        by_state[agent, version, region, "healthy"] = 0  # exposed even when zero: an alert compares it
+        by_state[agent, version, region, HEALTHY] = 0  # exposed even when zero: an alert compares it
     for row in view.instances():
         active.add_metric(row.key, view.totals.active(row.key))
-        up.add_metric(row.key, int(row.state == "healthy"))
+        up.add_metric(row.key, int(row.state == HEALTHY))
         if row.cpu_percent is not None:
             cpu.add_metric(row.key, row.cpu_percent)
         if row.circuit is not None:

@@ -22,6 +22,7 @@ from cluster.admin.prometheus import (
     UP_HELP,
     WEIGHT_HELP,
 )
+from cluster.instance_state import HEALTHY
 from cluster.telemetry.tally import LABELS
 from cluster.telemetry.totals import MetricTotals
 from cluster.view import ClusterView
@@ -67,7 +68,7 @@ class RayMetrics:
             tags = dict(zip(LABELS, row.key, strict=True))
             present.add(row.key)
             self._active.set(view.totals.active(row.key), tags)
-            self._up.set(int(row.state == "healthy"), tags)
+            self._up.set(int(row.state == HEALTHY), tags)
             self._circuit.set(CIRCUITS[row.circuit or "closed"], tags)
             self._p95.set(view.totals.recent(row.key, now).p95_ms or 0.0, tags)
             if row.cpu_percent is not None:

@@ -10,18 +10,19 @@ from typing import Any
 
 from cluster.desired.rollout import Rollout
 from cluster.fleet.registry import InstanceRecord
+from cluster.instance_state import DRAINING, EJECTED, HEALTHY, STARTING, STOPPED, UNHEALTHY
 from cluster.telemetry.tally import Key
 from cluster.telemetry.totals import WINDOW_S, RecentStats
 from cluster.view import ClusterView
 from policies.weighted import weights_of
 
 HEALTH_OF = {
-    "starting": "unknown",
-    "healthy": "healthy",
-    "unhealthy": "unhealthy",
-    "ejected": "unhealthy",
-    "draining": "healthy",
-    "stopped": "unknown",
+    STARTING: "unknown",
+    HEALTHY: "healthy",
+    UNHEALTHY: "unhealthy",
+    EJECTED: "unhealthy",
+    DRAINING: "healthy",
+    STOPPED: "unknown",
 }
 
 
@@ -87,7 +88,7 @@ class Views:
                 region: {
                     "instances": wanted.instances,
                     "healthy": sum(
-                        record.state == "healthy"
+                        record.state == HEALTHY
                         and record.registration.region == region
                         and record.registration.version == rollout.stable.name  # as `instances`; the others are in `versions`
                         for record in records
@@ -110,7 +111,7 @@ class Views:
         wanted = (count for name, one, _, count in self._view.desired_instances() if (name, one) == (agent, version))
         return {
             "desired": sum(wanted),
-            "healthy": sum(record.state == "healthy" for record in records),
+            "healthy": sum(record.state == HEALTHY for record in records),
             **self._together([record.key for record in records], time.monotonic()),
         }
 

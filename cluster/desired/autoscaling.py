@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from cluster.config import AgentSettings, Scaling, Settings
 from cluster.desired.state import Counts, InstanceCount
 from cluster.fleet.registry import InstanceRecord, Registry
+from cluster.instance_state import HEALTHY
 from cluster.messages import Observation
 from policies.scaling import History, Metric, desired, mean_of
 
@@ -207,7 +208,7 @@ class Autoscaling:
 
 def _is_measured(record: InstanceRecord) -> bool:
     """Not while it takes no requests, nor before its first report since the Controller started."""
-    return record.state == "healthy" and record.cpu_percent is not None
+    return record.state == HEALTHY and record.cpu_percent is not None
 
 
 def _mean(total: float, measured: int, current: int, target: float) -> float | None:

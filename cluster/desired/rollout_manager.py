@@ -21,6 +21,7 @@ from cluster.desired.packages import CannotPack, Packages, pack
 from cluster.desired.rollout import Rollout, RolloutRejected, Version
 from cluster.desired.state import AppliedConfig, AppRecord, State
 from cluster.fleet.registry import Registry
+from cluster.instance_state import HEALTHY
 from cluster.messages import VersionShare
 
 Tell = Callable[[str, str, str], None]  # agent, version, what happened
@@ -300,7 +301,7 @@ class RolloutManager:
         for agent, rollout in self.rollouts.items():
             if rollout.canary is None or not rollout.canary.percent:
                 continue
-            healthy = {v.name: any(r.state == "healthy" for r in registry.of(agent, v.name)) for v in rollout.versions}
+            healthy = {v.name: any(r.state == HEALTHY for r in registry.of(agent, v.name)) for v in rollout.versions}
             for name in [name for name, any_is in healthy.items() if not any_is and any(healthy.values())]:
                 self._nobody[agent] = name
                 if before.get(agent) != name:
@@ -384,7 +385,7 @@ def _readiness(
 
 
 def _healthy(registry: Registry, agent: str, version: str, region: str) -> int:
-    return sum(record.state == "healthy" for record in registry.of(agent, version, region))
+    return sum(record.state == HEALTHY for record in registry.of(agent, version, region))
 
 
 def _brief(text: str) -> str:

@@ -1,6 +1,6 @@
-"""From two looks at the cluster to events: which instances and gateways came, went or changed, what a new file changes.
+"""Which events follow from a change? Compares the cluster with its last state: instances, gateways, breakers, settings.
 
-Sync and without a clock. The Controller shows it the registry after every change; what it has shown before is the memory.
+Sync and without a clock. The Controller passes the registry after every change; the recorder keeps what it has compared.
 """
 
 from __future__ import annotations
@@ -9,112 +9,118 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.config import AgentSettings, Settings
+from cluster.config import AgentSettings, GatewaySettings, Settings
 from cluster.fleet.registry import InstanceRecord
+from cluster.instance_state import DRAINING, EJECTED, HEALTHY, STARTING, STOPPED, UNHEALTHY, InstanceState
 from cluster.messages import GatewayHello
 from cluster.telemetry.events import Events
 from policies.breaker import State
 from policies.priority import Level, level_loads
 
-QUIET_S = 10.0  # without another one for this long it is over
-MANY = 4  # more changes than this are counted, not listed
+QUIET_S = 10.0  # a series of rejected requests is over after this long without another
+MOST_LISTED = 4  # further changes are counted, not listed
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _Instance:
+    """The part of an instance's record that events depend on."""
+
     id: str
     agent: str
     version: str
     region: str
-    state: str
+    state: InstanceState
 
     @property
-    def names(self) -> dict[str, Any]:
+    def labels(self) -> dict[str, Any]:
         return {"agent": self.agent, "instance": self.id, "version": self.version, "region": self.region}
 
 
 class EventRecorder:
-    """Writes into `events` what differs from the last time."""
+    """Adds an event to `events` for each difference from the last comparison."""
 
     def __init__(self, events: Events, records: Iterable[InstanceRecord]) -> None:
-        """`records`: what is known already; nothing is told of it."""
+        """`records`: instances that existed before; they cause no events."""
         self._events = events
-        self._instances = {record.registration.replica: _seen(record) for record in records}
+        self._instances = {record.registration.replica: _instance(record) for record in records}
         self._levels: dict[str, tuple[int, ...]] = {}
-        self._limits: dict[tuple[str, str], tuple[int, float | None, float]] = {}  # counted before, since when, last when
-        self._counted: dict[tuple[str, str], int] = {}
+        self._limits: dict[tuple[str, str], tuple[int, float | None, float]] = {}  # total before, since when, last when
+        self._totals: dict[tuple[str, str], int] = {}
 
     def instances(self, records: Iterable[InstanceRecord]) -> None:
-        now = {record.registration.replica: (_seen(record), record.held or record.reason) for record in records}
+        """Instances that started, stopped or changed their state."""
+        now = {record.registration.replica: (_instance(record), record.held or record.reason) for record in records}
         for replica, before in self._instances.items():
             if replica not in now:
-                told = before.state in ("draining", "stopped")
-                why = "it was told to stop" if told else "its process does not answer any more"
-                self._events.add("instance", f"{before.id} is gone: {why}", **before.names, state="gone")
-        for replica, (seen, reason) in now.items():
+                stopped = before.state in (DRAINING, STOPPED)
+                message = f"{before.id} has stopped" if stopped else f"{before.id} is gone: its process no longer answers"
+                self._events.add("instance", message, **before.labels, state="gone")
+        for replica, (instance, reason) in now.items():
             known = self._instances.get(replica)
-            if known is None or known.state != seen.state:
-                self._tell(seen, known.state if known else "", reason)
-        self._instances = {replica: seen for replica, (seen, _) in now.items()}
+            if known is None or known.state != instance.state:
+                self._add_transition(instance, known.state if known else "", reason)
+        self._instances = {replica: instance for replica, (instance, _) in now.items()}
 
-    def _tell(self, seen: _Seen, before: str, reason: str) -> None:
+    def _add_transition(self, instance: _Instance, before: str, reason: str) -> None:
         because = f": {reason}" if reason else ""
+        name, recovered = instance.id, before in (UNHEALTHY, EJECTED)
         kind, message = {
-            "starting": ("instance", f"{seen.id} has started in {seen.region}"),
-            "healthy": ("health", f"{seen.id} is healthy again") if before in ("unhealthy", "ejected") else
-                       ("instance", f"{seen.id} is up in {seen.region}"),
-            "unhealthy": ("health", f"{seen.id} is unhealthy{because}"),
-            "ejected": ("health", f"{seen.id} does not answer{because}"),
-            "draining": ("instance", f"{seen.id} gets no new requests{because}"),
-            "stopped": ("instance", f"{seen.id} takes nothing any more and finishes what it has"),
-        }[seen.state]  # fmt: skip
-        self._events.add(kind, message, **seen.names, state=seen.state, before=before, reason=reason)
+            STARTING: ("instance", f"{name} is starting in {instance.region}"),
+            HEALTHY: ("health", f"{name} is healthy again") if recovered else
+                     ("instance", f"{name} is up in {instance.region}"),
+            UNHEALTHY: ("health", f"{name} is unhealthy{because}"),
+            EJECTED: ("health", f"{name} does not answer{because}"),
+            DRAINING: ("instance", f"{name} is draining{because}"),
+            STOPPED: ("instance", f"{name} accepts no more requests and finishes those in flight"),
+        }[instance.state]  # fmt: skip
+        self._events.add(kind, message, **instance.labels, state=instance.state, before=before, reason=reason)
 
     def circuit(self, record: InstanceRecord, state: State) -> None:
-        """Its breaker, as a gateway says."""
-        said = {
-            "open": f"the circuit breaker of {record.id} has opened: it keeps failing",
-            "half-open": f"{record.id} is being probed",
-            "closed": f"the circuit breaker of {record.id} has closed: it answers again",
+        """A gateway reports a new state of the instance's circuit breaker."""
+        message = {
+            "open": f"the circuit breaker of {record.id} opened: too many failures",
+            "half-open": f"the circuit breaker of {record.id} is half-open: one request probes the instance",
+            "closed": f"the circuit breaker of {record.id} closed: the instance answers again",
         }[state]
-        self._events.add("breaker", said, **_seen(record).names, state=state)
+        self._events.add("breaker", message, **_instance(record).labels, state=state)
 
     def gateway(self, hello: GatewayHello, *, gone: str = "") -> None:
-        """It has come; or it is gone, and why."""
-        where = f"{hello.settings.host}:{hello.settings.port}"
-        said = f"the gateway on {where} (pid {hello.pid}) is gone: {gone}" if gone else f"a gateway serves {where}"
-        self._events.add("gateway", said, region=hello.settings.region, pid=hello.pid, gateway=hello.gateway)
+        """A gateway has started; or it is `gone`, for that reason."""
+        where = f"the gateway on {hello.settings.host}:{hello.settings.port} (pid {hello.pid})"
+        message = f"{where} is gone: {gone}" if gone else f"{where} is up"
+        self._events.add("gateway", message, region=hello.settings.region, pid=hello.pid, gateway=hello.gateway)
 
     def applied(self, before: Settings, after: Settings) -> None:
-        """What a new cluster.yaml changes, an event for each agent that it concerns."""
+        """What a new cluster.yaml changes: one event per agent."""
         for name in dict.fromkeys((*before.agents, *after.agents)):
             old, new = before.agents.get(name), after.agents.get(name)
             if old == new:
                 continue
             changes = {} if old is None or new is None else _differences(old, new)
-            said = "was added" if old is None else "was removed" if new is None else _sentence(changes)
-            self._events.add("config", f"{name}: {said}", agent=name, changes=changes)
+            what = "added" if old is None else "removed" if new is None else _sentence(changes)
+            self._events.add("config", f"{name}: {what}", agent=name, changes=changes)
         if before.gateways != after.gateways:
-            self._events.add("config", "the gateways were changed", gateways=[vars_of(one) for one in after.gateways])
+            gateways = [_fields(gateway) for gateway in after.gateways]
+            self._events.add("config", "the gateway settings changed", gateways=gateways)
 
     def limit(self, agent: str, what: str, total: int, now: float) -> None:
-        """`what` happens to requests, so many since the start; told when it begins and when it has been over for a while."""
+        """`total` requests were `what` (say, rate-limited) so far. An event when a series begins, and when it is over."""
         before, since, last = self._limits.get((agent, what), (0, None, 0.0))
         if since is None and total > before:
             self._events.add("limit", f"{agent}: requests are {what}", agent=agent, what=what)
             self._limits[agent, what] = (before, now, now)
-            self._counted[agent, what] = total
-        elif since is not None and total > self._counted[agent, what]:
+            self._totals[agent, what] = total
+        elif since is not None and total > self._totals[agent, what]:
             self._limits[agent, what] = (before, since, now)
-            self._counted[agent, what] = total
+            self._totals[agent, what] = total
         elif since is not None and now - last > QUIET_S:
             count = total - before
-            said = f"{agent}: no more requests are {what}; {count} were, within {max(1, round(last - since))} s"
-            self._events.add("limit", said, agent=agent, what=what, count=count)
+            message = f"{agent}: requests are no longer {what}; {count} were within {max(1, round(last - since))} s"
+            self._events.add("limit", message, agent=agent, what=what, count=count)
             self._limits[agent, what] = (total, None, now)
 
     def levels(self, settings: Settings, records: Iterable[InstanceRecord]) -> None:
-        """How traffic is divided between priorities: told when it spills to the next, and when it comes home."""
+        """The division of traffic between priorities: an event when it spills over to the next one, and when it returns."""
         listed = list(records)
         for name, agent in settings.agents.items():
             priorities = sorted({region.priority for region in agent.regions.values()})
@@ -130,16 +136,16 @@ class EventRecorder:
                     if load
                 ]
                 percents = {str(priority): load for priority, load in zip(priorities, loads, strict=True)}
-                self._events.add("region", f"{name}: by priority {', '.join(parts)}", agent=name, percents=percents)
+                self._events.add("region", f"{name}: traffic by priority: {', '.join(parts)}", agent=name, percents=percents)
 
 
-def vars_of(gateway: Any) -> dict[str, Any]:
+def _fields(gateway: GatewaySettings) -> dict[str, Any]:
     return {"region": gateway.region, "host": gateway.host, "port": gateway.port, "replicas": gateway.replicas}
 
 
-def _seen(record: InstanceRecord) -> _Seen:
-    known = record.registration
-    return _Seen(record.id, known.agent, known.version, known.region, record.state)
+def _instance(record: InstanceRecord) -> _Instance:
+    registration = record.registration
+    return _Instance(record.id, registration.agent, registration.version, registration.region, record.state)
 
 
 def _regions(agent: AgentSettings, priority: int) -> list[str]:
@@ -147,10 +153,10 @@ def _regions(agent: AgentSettings, priority: int) -> list[str]:
 
 
 def _level(agent: AgentSettings, priority: int, records: Iterable[InstanceRecord]) -> Level:
-    there = _regions(agent, priority)
-    own = [r for r in records if r.registration.agent == agent.name and r.registration.region in there]
+    regions = _regions(agent, priority)
+    own = [r for r in records if r.registration.agent == agent.name and r.registration.region in regions]
     states = [r.state for r in own if not r.draining]
-    return Level(len(states), states.count("healthy"), excluded=states.count("starting"))
+    return Level(len(states), states.count(HEALTHY), excluded=states.count(STARTING))
 
 
 def _differences(old: AgentSettings, new: AgentSettings) -> dict[str, list[Any]]:
@@ -160,19 +166,19 @@ def _differences(old: AgentSettings, new: AgentSettings) -> dict[str, list[Any]]
 
 
 def _leaves(block: Mapping[str, Any], at: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
+    leaves: list[tuple[str, Any]] = []
     for name, value in block.items():
-        inside = isinstance(value, Mapping) and value
-        found += _leaves(value, f"{at}{name}.") if inside else [(f"{at}{name}", value)]
-    return found
+        has_more = isinstance(value, Mapping) and value
+        leaves += _leaves(value, f"{at}{name}.") if has_more else [(f"{at}{name}", value)]
+    return leaves
 
 
 def _sentence(changes: Mapping[str, list[Any]]) -> str:
     if not changes:
-        return "was changed"
-    said = [f"{path} is {_word(new)}, was {_word(old)}" for path, (old, new) in changes.items()]
-    more = len(said) - MANY
-    return "; ".join(said[:MANY]) + (f"; and {more} more" if more > 0 else "")
+        return "changed"
+    listed = [f"{path} is {_word(new)}, was {_word(old)}" for path, (old, new) in changes.items()]
+    more = len(listed) - MOST_LISTED
+    return "; ".join(listed[:MOST_LISTED]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _word(value: Any) -> str:

@@ -1,6 +1,6 @@
 """Which instances exist, what they are called, and which state each is in.
 
-Sync and without a clock: the Controller tells it what happened. A name is `instance-N` per agent, the lowest free N, so
+Sync and without a clock: its callers report what happened. A name is `instance-N` per agent, the lowest free N, so
 that a restarted instance gets its old name back.
 """
 
@@ -11,38 +11,42 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from cluster.instance_state import DRAINING, EJECTED, HEALTHY, STARTING, STOPPED, UNHEALTHY, InstanceState
 from cluster.messages import Registration
 from policies.rate_limit import RateRule
 
-LEFT_KEPT = 1_000
+REMOVED_KEPT = 1_000
 
 
 @dataclass
 class InstanceRecord:
-    """One registered instance: what is known of it, from which its state follows."""
+    """One registered instance; its state follows from the other fields."""
 
     id: str
     registration: Registration
-    answering: bool | None = None  # None: not heard of yet
-    well: bool | None = None  # what its checks say; None: nothing yet
+    answering: bool | None = None  # None: no report yet
+    well: bool | None = None  # the verdict of its health checks; None: none yet
     draining: bool = False
-    stopped: bool = False  # draining, and by now without its sessions: it finishes what it has
-    held: str = ""  # why it is held as not well, whatever its checks say; not remembered
-    reason: str = ""  # why it is not well, or not answering
+    stopped: bool = False  # draining, and its sessions have ended: it finishes its requests
+    held: str = ""  # why it is held unhealthy, whatever its health checks report; not saved
+    reason: str = ""  # why it is not healthy
     checked_at: float | None = None  # seconds since the epoch
-    in_flight: int = 0  # as it says itself
+    in_flight: int = 0  # by its own report
     cpu_percent: float | None = None
 
     @property
-    def state(self) -> str:
-        """starting, healthy, unhealthy (its checks fail), ejected (it does not answer), draining or stopped (takes nothing)."""
+    def state(self) -> InstanceState:
         if self.draining:
-            return "stopped" if self.stopped else "draining"
+            return STOPPED if self.stopped else DRAINING
         if self.answering is False:
-            return "ejected"
+            return EJECTED
         if self.well is False or self.held:
-            return "unhealthy"
-        return "healthy" if self.answering and self.well else "starting"
+            return UNHEALTHY
+        return HEALTHY if self.answering and self.well else STARTING
+
+    def __repr__(self) -> str:
+        reason = f" ({self.held or self.reason})" if self.held or self.reason else ""
+        return f"<InstanceRecord {self.id} of {self.registration.agent}: {self.state}{reason}>"
 
     @property
     def key(self) -> tuple[str, str, str, str]:
@@ -50,12 +54,12 @@ class InstanceRecord:
 
 
 class Registry:
-    """All records, by agent and by replica. `changed` is called after every change that gateways must know of."""
+    """All records, by agent and by replica. `changed` is called after every change that concerns the gateways."""
 
     def __init__(self, changed: Callable[[], None]) -> None:
         self._records: dict[str, InstanceRecord] = {}  # by replica
         self._changed = changed
-        self._left: deque[str] = deque(maxlen=LEFT_KEPT)  # replicas that were here: they may still run their stop hooks
+        self._removed: deque[str] = deque(maxlen=REMOVED_KEPT)  # replicas that may still run their stop hooks
 
     def __iter__(self) -> Iterator[InstanceRecord]:
         return iter(sorted(self._records.values(), key=lambda record: (record.registration.agent, _number(record.id))))
@@ -63,9 +67,9 @@ class Registry:
     def get(self, replica: str) -> InstanceRecord | None:
         return self._records.get(replica)
 
-    def met(self) -> set[str]:
-        """Every replica that is or was here."""
-        return {*self._records, *self._left}
+    def ever_registered(self) -> set[str]:
+        """Every replica that is or was registered."""
+        return {*self._records, *self._removed}
 
     def of(self, agent: str, version: str | None = None, region: str | None = None) -> list[InstanceRecord]:
         return [
@@ -77,42 +81,42 @@ class Registry:
         ]
 
     def admit(self, new: Registration) -> InstanceRecord:
-        """A record for it; the same one when it is known already. A name it says it has is kept if it is free."""
-        known = self._records.get(new.replica)
-        if known is not None:
-            return known
+        """The instance's record, made when it has none. The name that it had before is kept if it is free."""
+        record = self._records.get(new.replica)
+        if record is not None:
+            return record
         taken = {record.id for record in self.of(new.agent)}
         name = new.id if new.id and new.id not in taken else lowest_free(taken)
         record = self._records[new.replica] = InstanceRecord(name, new)
         self._changed()
         return record
 
-    def hear(self, replica: str, *, draining: bool = False, stopped: bool = False) -> bool:
-        """It answers, and says whether it is about to stop. Like the others here: True when its state changed."""
-        return self._learn(replica, answering=True, draining=draining, stopped=stopped)
+    def observe(self, replica: str, *, draining: bool = False, stopped: bool = False) -> bool:
+        """The instance answers, and reports whether it drains. Here and below: True when its state changed."""
+        return self._update(replica, answering=True, draining=draining, stopped=stopped)
 
-    def silent(self, replica: str, reason: str) -> bool:
-        """It does not answer."""
-        return self._learn(replica, reason, answering=False)
+    def eject(self, replica: str, reason: str) -> bool:
+        """The instance does not answer."""
+        return self._update(replica, reason, answering=False)
 
     def judge(self, replica: str, well: bool | None, reason: str, checked_at: float | None) -> bool:
-        """What its checks say."""
-        return self._learn(replica, reason, well=well, checked_at=checked_at)
+        """The verdict of its health checks."""
+        return self._update(replica, reason, well=well, checked_at=checked_at)
 
     def hold(self, replica: str, reason: str) -> bool:
-        """It counts as not well for this reason; without one its checks decide again."""
-        return self._learn(replica, held=reason)
+        """Count the instance as unhealthy for this reason; "": its health checks decide again."""
+        return self._update(replica, held=reason)
 
     def drain(self, replica: str, reason: str) -> bool:
-        """It gets nothing new; there is no way back."""
-        return self._learn(replica, reason, draining=True)
+        """Stop new requests to the instance; this cannot be undone."""
+        return self._update(replica, reason, draining=True)
 
-    def _learn(self, replica: str, reason: str | None = None, *, draining: bool = False, **known: Any) -> bool:
+    def _update(self, replica: str, reason: str | None = None, *, draining: bool = False, **fields: Any) -> bool:
         record = self._records.get(replica)
         if record is None:
             return False
         before = record.state
-        for name, value in known.items():
+        for name, value in fields.items():
             setattr(record, name, value)
         record.draining = record.draining or draining
         if reason is not None:
@@ -126,7 +130,7 @@ class Registry:
         record = self._records.get(replica)
         if record is not None:
             del self._records[replica]
-            self._left.append(replica)
+            self._removed.append(replica)
             self._changed()
         return record
 
@@ -144,7 +148,7 @@ class Registry:
         ]
 
     def restore(self, dumped: Iterable[dict[str, Any]]) -> None:
-        """From the state file: believed until a watch says otherwise, so that no request fails meanwhile."""
+        """From the state file: taken as true until the liveness watch reports otherwise, so that no request fails meanwhile."""
         for entry in dumped:
             registration = _registration(entry["registration"])
             self._records[registration.replica] = InstanceRecord(
@@ -153,7 +157,7 @@ class Registry:
 
 
 def _registration(dumped: dict[str, Any]) -> Registration:
-    """`rate_limited` is what stood there before the rules did."""
+    """Older files have `rate_limited` in place of `rate_rules`."""
     fields = {name: value for name, value in dumped.items() if name != "rate_limited"}
     return Registration(**{**fields, "rate_rules": tuple(RateRule(**rule) for rule in fields.get("rate_rules", ()))})
 

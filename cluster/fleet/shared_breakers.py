@@ -1,7 +1,7 @@
-"""What the gateways say of their breakers, put together: the newest word on each instance is what all of them hear.
+"""The newest report of any gateway on each instance's circuit breaker: what all gateways receive with the next snapshot.
 
-Sync and without a clock. The Controller judges nothing here: a gateway trips by what it saw, tells within a second, and
-the others adopt it by the rules of `policies.breaker`. A restarted Controller knows nothing and is told again.
+Sync and without a clock. The Controller judges nothing here: a gateway opens a breaker by what it counted, reports within a
+second, and the others merge the report by the rules of `policies.breaker`. After a restart gateways report again.
 """
 
 from __future__ import annotations
@@ -13,45 +13,45 @@ from policies.breaker import BreakerUpdate, State
 
 
 class SharedBreakers:
-    """By replica. One that nothing was said of is closed."""
+    """By replica. A breaker without a report is closed."""
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[BreakerReport, float]] = {}  # and when it was heard
+        self._reports: dict[str, tuple[BreakerReport, float]] = {}  # and when it arrived
         self._number = 0
 
-    def hear(self, gateway: str, told: Mapping[str, BreakerUpdate], now: float) -> dict[str, tuple[State, State]]:
-        """By replica: (what it was, what it is) for each that has changed."""
+    def observe(self, gateway: str, updates: Mapping[str, BreakerUpdate], now: float) -> dict[str, tuple[State, State]]:
+        """By replica: (state before, state after) of each breaker that has changed."""
         changes = {}
-        for replica, news in told.items():
+        for replica, update in updates.items():
             before = self.state(replica, now)
             self._number += 1
-            self._known[replica] = (BreakerReport(self._number, gateway, news), now)
-            if before != news.state:
-                changes[replica] = (before, news.state)
+            self._reports[replica] = (BreakerReport(self._number, gateway, update), now)
+            if before != update.state:
+                changes[replica] = (before, update.state)
         return changes
 
     def state(self, replica: str, now: float) -> State:
-        """An open one whose time has passed is half-open: the next request is its probe."""
-        known = self._known.get(replica)
-        if known is None:
+        """An open breaker whose reset timeout is over is half-open: the next request is its probe."""
+        if replica not in self._reports:
             return "closed"
-        news = known[0].news
-        return "half-open" if news.state == "open" and news.remaining_s <= now - known[1] else news.state
+        report, arrived = self._reports[replica]
+        return "half-open" if report.news.state == "open" and report.news.remaining_s <= now - arrived else report.news.state
 
     def all_tripped(self, replicas: Collection[str], now: float) -> bool:
-        """Whether none of them is closed, and there is one."""
+        """Whether there is at least one breaker and none of them is closed."""
         return bool(replicas) and all(self.state(replica, now) != "closed" for replica in replicas)
 
-    def to_tell(self, now: float) -> dict[str, BreakerReport]:
-        """For a snapshot: times are as of `now`."""
-        return {
-            replica: circuit
-            if circuit.news.state != "open"
-            else circuit._replace(news=circuit.news._replace(remaining_s=max(0.0, circuit.news.remaining_s - (now - heard))))
-            for replica, (circuit, heard) in self._known.items()
-        }
+    def reports(self, now: float) -> dict[str, BreakerReport]:
+        """For a snapshot: remaining times are as of `now`."""
+        return {replica: _as_of(report, now - arrived) for replica, (report, arrived) in self._reports.items()}
 
     def keep(self, replicas: Collection[str]) -> None:
-        """The others are gone."""
-        for replica in self._known.keys() - set(replicas):
-            del self._known[replica]
+        """Forget all other replicas."""
+        for replica in self._reports.keys() - set(replicas):
+            del self._reports[replica]
+
+
+def _as_of(report: BreakerReport, age_s: float) -> BreakerReport:
+    if report.news.state != "open":
+        return report
+    return report._replace(news=report.news._replace(remaining_s=max(0.0, report.news.remaining_s - age_s)))

@@ -20,6 +20,7 @@ from cluster.desired.canary_analysis import CanaryAnalysis
 from cluster.desired.desired import DesiredState
 from cluster.fleet.gateways import Gateways
 from cluster.fleet.registry import Registry
+from cluster.instance_state import HEALTHY
 from cluster.placement.capacity import Capacity, explained
 from cluster.placement.serve import Placement
 
@@ -124,7 +125,7 @@ class Reconciler:
         if now >= look_at:
             self.observed, look_at = await self._placement.running(), now + CALM_S
         settled = self._settled()
-        if self._desired.rebuild(self._gateways.told_last(), last=settled):
+        if self._desired.rebuild(self._gateways.newest_desired(), last=settled):
             self.act()
         if not settled:
             return
@@ -157,7 +158,7 @@ class Reconciler:
 
     def _well(self) -> set[str]:
         """Apps that have a healthy instance."""
-        return {record.registration.app for record in self._registry if record.state == "healthy"}
+        return {record.registration.app for record in self._registry if record.state == HEALTHY}
 
     def _analyse(self) -> bool:
         """Whether a canary got more, or was rolled back."""
@@ -234,7 +235,7 @@ class Reconciler:
 
     def _met(self) -> set[str]:
         """Replicas that have run; others of a deleted app have nothing to finish."""
-        return {*self._registry.met(), *self._gateways.present}
+        return {*self._registry.ever_registered(), *self._gateways.present}
 
 
 def _about_regions(settings: Settings, labelled: set[str]) -> list[str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+from cluster.instance_state import DRAINING, EJECTED, HEALTHY, STARTING, STOPPED
 from cluster.messages import Member
 from cluster.telemetry.tally import Key, Tally
 from policies.base import Instance
@@ -62,7 +63,7 @@ class Backend:
         )
 
     def __repr__(self) -> str:
-        state = [self.member.state]
+        state: list[str] = [self.member.state]
         if self.breaker is not None:
             state.append(f"breaker {self.breaker.state}")
         if self.suspect_until:
@@ -75,9 +76,9 @@ class Backend:
         self.member = member
         instance = self.instance
         instance.version, instance.priority = member.version, member.priority
-        self.passes_checks = member.state in ("healthy", "draining")
-        instance.checked = member.state != "starting"
-        instance.draining = member.state in ("draining", "stopped")  # still part of its level, only on its way out
+        self.passes_checks = member.state in (HEALTHY, DRAINING)
+        instance.checked = member.state != STARTING
+        instance.draining = member.state in (DRAINING, STOPPED)  # still part of its level, only on its way out
         instance.capacity = capacity
         if self.passes_checks:
             self.suspect_until = 0.0
@@ -85,7 +86,7 @@ class Backend:
     @property
     def reachable(self) -> bool:
         """Something listens there, as far as the Controller knows; its health checks may fail all the same."""
-        return self.member.state not in ("ejected", "stopped")
+        return self.member.state not in (EJECTED, STOPPED)
 
     @property
     def healthy(self) -> bool:

@@ -59,7 +59,7 @@ class StandIn:
             NothingPlaced(), self.totals, MetricHistory(), self.events,
         )  # fmt: skip
         self.rng = Random(1)
-        self.gateways.hear(GatewayHello("g1", "gateway.us-east-1", self.view.settings.gateways[0], "node", 4000), None)
+        self.gateways.observe(GatewayHello("g1", "gateway.us-east-1", self.view.settings.gateways[0], "node", 4000), None)
 
     def _changed(self) -> None:
         self.recorder.instances(self.registry)
@@ -70,7 +70,7 @@ class StandIn:
         self.registry.admit(
             Registration(agent, version, region, f"{agent}.{version}.{region}", replica, "127.0.0.1", 1, 4242, "node", started)
         )
-        self.registry.hear(replica)
+        self.registry.observe(replica)
         self.registry.judge(replica, True, "", time.time())
         record = self.registry.get(replica)
         assert record is not None

@@ -87,9 +87,9 @@ def test_session_affinity_is_as_the_file_sets_it_else_as_the_code_does(
 def test_a_snapshot_has_breakers_as_of_now_the_peers_and_what_is_desired(tmp_path: Path) -> None:
     cluster = StandIn(tmp_path, {"a": {}})
     cluster.start_instance("a", "x", "local")
-    cluster.view.breakers.hear("g1", {"x": BreakerUpdate("open", 30.0)}, 100.0)
+    cluster.view.breakers.observe("g1", {"x": BreakerUpdate("open", 30.0)}, 100.0)
     hello, _, seen = cluster.gateways.present["g1"]
-    cluster.gateways.hear(replace(hello, host="10.0.0.1", port=7001), seen)
+    cluster.gateways.observe(replace(hello, host="10.0.0.1", port=7001), seen)
     snapshot = SnapshotBuilder(cluster.view, "secret").build((), 110.0)
     assert snapshot.circuits["x"].news == BreakerUpdate("open", 20.0)
     assert snapshot.peers == (Peer("g1", "10.0.0.1", 7001),)

@@ -39,7 +39,7 @@ def busy(folder: Path) -> StandIn:
     cluster.rollouts.rollouts["a"] = replace(cluster.rollouts.rollouts["a"], canary=canary)
     record = cluster.start_instance("a", "r1", "us")
     record.cpu_percent = 12.5
-    cluster.view.breakers.hear("g1", {"r1": BreakerUpdate("half-open", 0.0)}, time.monotonic())
+    cluster.view.breakers.observe("g1", {"r1": BreakerUpdate("half-open", 0.0)}, time.monotonic())
     tally = Tally()
     for code, seconds in ((200, 0.003), (200, 700.0)):
         tally.add(code, seconds, seconds / 2)

@@ -153,7 +153,7 @@ def test_draining_and_unhealthy_instances_do_not_count() -> None:
     for _ in range(4):
         world.add()
     world.registry.drain("r3", "stopping")
-    world.registry.silent("r4", "dead")
+    world.registry.eject("r4", "dead")
     for replica in ("r3", "r4"):
         record = world.registry.get(replica)
         assert record is not None

@@ -268,7 +268,7 @@ class World:
                     Registration(start.agent, start.version, start.region, spec.name, replica, "h", 1, 1, "n", 0.0,
                                  package=start.package)
                 )  # fmt: skip
-                registry.hear(replica)
+                registry.observe(replica)
                 registry.judge(replica, start.version not in self.ill, "", None)
         for record in list(registry):
             if record.registration.replica not in wanted:

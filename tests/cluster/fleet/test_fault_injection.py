@@ -9,6 +9,7 @@ import pytest
 from aiohttp import web
 
 from cluster.fleet.fault_injection import REASON, FaultInjector
+from cluster.fleet.instance_client import InstanceClient
 from cluster.fleet.registry import InstanceRecord, Registry
 from cluster.messages import DRAIN_PATH, KEY_HEADER, KILL_PATH, Registration
 
@@ -44,25 +45,34 @@ async def played() -> AsyncIterator[Played]:
     await instance.runner.cleanup()
 
 
+@pytest.fixture
+async def client() -> AsyncIterator[InstanceClient]:
+    client = InstanceClient("secret")
+    yield client
+    await client.close()
+
+
 def registered(port: int, registry: Registry | None = None) -> tuple[Registry, InstanceRecord]:
     registry = registry or Registry(lambda: None)
     record = registry.admit(Registration("a", "v1", "local", "a.v1", "r", "127.0.0.1", port, pid=1, node="n", started_at=0.0))
-    registry.hear("r")
+    registry.observe("r")
     registry.judge("r", True, "", 0.0)
     return registry, record
 
 
 @pytest.mark.parametrize(("mode", "path"), [("kill", KILL_PATH), ("drain", DRAIN_PATH)])
-async def test_the_instance_is_told_with_the_key_and_may_die_without_an_answer(mode: str, path: str, played: Played) -> None:
+async def test_the_instance_is_told_with_the_key_and_may_die_without_an_answer(
+    mode: str, path: str, played: Played, client: InstanceClient
+) -> None:
     registry, _ = registered(played.port)
-    await FaultInjector(registry, "secret").take("a", "instance-1", mode, 1)
+    await FaultInjector(registry, client).inject("a", "instance-1", mode, 1)
     assert played.asked == [(path, "secret")]
 
 
-async def test_unhealthy_holds_whatever_the_checks_say_and_then_they_decide_again() -> None:
+async def test_unhealthy_holds_whatever_the_checks_say_and_then_they_decide_again(client: InstanceClient) -> None:
     registry, record = registered(1)
-    take_away = FaultInjector(registry, "secret")
-    await take_away.take("a", "instance-1", "unhealthy", 0.2)
+    injector = FaultInjector(registry, client)
+    await injector.inject("a", "instance-1", "unhealthy", 0.2)
     assert (record.state, record.held) == ("unhealthy", REASON)
     registry.judge("r", True, "", 1.0)
     assert record.state == "unhealthy"
@@ -71,29 +81,29 @@ async def test_unhealthy_holds_whatever_the_checks_say_and_then_they_decide_agai
     assert record.state == "healthy"
 
 
-async def test_an_instance_that_fell_ill_meanwhile_stays_out_when_the_hold_ends() -> None:
+async def test_an_instance_that_fell_ill_meanwhile_stays_out_when_the_hold_ends(client: InstanceClient) -> None:
     registry, record = registered(1)
-    take_away = FaultInjector(registry, "secret")
-    await take_away.take("a", "instance-1", "unhealthy", 60)
+    injector = FaultInjector(registry, client)
+    await injector.inject("a", "instance-1", "unhealthy", 60)
     registry.judge("r", False, "database", 1.0)
-    await take_away.take("a", "instance-1", "unhealthy", 0)
+    await injector.inject("a", "instance-1", "unhealthy", 0)
     assert (record.state, record.held, record.reason) == ("unhealthy", "", "database")
 
 
-async def test_no_time_at_all_ends_a_hold_and_its_timer() -> None:
+async def test_no_time_at_all_ends_a_hold_and_its_timer(client: InstanceClient) -> None:
     registry, record = registered(1)
-    take_away = FaultInjector(registry, "secret")
-    await take_away.take("a", "instance-1", "unhealthy", 0.1)
-    await take_away.take("a", "instance-1", "unhealthy", 0)
+    injector = FaultInjector(registry, client)
+    await injector.inject("a", "instance-1", "unhealthy", 0.1)
+    await injector.inject("a", "instance-1", "unhealthy", 0)
     assert record.state == "healthy"
-    await take_away.take("a", "instance-1", "unhealthy", 60)
+    await injector.inject("a", "instance-1", "unhealthy", 60)
     await asyncio.sleep(0.2)  # the first one's timer would end the second hold
     assert record.state == "unhealthy"
 
 
-async def test_a_hold_is_not_remembered_across_a_restart() -> None:
+async def test_a_hold_is_not_remembered_across_a_restart(client: InstanceClient) -> None:
     registry, _ = registered(1)
-    await FaultInjector(registry, "secret").take("a", "instance-1", "unhealthy", 60)
+    await FaultInjector(registry, client).inject("a", "instance-1", "unhealthy", 60)
     again = Registry(lambda: None)
     again.restore(registry.dump())
     assert [record.state for record in again] == ["healthy"]
@@ -104,26 +114,28 @@ async def test_a_hold_is_not_remembered_across_a_restart() -> None:
     [
         ("a", "instance-2", "kill", r"a has no instance 'instance-2' \(it has: instance-1\)"),
         ("b", "instance-1", "kill", r"b has no instance 'instance-1' \(it has: none\)"),
-        ("a", "instance-1", "hang", r"'hang' is not a way to take an instance away \(kill, drain, unhealthy\)"),
+        ("a", "instance-1", "hang", r"'hang' is not a failover mode \(kill, drain, unhealthy\)"),
         ("a", "instance-1", "drain", "instance-1 of a does not answer: ClientConnectorError"),
     ],
 )
-async def test_what_is_not_possible_is_a_sentence(agent: str, instance: str, mode: str, says: str) -> None:
+async def test_what_is_not_possible_is_a_sentence(
+    agent: str, instance: str, mode: str, says: str, client: InstanceClient
+) -> None:
     registry, _ = registered(1)
     with pytest.raises(ValueError, match=says):
-        await FaultInjector(registry, "secret").take(agent, instance, mode, 1)
+        await FaultInjector(registry, client).inject(agent, instance, mode, 1)
 
 
-async def test_one_that_is_not_healthy_cannot_be_taken_away() -> None:
+async def test_one_that_is_not_healthy_cannot_be_taken_away(client: InstanceClient) -> None:
     registry, _ = registered(1)
     registry.drain("r", "stopping")
     for mode in ("kill", "drain", "unhealthy"):
-        with pytest.raises(ValueError, match="instance-1 of a is draining, not healthy"):
-            await FaultInjector(registry, "secret").take("a", "instance-1", mode, 1)
+        with pytest.raises(ValueError, match="instance-1 of a is draining: only a healthy instance can be taken out"):
+            await FaultInjector(registry, client).inject("a", "instance-1", mode, 1)
 
 
-async def test_one_that_declines_is_a_sentence(played: Played) -> None:
+async def test_one_that_declines_is_a_sentence(played: Played, client: InstanceClient) -> None:
     played.status = 403
     registry, _ = registered(played.port)
-    with pytest.raises(ValueError, match="answered 403: it cannot be taken away by drain"):
-        await FaultInjector(registry, "secret").take("a", "instance-1", "drain", 1)
+    with pytest.raises(ValueError, match="instance-1 of a answered drain with status 403; it was not taken out"):
+        await FaultInjector(registry, client).inject("a", "instance-1", "drain", 1)

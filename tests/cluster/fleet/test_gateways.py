@@ -38,7 +38,7 @@ class World:
         await self.gateways.announce()
 
     def ask(self, seen: str | None) -> asyncio.Task[bool]:
-        return asyncio.create_task(self.gateways.wait_for_news(seen, self.knows))
+        return asyncio.create_task(self.gateways.wait_for_change(seen, self.knows))
 
     def said(self) -> list[str]:
         return [event.message for event in self.events.find()]
@@ -68,7 +68,7 @@ async def test_without_a_change_the_answer_is_that_nothing_is_new(world: World, 
 
 
 async def test_nobody_is_told_anything_before_it_is_known_to_be_right(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateways, "ASK_AGAIN_S", 0.01)
+    monkeypatch.setattr(gateways, "RECHECK_S", 0.01)
     world.known = False
     waiting = world.ask(None)
     await world.change()
@@ -80,45 +80,45 @@ async def test_nobody_is_told_anything_before_it_is_known_to_be_right(world: Wor
 
 def test_one_that_comes_is_told_of_once_and_the_others_hear_of_it(world: World) -> None:
     for hello in (ONE, TWO, ONE):
-        world.gateways.hear(hello, None)
+        world.gateways.observe(hello, None)
     assert len(world.said()) == world.changes == 2
     assert world.gateways.peers() == (Peer("g1", "10.0.0.1", 7001), Peer("g2", "10.0.0.1", 7002))
 
 
 def test_current_is_who_has_seen_the_newest_version(world: World) -> None:
-    world.gateways.hear(ONE, None)
+    world.gateways.observe(ONE, None)
     assert not world.gateways.is_current("g1")
-    world.gateways.hear(ONE, world.gateways.version)
+    world.gateways.observe(ONE, world.gateways.version)
     assert world.gateways.is_current("g1")
     world.gateways.count_change()
     assert not world.gateways.is_current("g1")
 
 
 def test_one_that_tells_is_there_though_it_does_not_ask(world: World) -> None:
-    world.gateways.hear(ONE, None)
+    world.gateways.observe(ONE, None)
     world.gateways.present["g1"] = (ONE, time.monotonic() - GATEWAY_GONE_S - 1, "7.1")
-    world.gateways.told("g1")
-    world.gateways.told("unknown")
+    world.gateways.acknowledge("g1")
+    world.gateways.acknowledge("unknown")
     world.gateways.forget_silent()
     assert {name: seen for name, (_, _, seen) in world.gateways.present.items()} == {"g1": "7.1"}
 
 
 def test_one_that_falls_silent_is_forgotten_with_what_it_counted_now(world: World) -> None:
-    world.gateways.hear(ONE, None)
-    world.gateways.hear(TWO, None)
+    world.gateways.observe(ONE, None)
+    world.gateways.observe(TWO, None)
     world.ledger.add(Observation("g1", {}, queued={"a": 3}), time.monotonic())
     world.gateways.present["g1"] = (ONE, time.monotonic() - GATEWAY_GONE_S - 1, None)
     world.gateways.forget_silent()
     assert list(world.gateways.present) == ["g2"] and world.ledger.queued("a") == 0
-    assert world.said()[-1].endswith("is gone: nothing was heard of it for 12 s") and world.changes == 3
+    assert world.said()[-1].endswith("is gone: no contact for 12 s") and world.changes == 3
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_what_was_desired_is_what_the_newest_snapshot_said(world: World, order: tuple[int, int]) -> None:
     old: dict[str, Any] = {"args": "old"}
     new: dict[str, Any] = {"args": "new"}
-    assert world.gateways.told_last() is None
+    assert world.gateways.newest_desired() is None
     hellos = [(replace(ONE, desired=old), "abc.9"), (replace(TWO, desired=new), "abc.10")]
     for number in order:
-        world.gateways.hear(*hellos[number])
-    assert world.gateways.told_last() == new
+        world.gateways.observe(*hellos[number])
+    assert world.gateways.newest_desired() == new

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from cluster.config.agent_settings import HealthCheck
 from cluster.fleet.health_checks import JITTER, HealthChecker
+from cluster.fleet.instance_client import InstanceClient
 from cluster.fleet.registry import InstanceRecord, Registry
 from cluster.messages import CHECK_PATH, KEY_HEADER, Registration
 
@@ -36,16 +37,17 @@ class Checked:
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()
         port = self._runner.addresses[0][1]
-        self.registry = Registry(lambda: None)
+        self.registry, self.client = Registry(lambda: None), InstanceClient("the-key")
         self.record: InstanceRecord = self.registry.admit(
             Registration("a", "v1", "eu", "a.v1.eu", "x", "127.0.0.1", port, pid=1, node="n", started_at=0.0)
         )
-        self.registry.hear("x")
-        self.checks = HealthChecker(self.registry, "the-key", lambda _: self.settings, Random(1))
+        self.registry.observe("x")
+        self.checks = HealthChecker(self.registry, self.client, lambda _: self.settings, Random(1))
         self.checks.attend(self.record)
 
     async def stop(self) -> None:
         await self.checks.close()
+        await self.client.close()
         await self._runner.cleanup()
 
     async def _check(self, request: web.Request) -> web.StreamResponse:
@@ -99,9 +101,9 @@ async def test_the_first_pass_makes_it_healthy_and_its_own_reason_is_told_when_i
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        ({"status": "fine"}, "could not be made: KeyError"),
-        ([], "could not be made: TypeError"),
-        (web.Response(text="not JSON"), "could not be made: ContentTypeError"),
+        ({"status": "fine"}, "the health check failed: KeyError"),
+        ([], "the health check failed: TypeError"),
+        (web.Response(text="not JSON"), "the health check failed: ContentTypeError"),
     ],
 )
 async def test_an_answer_that_makes_no_sense_is_unhealthy_with_a_reason(checked: Checked, answer: Any, reason: str) -> None:
@@ -117,7 +119,7 @@ async def test_a_check_that_hangs_is_unhealthy_after_the_timeout_and_is_never_jo
     await checked.until("healthy")
     checked.settings = replace(QUICK, timeout_s=0.2)
     checked.answer = _forever
-    await checked.until("unhealthy", "longer than 0.2 s")
+    await checked.until("unhealthy", "timed out after 0.2 s")
     assert checked.most_at_once == 1
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 
-from cluster.fleet.registry import Registry, lowest_free
+from cluster.fleet.registry import InstanceRecord, Registry, lowest_free
+from cluster.instance_state import STATES
 from cluster.messages import Registration
 from policies.rate_limit import RateRule
 
@@ -51,10 +53,10 @@ def test_gateways_are_told_of_changes_and_only_of_changes() -> None:
     told = Told()
     registry = Registry(told)
     registry.admit(registration("x"))
-    assert not registry.hear("x"), "it answers, but no check has said that it is well"
+    assert not registry.observe("x"), "it answers, but no check has said that it is well"
     assert registry.judge("x", True, "", 1.0) and told.times == 2
-    assert not registry.judge("x", True, "", 2.0) and not registry.hear("x") and told.times == 2
-    assert not registry.hear("nobody") and told.times == 2
+    assert not registry.judge("x", True, "", 2.0) and not registry.observe("x") and told.times == 2
+    assert not registry.observe("nobody") and told.times == 2
     registry.remove("x")
     registry.remove("x")
     assert told.times == 3
@@ -66,14 +68,14 @@ def test_its_state_follows_from_what_is_known_the_graver_the_sooner() -> None:
     seen = [record.state]
     for step in (
         lambda: registry.judge("x", True, "", 1.0),
-        lambda: registry.hear("x"),
+        lambda: registry.observe("x"),
         lambda: registry.judge("x", False, "database", 2.0),
-        lambda: registry.silent("x", "has not answered"),
-        lambda: registry.hear("x"),
+        lambda: registry.eject("x", "has not answered"),
+        lambda: registry.observe("x"),
         lambda: registry.judge("x", True, "", 3.0),
         lambda: registry.drain("x", "stopping"),
-        lambda: registry.hear("x"),
-        lambda: registry.hear("x", draining=True, stopped=True),
+        lambda: registry.observe("x"),
+        lambda: registry.observe("x", draining=True, stopped=True),
     ):
         step()
         seen.append(record.state)
@@ -88,7 +90,7 @@ def test_a_dump_restores_to_the_same_registry() -> None:
     registry = Registry(Told())
     for replica in ("x", "y"):
         registry.admit(registration(replica))
-    registry.hear("x")
+    registry.observe("x")
     registry.judge("x", True, "", 1.0)
     again = Registry(Told())
     again.restore(registry.dump())
@@ -108,3 +110,19 @@ def test_a_dump_survives_json_and_one_from_before_the_rules_is_understood() -> N
     old = Registry(Told())
     old.restore(dumped)
     assert [(record.id, record.registration.rate_rules) for record in old] == [("instance-1", ())]
+
+
+def test_a_record_states_its_situation() -> None:
+    registry = Registry(lambda: None)
+    record = registry.admit(Registration("a", "v1", "eu", "a.v1.eu", "r", "h", 1, 1, "n", 0.0))
+    assert repr(record) == "<InstanceRecord instance-1 of a: starting>"
+    registry.observe("r")
+    registry.judge("r", False, "database", None)
+    assert repr(record) == "<InstanceRecord instance-1 of a: unhealthy (database)>"
+
+
+def test_every_state_of_the_list_is_reached_and_no_other() -> None:
+    values_of = ((None, True, False), (None, True, False), (False, True), (False, True))  # answering, well, draining, stopped
+    registration = Registration("a", "v1", "eu", "a.v1.eu", "r", "h", 1, 1, "n", 0.0)
+    records = (InstanceRecord("instance-1", registration, *values) for values in product(*values_of))
+    assert {record.state for record in records} == set(STATES)

@@ -97,7 +97,7 @@ class Watched:
 
     def up(self, name: str, region: str = "us-east-1") -> None:
         self.registry.admit(registration(name, region))
-        self.registry.hear(name)
+        self.registry.observe(name)
         self.registry.judge(name, True, "", 1.0)
 
     def told(self) -> list[tuple[str, str]]:
@@ -109,17 +109,17 @@ def test_an_instances_life_is_told_with_reasons() -> None:
     seen.up("r1")
     seen.registry.judge("r1", False, "database", 2.0)
     seen.registry.judge("r1", True, "", 3.0)
-    seen.registry.silent("r1", "has not answered for 5 s")
+    seen.registry.eject("r1", "no response for 5 s")
     seen.registry.drain("r1", "stopping")
     seen.registry.remove("r1")
     assert seen.told() == [
-        ("instance", "instance-1 has started in us-east-1"),
+        ("instance", "instance-1 is starting in us-east-1"),
         ("instance", "instance-1 is up in us-east-1"),
         ("health", "instance-1 is unhealthy: database"),
         ("health", "instance-1 is healthy again"),
-        ("health", "instance-1 does not answer: has not answered for 5 s"),
-        ("instance", "instance-1 gets no new requests: stopping"),
-        ("instance", "instance-1 is gone: it was told to stop"),
+        ("health", "instance-1 does not answer: no response for 5 s"),
+        ("instance", "instance-1 is draining: stopping"),
+        ("instance", "instance-1 has stopped"),
     ]
     names = {(event.agent, event.instance, event.version, event.region) for event in seen.events.find()}
     assert names == {("a", "instance-1", "v1", "us-east-1")}
@@ -129,7 +129,7 @@ def test_one_that_vanishes_was_not_told_to() -> None:
     seen = Watched()
     seen.up("r1")
     seen.registry.remove("r1")
-    assert seen.told()[-1] == ("instance", "instance-1 is gone: its process does not answer any more")
+    assert seen.told()[-1] == ("instance", "instance-1 is gone: its process no longer answers")
 
 
 def test_what_was_known_before_a_restart_is_not_told_again() -> None:
@@ -151,8 +151,8 @@ def test_traffic_that_spills_to_the_next_priority_is_told_and_its_way_home_too()
     seen.registry.judge("r1", False, "ill", 1.0)
     seen.registry.judge("r1", True, "", 1.0)
     assert messages(seen.events, kind="region") == [
-        "a: by priority 70 % to us-east-1, 30 % to eu-west-1",
-        "a: by priority 100 % to us-east-1",
+        "a: traffic by priority: 70 % to us-east-1, 30 % to eu-west-1",
+        "a: traffic by priority: 100 % to us-east-1",
     ]
 
 
@@ -161,10 +161,10 @@ def test_a_gateway_that_comes_and_goes_is_told() -> None:
     witness = EventRecorder(events, [])
     hello = GatewayHello("g", "gateway.us", GatewaySettings("us", port=8000), "node", 42)
     witness.gateway(hello)
-    witness.gateway(hello, gone="it was told to stop")
+    witness.gateway(hello, gone="it was stopped")
     assert messages(events, kind="gateway") == [
-        "a gateway serves 127.0.0.1:8000",
-        "the gateway on 127.0.0.1:8000 (pid 42) is gone: it was told to stop",
+        "the gateway on 127.0.0.1:8000 (pid 42) is up",
+        "the gateway on 127.0.0.1:8000 (pid 42) is gone: it was stopped",
     ]
 
 
@@ -181,8 +181,8 @@ def test_a_new_file_is_told_in_a_sentence_with_paths_and_values() -> None:
 
 
 def test_agents_that_are_added_or_removed_are_told_and_nothing_else() -> None:
-    assert [e.message for e in applied(settings(a={}), settings(a={}, b={}))] == ["b: was added"]
-    assert [e.message for e in applied(settings(a={}, b={}), settings(a={}))] == ["b: was removed"]
+    assert [e.message for e in applied(settings(a={}), settings(a={}, b={}))] == ["b: added"]
+    assert [e.message for e in applied(settings(a={}, b={}), settings(a={}))] == ["b: removed"]
     assert applied(settings(a={}), settings(a={})) == []
 
 
@@ -193,7 +193,7 @@ def test_a_limit_is_told_when_it_is_reached_and_when_that_is_over() -> None:
         witness.limit("a", "rate-limited", total, float(second))
     assert messages(events) == [
         "a: requests are rate-limited",
-        "a: no more requests are rate-limited; 7 were, within 2 s",
+        "a: requests are no longer rate-limited; 7 were within 2 s",
         "a: requests are rate-limited",
     ]
     assert [event.details.get("count") for event in events.find()] == [None, 7, None]

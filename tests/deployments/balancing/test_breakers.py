@@ -122,7 +122,7 @@ def test_a_new_process_under_the_old_name_starts_with_a_closed_one() -> None:
 
 def report(gateway: AgentTable, shared: SharedBreakers, now: float) -> None:
     """Deliver the gateway's breaker changes to the Controller."""
-    shared.hear(gateway.gateway, gateway.pool("a").circuits.news(now), now)
+    shared.observe(gateway.gateway, gateway.pool("a").circuits.news(now), now)
 
 
 def test_one_gateways_trip_reaches_the_others_through_the_controller_and_so_does_its_recovery(
@@ -134,7 +134,7 @@ def test_one_gateways_trip_reaches_the_others_through_the_controller_and_so_does
 
     def push(version: str) -> None:
         for routing in (one, other):
-            made_of = snapshot(member(1), member(2), version=version, blocks=BREAKER, circuits=shared.to_tell(clock[0]))
+            made_of = snapshot(member(1), member(2), version=version, blocks=BREAKER, circuits=shared.reports(clock[0]))
             routing.apply(made_of)
 
     fail(one.pool("a"), "instance-1", 3, clock[0])
