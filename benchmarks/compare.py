@@ -1,15 +1,14 @@
-"""SwiftClaw against Ray Serve's own ways, live on this machine: the same agent that does nothing, the same load.
+"""Compares SwiftClaw with Ray Serve and HAProxy on this machine: the same no-op agent, the same load.
 
     python benchmarks/compare.py            # 3 rounds: 4 minutes of load, and nine starts
     python benchmarks/compare.py --quick    # 1 round; shows that it runs, the numbers mean little
 
-A. Ray Serve as installed · B. Ray Serve in its high-throughput mode · C. HAProxy straight to our instances (the limit) ·
-D. SwiftClaw. Needs `wrk`. Writes compare.json and compare.md to benchmarks/results/ (--quick: only where --output says).
+A. Ray Serve as installed · B. Ray Serve in its high-throughput mode · C. HAProxy in front of the instances (the limit) ·
+D. SwiftClaw. Needs `wrk`. Writes compare.json and compare.md to benchmarks/results/ (--quick: only to the --output folder).
 
-The rounds are interleaved (A B C D A B C D …), so that what changes on the machine meanwhile hits all of them. Each is
-started for its turn and stopped after it, because three idle Ray clusters took about half a core when tried, which on
-a small machine is a quarter of what is to be measured. C has D's two instances, so these two are up together.
-Nothing else should run.
+The rounds are interleaved (A B C D A B C D …), so that a change on the machine affects all contenders. Each contender is
+started for its turn and stopped after it: three idle Ray clusters used about half a core, a quarter of a small machine.
+C uses the two instances of D, so these two run together. Nothing else should run on the machine.
 """
 
 from __future__ import annotations

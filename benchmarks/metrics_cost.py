@@ -1,12 +1,12 @@
-"""What do a gateway's metrics cost a request?
+"""Measures what a gateway's metrics cost per request.
 
     python benchmarks/metrics_cost.py            # 60 rounds, 2 minutes
     python benchmarks/metrics_cost.py --quick    # 2 rounds; shows that it runs, and writes nothing
 
-One gateway process and one with two instances that do nothing, without Ray, on loopback; `wrk` asks all the time. Each round
-is a second in which the gateway counts (tally, spool, an observation to a process that adds up as the Controller does) and one
-in which it does not. The main figure is CPU time of the gateway's process per request, as the kernel has it, each second
-against the one beside it, because other work on a machine changes throughput much and this less. Writes metrics-cost.md and
+One process with a gateway, one with two no-op instances, without Ray, on loopback, under constant load from `wrk`. Each round
+is a second in which the gateway counts (tally, counts file, observations to a process that aggregates them like the Controller)
+and a second in which it does not. The main figure is the kernel's CPU time of the gateway process per request, compared between
+the two seconds, because other work on the machine changes it less than throughput. Writes metrics-cost.md and
 metrics-cost.json to benchmarks/results/.
 """
 
@@ -57,7 +57,7 @@ KEY = "a-key"
 CONNECTIONS = 32
 SLICE_S = 1.0
 LIMIT_PERCENT = 5.0
-COUNTING = {Tally: ("routed", "add", "count"), Lease: ("ends",)}  # what the path of a request calls
+COUNTING = {Tally: ("routed", "add", "count"), Lease: ("count",)}  # what the path of a request calls
 
 
 class Adder:

@@ -1,10 +1,10 @@
-"""What does one `pick` cost, for every strategy, and how does it grow with the number of instances?
+"""Measures the cost of one `pick` for every strategy, by number of instances.
 
     python benchmarks/pick_cost.py
 
-Writes pick-cost.md and pick-cost.json to benchmarks/results/, with the machine they came from. The median of repeats, in
-CPU time of the thread, so that a busy machine does not count as a slow rule; each pick gets its own list, as from a
-gateway that has just filtered its instances, and the loads change between picks.
+Writes pick-cost.md and pick-cost.json to benchmarks/results/, with a description of the machine. Figures are medians of
+the thread's CPU time, so that other work on the machine counts less; each pick gets its own list, as from a gateway that has
+just filtered its instances, and the loads change between picks.
 """
 
 from __future__ import annotations

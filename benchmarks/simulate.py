@@ -1,10 +1,10 @@
-"""The fleet simulation: SwiftClaw's strategies against their peers and against theory, without Ray.
+"""Simulates a fleet: SwiftClaw's strategies against other strategies and against theory, without Ray.
 
     python benchmarks/simulate.py            # everything, about 8 minutes on one idle core
     python benchmarks/simulate.py --jobs 4   # the same numbers, sooner
     python benchmarks/simulate.py --quick    # seconds; shows that it runs, the numbers mean little
 
-Writes simulation.json, simulation.md and two drawings to benchmarks/results/ (--quick: only where --output says). Exit
+Writes simulation.json, simulation.md and two drawings to benchmarks/results/ (--quick: only to the --output folder). Exit
 status 1 if a required bound is missed.
 """
 

@@ -1,4 +1,4 @@
-"""Live contenders on this machine, the load on them, and the report: the parts of `compare.py`."""
+"""The parts of `compare.py`: the contenders, the load, and the report."""
 
-HOST = "127.0.0.1"  # everything listens here and nowhere else, so far as it can be told
-READY = "ready"  # what `plain_serve` says when it answers
+HOST = "127.0.0.1"  # everything listens here and nowhere else, as far as it can be configured
+READY = "ready"  # what `plain_serve` prints when it accepts requests

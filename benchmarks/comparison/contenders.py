@@ -1,6 +1,6 @@
-"""The contenders: how each is started, where it listens, and how nothing of it is left behind.
+"""Starts each contender, knows where it listens, and stops all of its processes.
 
-Every process of a contender carries its folder in its environment (RAY_TMPDIR); that, not a name, says whose it is.
+Every process of a contender carries its folder in its environment (RAY_TMPDIR); processes are found by it, not by name.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ backend instances
 
 
 class CannotStart(Exception):
-    """Its text says which contender, and why."""
+    """A contender failed to start; the text names it and the reason."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One that runs and answers at `url`."""
+    """A contender that answers at `url`."""
 
     name: str
     url: str
@@ -68,7 +68,7 @@ class Contender:
 
 @contextlib.contextmanager
 def fielded(names: Sequence[str], haproxy_threads: int) -> Iterator[list[Contender]]:
-    """One of TURNS, up and running; afterwards nothing is left of it."""
+    """Run the contenders of one of TURNS; on exit all of their processes have ended."""
     with _working_folder() as parent, contextlib.ExitStack() as stack:
         if names == ("serve",):
             yield [stack.enter_context(_serve_default(parent))]
@@ -129,7 +129,7 @@ def _swiftclaw(parent: Path) -> Iterator[Contender]:
 
 @contextlib.contextmanager
 def _haproxy_to_instances(parent: Path, ours: Contender, threads: int) -> Iterator[Contender]:
-    """The limit: nothing but HAProxy before the two instances of `ours`."""
+    """The limit: only HAProxy in front of the two instances of `ours`."""
     store = Store(ours.folder / ".swiftclaw")
     state = store.load()
     if state is None:
@@ -166,7 +166,7 @@ def _plain_serve(name: str, folder: Path, environment: Mapping[str, str]) -> Ite
 
 @contextlib.contextmanager
 def _running(command: list[str], folder: Path, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that ends by itself when its standard input is closed, or else when it is told to."""
+    """A process that exits when its standard input is closed; otherwise it is terminated."""
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd=folder,
@@ -189,8 +189,10 @@ def _running(command: list[str], folder: Path, environment: Mapping[str, str]) -
 
 @contextlib.contextmanager
 def _folder(name: str, parent: Path) -> Iterator[Path]:
-    """What still runs for it in the end is killed, then it is removed. The name is short: HAProxy allows its sockets' paths
-    97 characters, of which Serve's own part takes 68."""
+    """A folder; on exit the processes that use it are killed and it is removed.
+
+    The name is short: HAProxy limits a socket's path to 97 characters, of which Serve's own part takes 68.
+    """
     folder = parent / name
     folder.mkdir()
     try:

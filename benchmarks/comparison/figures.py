@@ -1,4 +1,4 @@
-"""What the raw runs say: medians over the rounds, and ratios between contenders. Pure arithmetic."""
+"""Statistics of the runs: medians over the rounds, and ratios between contenders. Pure functions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Run:
 
     @property
     def per_second(self) -> float:
-        """Good answers only."""
+        """Successful responses only."""
         return max(0, self.requests - self.refused) / self.seconds if self.seconds > 0 else 0.0
 
 

@@ -1,6 +1,6 @@
-"""The load: `wrk` with the one request that all contenders get, and its figures.
+"""Runs `wrk` with the one request that all contenders receive, and parses its figures.
 
-A closed loop: each connection sends its next request when its answer is there, so a slow contender is asked less often.
+A closed loop: each connection sends its next request after the response, so a slow contender receives fewer requests.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ end
 
 
 class NoWrk(Exception):
-    """Its text says what to do."""
+    """`wrk` is missing; the text says how to install it."""
 
 
 class WrongAnswer(Exception):
-    """A contender does not do what it is compared for."""
+    """A contender's response differs from that of the no-op agent."""
 
 
 def find_wrk() -> str:
@@ -50,7 +50,7 @@ def find_wrk() -> str:
 
 
 def check(url: str) -> None:
-    """One request, answered as the no-op agent does. Raises WrongAnswer."""
+    """Send one request and compare the response with the no-op agent's. Raises WrongAnswer."""
     request = urllib.request.Request(url, MESSAGE, {"content-type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
@@ -72,7 +72,7 @@ class Load:
         self._wrk = wrk
 
     def measure(self, contender: str, url: str, *, connections: int, round: int, warm_up_s: int, seconds: int) -> Run:
-        """Checked, warmed up with the same load, measured, checked again."""
+        """Check the contender, warm it up with the same load, measure it, and check it again."""
         check(url)
         if warm_up_s:
             self._wrk_figures(url, connections, warm_up_s)

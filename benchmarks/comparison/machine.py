@@ -1,4 +1,4 @@
-"""The machine and the versions that a result comes from."""
+"""Describes the machine and the versions that a result comes from."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def _version(package: str) -> str:
 
 
 def _word(binary: str, flag: str, position: int) -> str:
-    """Of what the binary says of itself; it may say it on either output, and with any status."""
+    """The version that the binary prints, to either output and with any exit status."""
     said = subprocess.run([binary, flag], capture_output=True, text=True, timeout=10, check=False)
     words = (said.stdout or said.stderr).split()
     return words[position] if len(words) > position else "unknown"
 
 
 def _cpu_model() -> str:
-    """As the kernel names it; `platform` says only "x86_64" on Linux."""
+    """The kernel's name of the CPU; on Linux `platform` only returns "x86_64"."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,7 +1,7 @@
 """Ray Serve without SwiftClaw: the no-op agent behind an ingress deployment and a DeploymentHandle, two replicas of it.
 
-Runs in a Ray cluster of its own, started like SwiftClaw's, until its standard input is closed. Which of Serve's modes it
-runs in is a matter of the environment alone. Started by `contenders.py`.
+Runs in a Ray cluster of its own, started like SwiftClaw's, until its standard input is closed. The environment alone
+selects Serve's mode. Started by `contenders.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ UNLIMITED = 1000  # the default of 5 requests per replica would make 64 connecti
 
 
 class Noop:
-    """The agent that the others run too; the answer has the shape and size of SwiftClaw's."""
+    """The agent that all contenders run; its response has the shape and size of SwiftClaw's."""
 
     async def __call__(self, message: object) -> dict[str, Any]:
         session = secrets.token_hex(16)
@@ -33,7 +33,7 @@ class Noop:
 
 
 class Ingress:
-    """What Serve's documentation shows for composing deployments."""
+    """An ingress that composes deployments as Serve's documentation shows."""
 
     def __init__(self, noop: Any) -> None:
         self._noop = noop

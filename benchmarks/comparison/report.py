@@ -1,4 +1,4 @@
-"""What is written: every run as JSON, and a page with the table and what it takes to read it."""
+"""Writes the results: every run as JSON, and a Markdown page with the table and notes on how to read it."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ TITLES = {
 NOTES = """\
 - A: Serve's Python proxy → ingress deployment → `DeploymentHandle` → two replicas of the no-op agent.
 - B: the same with `RAY_SERVE_ENABLE_HA_PROXY=1 RAY_SERVE_THROUGHPUT_OPTIMIZED=1`: HAProxy → ingress → handle over gRPC.
-  In A and B `max_ongoing_requests` is raised from 5 to 1000, so that requests do not wait for a setting.
-- C: HAProxy → the two instances of D, without a gateway: what the instances themselves can do, and no agent features.
+  In A and B `max_ongoing_requests` is raised from 5 to 1000, so that this setting does not limit throughput.
+- C: HAProxy → the two instances of D, without a gateway: the capacity of the instances themselves, without agent features.
 - D: one gateway, two instances, started by `swiftclaw up`.
 
-All answer `POST {"message":"hi"}` with the same JSON from the same agent, which does nothing: this is the cost of the way, and
-an agent that calls a model for a second hides all of it. The load is a closed loop from the same machine and shares its
-cores with what it loads; more cores raise all figures, C's and B's most. One connection shows the latency of the way, 64 its
-capacity. req/s, p50 and p99 are medians over the rounds; the range is from the slowest round to the fastest; errors are the
-sum."""
+All answer `POST {"message":"hi"}` with the same JSON from the same agent, which does nothing. The comparison therefore measures
+proxy overhead; an agent that spends a second in a model call would hide it. The load generator is a closed loop on the same
+machine and shares the cores with the contenders; more cores raise all figures, those of B and C most. One connection shows the
+latency of the proxy, 64 connections its capacity. req/s, p50 and p99 are medians over the rounds; the range is from the slowest
+round to the fastest; errors are summed."""
 
 
 def as_json(
@@ -58,7 +58,7 @@ def as_markdown(made: str, machine: Mapping[str, Any], settings: Mapping[str, An
         "",
         NOTES,
         "",
-        f"One contender was up at a time (C and D together). Load average before the start: {machine['load_before']}.",
+        f"One contender ran at a time (C and D together). Load average before the start: {machine['load_before']}.",
         "",
     ]
     return "\n".join(lines)

@@ -1,1 +1,1 @@
-"""A fleet in a heap of events: the production policies against theory and against each other, without Ray."""
+"""A discrete-event simulation of a fleet: the production policies against theory and other policies, without Ray."""

@@ -1,6 +1,6 @@
-"""What the comparison must show, and whether it does.
+"""The bounds that the comparison must meet, and their verdicts.
 
-A bound holds if the mean over the seeds is on its good side; where the confidence interval crosses it, that is said.
+A bound holds if the mean over the seeds meets it; the verdict notes when the confidence interval crosses the bound.
 """
 
 from __future__ import annotations

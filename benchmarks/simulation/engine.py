@@ -1,7 +1,7 @@
-"""One run: a trace of requests through gateways to servers, event by event.
+"""Runs one trace of requests through gateways to servers, event by event.
 
 Everything random comes from the seed, so that a run is a function of its arguments. `central_queue` is the reference: one
-queue for the whole fleet, whose head goes to the fastest free slot, which no system with more than one gateway can do.
+queue for the whole fleet, whose head takes the fastest free slot, which no system with more than one gateway can do.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DONE, TIMEOUT, LEAVES, NEWS = 0, 1, 2, 3  # kinds of events; the order breaks ti
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """`bad` names the one instance that freezes or fails, if there is one."""
+    """`bad` names the one instance that freezes or fails, if any."""
 
     speeds: tuple[float, ...] = (1.0,) * 8
     slots: int = 1
@@ -167,7 +167,7 @@ class _Run:
         self._end(now, request, ok=ok, report=Report(server.in_flight, self.arrived[request]))
 
     def _end(self, now: float, request: int, *, ok: bool, report: Report | None) -> None:
-        """The first end of a request counts: an answer after the timeout finds nobody waiting."""
+        """Only the first end of a request counts: a response after the timeout is ignored."""
         ticket = self.tickets[request]
         if ticket is None:
             return

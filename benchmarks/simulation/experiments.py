@@ -79,6 +79,6 @@ def summary(results: Results, key: Key, metric: str) -> Interval:
 
 
 def paired(results: Results, key: Key, other: Key, metric: str = "mean") -> Interval:
-    """`key` over `other`, seed by seed: both saw the same trace, so that its luck cancels."""
+    """`key` relative to `other`, seed by seed: both had the same trace, so its randomness cancels."""
     pairs = zip(results[key], results[other], strict=True)
     return interval([getattr(mine, metric) / getattr(theirs, metric) for mine, theirs in pairs])

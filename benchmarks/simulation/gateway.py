@@ -1,4 +1,4 @@
-"""What a gateway believes of the fleet, and what it learns from.
+"""What a gateway knows about the fleet, and from which sources.
 
 `load` on the `policies.base.Instance` objects that strategies see is kept by a `policies.load_view.LoadView`, the very
 object that runs in a gateway. It is fed by what the `Knowledge` allows:
@@ -78,7 +78,7 @@ Build = Callable[[Site], Chooser]
 
 
 class Report(NamedTuple):
-    """What rides on an answer: requests in flight at the instance, now and when the request arrived."""
+    """The load that a response carries: requests in flight at the instance, now and when the request arrived."""
 
     in_flight: int
     on_arrival: int
@@ -109,7 +109,7 @@ class Gateway:
         self.said = [0] * len(self.instances)
 
     def send(self, now: float) -> Ticket | None:
-        """Picks an instance; None if none may take it."""
+        """Choose an instance; None if none is available."""
         exact = self.knowledge.truth
         if not exact:
             self.view.refresh(self.instances, now)
@@ -126,7 +126,7 @@ class Gateway:
         return ticket
 
     def ended(self, now: float, ticket: Ticket, ok: bool, report: Report | None) -> bool:
-        """That request is over; `report` None: without an answer. True if its breaker has news for the others."""
+        """That request is over; `report` None: without an answer. True if its breaker's state changed for the others."""
         instance, elapsed = self.instances[ticket.place], now - ticket.sent_at
         knows = report is not None and self.knowledge.reports
         if not self.knowledge.truth:
@@ -150,7 +150,7 @@ class Gateway:
 
 
 def tell(now: float, speaker: Gateway, gateways: Sequence[Gateway]) -> None:
-    """`speaker` tells the others its own in-flight counts."""
+    """Send `speaker`'s own in-flight counts to the other gateways."""
     own = [speaker.view.own(instance) for instance in speaker.instances]
     if own == speaker.said:
         return

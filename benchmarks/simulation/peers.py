@@ -1,4 +1,4 @@
-"""The rules that SwiftClaw's strategies are compared with, each as its source states it.
+"""The strategies that SwiftClaw's are compared with, each as its source defines it.
 
 All see the same `load` as SwiftClaw's strategies (random ignores it), unless they are run with true counts. `Prequal`
 also gets its probes, answered at once and truthfully, which is better than any network would do.

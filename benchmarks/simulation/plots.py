@@ -1,4 +1,4 @@
-"""The comparison at a glance: two figures, from the same results as the tables."""
+"""Two figures of the comparison, from the same results as the tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From results to a JSON file and a page of markdown tables."""
+"""Writes the results as a JSON file and a page of Markdown tables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from simulation.stats import Interval, Metrics
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the numbers are a function of."""
+    """The settings that determine the numbers."""
 
     seeds: int
     requests: int
@@ -65,7 +65,7 @@ def _row(results: Results, key: Key) -> dict[str, object]:
 
 
 def _rounded(value: object) -> object:
-    """Six digits are more than the seeds can tell apart; the rest would only make every new run a diff of every line."""
+    """Round to six digits: more than the seeds can distinguish; more would make every run a diff of every line."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What is compared with what, where: the scenarios, the contenders, and the plan of a whole comparison."""
+"""The scenarios, the contenders, and the plan of a whole comparison."""
 
 from __future__ import annotations
 

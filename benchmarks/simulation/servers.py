@@ -1,7 +1,7 @@
-"""What an instance does with the requests it is sent: queue, share, fail fast, freeze.
+"""Models of instances: queueing, processor sharing, failing fast, freezing.
 
-A server never looks at the clock: it is told `now` and answers when its next request will be done. `None`: nothing new
-will be done until something else happens.
+A server has no clock: it receives `now` and returns when its next request will be done. `None`: no new completion until
+another event.
 """
 
 from __future__ import annotations

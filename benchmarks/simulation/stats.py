@@ -1,4 +1,4 @@
-"""From the requests of a run to numbers, from the numbers of several seeds to a mean with its 95 % confidence interval."""
+"""Statistics: figures of a run, and the mean over several seeds with its 95 % confidence interval."""
 
 from __future__ import annotations
 

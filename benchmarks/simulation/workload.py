@@ -1,7 +1,7 @@
-"""Which requests come, when, through which gateway, and how much work is each?
+"""Traces of requests: arrival time, gateway, and amount of work of each.
 
 A trace is drawn once per (scenario, seed) and replayed to every contender, so that differences between contenders are
-theirs and not chance's. The mean service time on an instance of speed 1 is one second unless a scenario says otherwise,
+not due to chance. The mean service time on an instance of speed 1 is one second unless a scenario says otherwise,
 because rules speak of seconds: a failure counts as + 5 s, the window is 5 min, a request times out after 60 s.
 """
 
@@ -23,7 +23,7 @@ BURST_FACTOR = 1.5  # arrivals in a burst; in the quiet 2 - this
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Parallel lists, in order of arrival. `entry` in [0, 1) says through which gateway, whatever their number."""
+    """Parallel lists, in order of arrival. `entry` in [0, 1) selects the gateway, for any number of gateways."""
 
     arrivals: list[float]
     work: list[float]
