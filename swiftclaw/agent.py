@@ -1,9 +1,9 @@
-"""The user's agent: what handles a message, what says whether it is well, which app it brings along.
+"""The user's agent: its message handler, health check, rate limits, lifecycle hooks and mounted ASGI app.
 
-The file a user writes decorates functions with an `Agent`; the process that hosts an instance then calls
-`start`, `answer`, `check` and `stop`. A handler names what it wants by its parameters' names (`message`,
-`session_id`, `user_id`, `request`). It is sync (run in a thread, so that it blocks nobody), async, or a
-generator of either kind, which streams.
+Users decorate functions with an `Agent`; the process that hosts an instance then calls `start`, `answer`, `check` and
+`stop`. A handler declares what it receives by its parameters' names: `message`, `session_id`, `user_id`, `request`. It may
+be async, sync (then it runs in a thread, so that it does not block the event loop), or a generator of either kind, which
+streams.
 """
 
 from __future__ import annotations
@@ -29,15 +29,18 @@ __all__ = ["Agent", "RequestInfo", "Turn"]
 
 F = TypeVar("F", bound=Callable[..., object])
 
-_HANDLER_TAKES = ("message", "session_id", "user_id", "request")
-_THREADS = 100  # sync handlers at once: limits.maxConnectionsPerInstance's default
+_HANDLER_PARAMETERS = ("message", "session_id", "user_id", "request")
+_THREADS = 100  # sync handlers at once; the default of limits.maxConnectionsPerInstance
 _END = object()
 
 
 class Agent:
-    """An agent. `model`: "echo", "openai:<model>", or an async callable that gets the message.
+    """An agent. `name`: its default name; in a cluster it runs under its key in cluster.yaml.
 
-    `base_url` and `api_key` are for "openai:…"; by default OPENAI_BASE_URL and OPENAI_API_KEY at use.
+    `model`: "echo" (default), "openai:<model>", or an async callable that receives the message and returns text or is an
+    async generator of text. `base_url` and `api_key` apply to "openai:<model>"; default: OPENAI_BASE_URL and OPENAI_API_KEY,
+    read on each call. `session_affinity`: keep a session on one instance, unless cluster.yaml says otherwise.
+    Raises ValueError or TypeError for a name or model that is none.
     """
 
     def __init__(
@@ -50,7 +53,7 @@ class Agent:
         api_key: str | None = None,
     ) -> None:
         if not isinstance(name, str) or not name:
-            raise ValueError(f"name: {name!r} is not an agent's name")
+            raise ValueError(f"Agent: name: {name!r} is not a non-empty string")
         self.name = name
         self.session_affinity = session_affinity
         self.app: ASGIApp | None = None
@@ -61,19 +64,25 @@ class Agent:
         self._health: _Function | None = None
         self._on_start: list[_Function] = []
         self._on_stop: list[_Function] = []
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix=f"agent-{name}")  # started as needed
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix=f"agent-{name}")  # threads start as needed
 
     def __repr__(self) -> str:
         handler = self._handler or self._limited
         return f"<Agent {self.name!r}, handled by {handler.name if handler else 'its model'}>"
 
-    # What the user's file says.
+    # --- for the user's file ---
 
     def on_message(self, function: F) -> F:
-        """The function that answers messages: there is one. Its answer is JSON-able, or text in pieces."""
-        handler = _Function(function, takes=_HANDLER_TAKES)
+        """Make the function the handler. It returns anything that JSON can express, or streams text by yielding str.
+
+        Raises TypeError for a second handler, or for a parameter that cannot be filled.
+        """
+        handler = _Function(function, parameters=_HANDLER_PARAMETERS)
         if self._handler is not None:
-            raise TypeError(f"{self._about('on_message')}: {self._handler.name} already, then {handler.name}")
+            raise TypeError(
+                f"{self._about('on_message')}: {self._handler.name} is the handler already, so {handler.name} cannot be; "
+                "an agent has one handler"
+            )
         self._handler = handler
         return function
 
@@ -85,15 +94,20 @@ class Agent:
         key: str | None = None,
         strategy: str = "sliding-window",
     ) -> Callable[[F], F]:
-        """A limit over all instances. The function is the handler if no on_message is given."""
+        """Limit the agent to `requests` per `window` (seconds, or a duration such as "1m"), over all instances.
+
+        `key`: a field of the JSON body, or a header (x-<key>); each of its values has a limit of its own. Default: one limit
+        for all requests. `strategy`: sliding-window (default), fixed-window or token-bucket. Without an `on_message`, the
+        function becomes the handler. Raises ValueError for an invalid argument, TypeError for a second handler.
+        """
         rule = _rule(requests, window, key, strategy)
 
         def limit(function: F) -> F:
-            limited = _Function(function, takes=_HANDLER_TAKES)
+            limited = _Function(function, parameters=_HANDLER_PARAMETERS)
             if self._limited is not None and self._limited.function != limited.function:
                 raise TypeError(
-                    f"{self._about('rate_limit')}: {self._limited.name} already, then {limited.name}; "
-                    "an agent has one handler (its limits may be stacked on it)"
+                    f"{self._about('rate_limit')}: {self._limited.name} is limited already, so {limited.name} cannot be; "
+                    "an agent has one handler (limits may be stacked on it)"
                 )
             self._limited = limited
             self.rate_limits = (*self.rate_limits, rule)
@@ -102,46 +116,54 @@ class Agent:
         return limit
 
     def health_check(self, function: F) -> F:
-        """Is the instance well? {"status": "healthy" or "unhealthy", "reason": …}, a bool, or None: it is."""
+        """Make the function the health check. It takes no arguments, and may be sync or async.
+
+        It returns {"status": "healthy" | "unhealthy", "reason": str}, a bool, or None for healthy. Raising counts as
+        unhealthy. Raises TypeError for a second health check.
+        """
         if self._health is not None:
-            raise TypeError(f"{self._about('health_check')}: {self._health.name} already")
+            raise TypeError(f"{self._about('health_check')}: {self._health.name} is the health check already; an agent has one")
         self._health = _Function(function)
         return function
 
     def on_start(self, function: F) -> F:
-        """Run once per instance, before its first message."""
+        """Run the function once per instance, before its first message."""
         self._on_start.append(_Function(function))
         return function
 
     def on_stop(self, function: F) -> F:
-        """Run once per instance, after its last message."""
+        """Run the function once per instance, after its last message."""
         self._on_stop.append(_Function(function))
         return function
 
     def mount(self, asgi_app: ASGIApp) -> None:
-        """Every path of the agent that is not SwiftClaw's own goes to this app, WebSockets included."""
+        """Serve every path of the agent that is not SwiftClaw's own with this ASGI app, WebSockets included.
+
+        Raises TypeError for a second app.
+        """
         if not callable(asgi_app):
-            raise TypeError(f"{self._about('mount')}: {asgi_app!r} is not an ASGI app")
+            raise TypeError(f"{self._about('mount')}: {asgi_app!r} is not an ASGI app (it cannot be called)")
         if self.app is not None:
-            raise TypeError(f"{self._about('mount')}: an app is mounted already")
+            raise TypeError(f"{self._about('mount')}: an app is mounted already; an agent has one")
         self.app = asgi_app
 
     async def generate(self, message: object, **options: Any) -> str:
-        """The model's answer. Raises swiftclaw.models.ModelError."""
+        """The model's reply as text; `options` go to the model. Raises swiftclaw.models.ModelError."""
         return await self._model.generate(message, **options)
 
     def stream(self, message: object, **options: Any) -> AsyncGenerator[str, None]:
-        """The model's answer as it comes. Raises swiftclaw.models.ModelError."""
+        """The model's reply as text, piece by piece; `options` go to the model. Raises swiftclaw.models.ModelError."""
         return self._model.stream(message, **options)
 
-    # What the process that hosts an instance calls.
+    # --- for the process that hosts an instance ---
 
     async def start(self) -> None:
+        """Run the start hooks, in order. Raises what a hook raises."""
         for hook in self._on_start:
             await hook.call()
 
     async def stop(self) -> None:
-        """Runs every hook and closes the model, then raises what was raised first."""
+        """Run every stop hook and close the model, even after an error; then raise the first error."""
         failures: list[Exception] = []
         steps: list[Callable[[], Awaitable[object]]] = [hook.call for hook in self._on_stop]
         for step in (*steps, self._model.close):
@@ -153,7 +175,7 @@ class Agent:
             raise failures[0]
 
     async def answer(self, turn: Turn) -> object | AsyncIterator[str]:
-        """What the handler answers: a plain value, or an async generator of text, to be closed."""
+        """The handler's reply: a plain value, or an async generator of text that the caller must close."""
         handler = self._handler or self._limited
         if handler is None:
             return await self.generate(turn.message)
@@ -165,7 +187,7 @@ class Agent:
         return result
 
     async def check(self) -> tuple[bool, str]:
-        """Whether this instance is well, and what is wrong. Raises nothing; the caller limits its time."""
+        """(healthy, reason). Raises nothing; the caller limits the time."""
         if self._health is None:
             return True, ""
         try:
@@ -179,20 +201,20 @@ class Agent:
 
 
 class _Function:
-    """A function of the user's: what it takes, where it runs."""
+    """One of the user's functions: the parameters it has, and whether it runs in a thread."""
 
-    def __init__(self, function: Callable[..., object], takes: tuple[str, ...] = ()) -> None:
+    def __init__(self, function: Callable[..., object], parameters: tuple[str, ...] = ()) -> None:
         if not callable(function):
-            raise TypeError(f"a function is needed, not {function!r}")
+            raise TypeError(f"{function!r} is not a function")
         self.name = _name(function)
         self.function = function
         self._is_async = _is_async(function)
-        self._positional: list[tuple[str | None, Any]] = []  # the value's name, or None; the parameter's default
+        self._positional: list[tuple[str | None, Any]] = []  # (name of the value or None, default)
         self._named: list[tuple[str, Any]] = []
-        self._read_signature(takes)
+        self._read_signature(parameters)
 
     async def call(self, turn: object = None, threads: Executor | None = None) -> object:
-        """Its result; a generator has not begun yet."""
+        """The function's result. A generator is returned before its first step."""
         call = partial(
             self.function,
             *[_value(turn, name, default) for name, default in self._positional],
@@ -201,34 +223,36 @@ class _Function:
         result = call() if self._is_async else await _in_thread(call, threads)
         return await result if isinstance(result, Awaitable) else result
 
-    def _read_signature(self, takes: tuple[str, ...]) -> None:
+    def _read_signature(self, allowed: tuple[str, ...]) -> None:
         try:
             parameters = inspect.signature(self.function).parameters.values()
         except ValueError as error:
-            raise TypeError(f"{self.name} does not say which parameters it takes") from error
+            raise TypeError(f"{self.name}: its parameters cannot be inspected; wrap it in a Python function") from error
         bound = self.function.keywords if isinstance(self.function, partial) else {}
         for parameter in parameters:
             name, default = parameter.name, parameter.default
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 continue
-            known = name in takes and name not in bound
-            if not known and default is parameter.empty:
-                raise TypeError(f"{self.name} wants {name!r}, but {_may_take(takes)}")
+            provided = name in allowed and name not in bound
+            if not provided and default is parameter.empty:
+                raise TypeError(f"{self.name}: parameter {name!r} cannot be filled; {_allowed_parameters(allowed)}")
             if parameter.kind is parameter.POSITIONAL_ONLY:
-                self._positional.append((name if known else None, default))
-            elif known:
+                self._positional.append((name if provided else None, default))
+            elif provided:
                 self._named.append((name, default))
-        names_nothing = not self._positional and not self._named
-        if takes and names_nothing and any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
-            raise TypeError(f"{self.name} names no parameter (*args and **kwargs get nothing), and {_may_take(takes)}")
+        has_no_name = not self._positional and not self._named
+        if allowed and has_no_name and any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
+            raise TypeError(f"{self.name}: *args and **kwargs receive nothing; {_allowed_parameters(allowed)}")
 
 
-def _may_take(takes: tuple[str, ...]) -> str:
-    return f"it may take {', '.join(takes)}" if takes else "it is called without arguments"
+def _allowed_parameters(allowed: tuple[str, ...]) -> str:
+    if not allowed:
+        return "it is called without arguments, so every parameter needs a default"
+    return f"a handler may take {', '.join(allowed)}; any other parameter needs a default"
 
 
 def _value(turn: object, name: str | None, default: Any) -> Any:
-    """The turn's value; where it has none, the parameter's default."""
+    """The turn's value; if that is None, the parameter's default."""
     value = None if name is None else getattr(turn, name)
     return default if value is None and default is not inspect.Parameter.empty else value
 
@@ -247,28 +271,28 @@ def _is_async(function: Callable[..., object]) -> bool:
 
 
 async def _in_thread(call: Callable[[], object], threads: Executor | None) -> object:
-    """`call()` in a thread that sees the caller's context variables."""
+    """Run `call` in a thread with the caller's context variables."""
     context = copy_context()
 
     def run() -> object:
         try:
             return context.run(call)
-        except StopIteration as error:  # a future cannot carry one: its await would never end
-            raise RuntimeError("StopIteration was raised") from error
+        except StopIteration as error:  # a future cannot carry it: awaiting it would never end
+            raise RuntimeError("the function raised StopIteration") from error
 
     return await asyncio.get_running_loop().run_in_executor(threads, run)
 
 
 async def _from_thread(items: Iterator[object], threads: Executor) -> AsyncGenerator[object, None]:
-    """A sync iterator's items, each made in a thread, all in one context."""
-    loop, context, turn = asyncio.get_running_loop(), copy_context(), threading.Lock()
+    """The items of a sync iterator. Each step runs in a thread; all steps share one context."""
+    loop, context, running = asyncio.get_running_loop(), copy_context(), threading.Lock()
 
     def step() -> object:
-        with turn:
+        with running:
             return context.run(next, items, _END)
 
     def close() -> None:
-        with turn:  # a generator cannot be closed while it runs
+        with running:  # a generator cannot be closed while it runs
             if isinstance(items, Generator):
                 context.run(items.close)
 
@@ -280,11 +304,11 @@ async def _from_thread(items: Iterator[object], threads: Executor) -> AsyncGener
 
 
 async def _text(items: Any, name: str) -> AsyncGenerator[str, None]:
-    """The items, which must be text. Closing this closes them."""
+    """Pass on the items, which must be text. Closing this generator closes the items."""
     try:
         async for item in items:
             if not isinstance(item, str):
-                raise TypeError(f"{name} yielded {type(item).__name__}: a stream is made of text")
+                raise TypeError(f"{name} yielded {type(item).__name__}; a stream may only yield str")
             yield item
     finally:
         if hasattr(items, "aclose"):
@@ -297,7 +321,7 @@ def _rule(requests: int, window: str | float, key: str | None, strategy: str) ->
     if isinstance(requests, bool) or not isinstance(requests, int) or requests < 1:
         raise ValueError(f"rate_limit: requests: {requests!r} is not a whole number of at least 1")
     if key is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", key):
-        raise ValueError(f"rate_limit: key: {key!r} is not the name of a field or header")
+        raise ValueError(f"rate_limit: key: {key!r} is not the name of a field or header (letters, digits, _ and -)")
     if strategy not in LIMITERS:
         raise ValueError(f"rate_limit: strategy: {strategy!r} is not one of {', '.join(LIMITERS)}")
     try:
@@ -305,15 +329,16 @@ def _rule(requests: int, window: str | float, key: str | None, strategy: str) ->
     except ValueError as error:
         raise ValueError(f"rate_limit: window: {error}") from error
     if window_s == 0:
-        raise ValueError("rate_limit: window: must be longer than nothing")
+        raise ValueError("rate_limit: window: 0 is not longer than 0 s")
     return RateRule(requests, window_s, key, strategy)
 
 
 def _health(verdict: object) -> tuple[bool, str]:
+    """(healthy, reason) from what a health check returned."""
     if verdict is None or isinstance(verdict, bool):
         return (False, "health check returned False") if verdict is False else (True, "")
     status = verdict.get("status") if isinstance(verdict, Mapping) else None
     if not isinstance(verdict, Mapping) or status not in ("healthy", "unhealthy"):
-        return False, f"health check returned {verdict!r}, not a status healthy or unhealthy"
+        return False, f"health check returned {verdict!r}; allowed are a status healthy or unhealthy, a bool, or None"
     healthy = status == "healthy"
-    return healthy, str(verdict.get("reason") or ("" if healthy else "health check said unhealthy"))
+    return healthy, str(verdict.get("reason") or ("" if healthy else "health check returned unhealthy"))

@@ -1,6 +1,6 @@
-"""Calling an agent from Python inside the Ray cluster: `connect("my-agent")`, then `ask` or `stream`.
+"""Calls to an agent from Python code inside the Ray cluster: `connect("my-agent")`, then `ask` or `stream`.
 
-Goes through a gateway (over Serve's handle), so that every rule applies as it does to a request from outside.
+They go through a gateway (by its Serve handle), so routing, limits and retries apply as for HTTP requests.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ GATEWAY_APPS = "gateway."
 
 
 class AgentError(Exception):
-    """The request was refused or failed. `type` and `status` are those of the HTTP answer."""
+    """The request was refused or failed. `type`, `status`, `agent` and `request_id` are those of the HTTP error response."""
 
     def __init__(self, status: int, error: dict[str, Any]) -> None:
         super().__init__(error.get("message", "the request failed"))
@@ -26,11 +26,11 @@ class AgentError(Exception):
 
 
 class NotRunning(Exception):
-    """No gateway runs in this Ray cluster, or there is no Ray cluster."""
+    """There is no Ray cluster, or no gateway runs in it."""
 
 
 class AgentHandle:
-    """One agent, as Python code calls it."""
+    """A handle to one agent; `connect` makes it."""
 
     def __init__(self, agent: str, gateway: Any) -> None:
         self._agent = agent
@@ -45,12 +45,15 @@ class AgentHandle:
         user_id: str | None = None,
         headers: dict[str, str] | None = None,
     ) -> Any:
-        """The agent's reply: what its handler returned. Raises AgentError."""
+        """The agent's reply: what its handler returned; the whole text if the handler streams. Raises AgentError.
+
+        `message`: anything that JSON can express. `headers`: sent as HTTP headers.
+        """
         body = _body(message, session_id, user_id)
-        status, answer = await self._gateway.ask.remote(self._agent, body, headers or {})
+        status, reply = await self._gateway.ask.remote(self._agent, body, headers or {})
         if status != 200:
-            raise AgentError(status, answer["error"])
-        return answer["reply"]
+            raise AgentError(status, reply["error"])
+        return reply["reply"]
 
     async def stream(
         self,
@@ -60,7 +63,7 @@ class AgentHandle:
         user_id: str | None = None,
         headers: dict[str, str] | None = None,
     ) -> AsyncIterator[str]:
-        """The reply piece by piece. Raises AgentError, also when it breaks off."""
+        """The reply as text, piece by piece. Raises AgentError, also when the stream ends early."""
         body = _body(message, session_id, user_id)
         async for kind, content in self._streaming.stream.remote(self._agent, body, headers or {}):
             if kind == "error":
@@ -69,19 +72,20 @@ class AgentHandle:
 
 
 def connect(agent: str, *, region: str | None = None) -> AgentHandle:
-    """A handle to `agent`, through a gateway of `region` (default: any). Joins the running Ray cluster if need be.
+    """A handle to `agent` through a gateway in `region` (default: any region). Joins the running Ray cluster if necessary.
 
-    Raises NotRunning. An unknown agent shows with the first question, as AgentError of type `unknown_agent`.
+    Raises NotRunning. The name is not checked here: the first call to an unknown agent raises AgentError `unknown_agent`.
     """
     if not ray.is_initialized():
         try:
             ray.init(address="auto", log_to_driver=False, logging_level="warning")
         except ConnectionError as error:
-            raise NotRunning("no Ray cluster runs here; start one with `swiftclaw up`") from error
-    wanted = f"{GATEWAY_APPS}{region}" if region else GATEWAY_APPS
-    gateways = sorted(name for name in serve.status().applications if name.startswith(wanted))
+            raise NotRunning("no Ray cluster is running on this machine; start one with `swiftclaw up`") from error
+    prefix = f"{GATEWAY_APPS}{region}" if region else GATEWAY_APPS
+    gateways = sorted(name for name in serve.status().applications if name.startswith(prefix))
     if not gateways:
-        raise NotRunning(f"no gateway runs in this Ray cluster{f' in region {region}' if region else ''}")
+        where = f" in region {region}" if region else ""
+        raise NotRunning(f"no gateway is running in this Ray cluster{where}; `swiftclaw status` shows which ones are")
     return AgentHandle(agent, serve.get_deployment_handle("Gateway", gateways[0]))
 
 

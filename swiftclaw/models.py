@@ -1,8 +1,7 @@
-"""What answers `agent.generate`: a model by its name, or an async callable of the user's.
+"""The models behind `agent.generate` and `agent.stream`: one of `MODELS`, or an async callable of the user.
 
-`MODELS` is the registry, by the part of the name before the colon. To add one: a class with `generate`,
-`stream` and `close`, and one line there. A message is text or a list of chat messages; anything else goes in
-as its JSON.
+`MODELS` is the registry, by the part of the model's name before the colon. To add a model: a class with `generate`, `stream`
+and `close`, and one line there. A message is text or a list of chat messages; any other value is sent as its JSON.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from deployments.request.openai import content_text, text_of
 
 OPENAI_URL = "https://api.openai.com/v1"
 _CONNECT_S = 10.0
-_ERROR_LIMIT = 64 * 1024  # of an error's body; the rest is not read
+_ERROR_LIMIT = 64 * 1024  # bytes of an error's body; the rest is not read
 _PLAIN_ERROR_LIMIT = 300  # characters of an error that is not JSON
 
 
 class ModelError(Exception):
-    """The model did not answer. `status` is the server's, if it came that far."""
+    """The model did not answer. `message` says why; `status` is the server's HTTP status, None without a response."""
 
     def __init__(self, message: str, *, status: int | None = None) -> None:
         super().__init__(message if status is None else f"{status}: {message}")
@@ -35,17 +34,19 @@ class ModelError(Exception):
 
 
 class Model(Protocol):
+    """What an Agent needs of its model. `stream` yields text; `options` are the caller's, unchanged."""
+
     async def generate(self, message: object, **options: Any) -> str: ...
     def stream(self, message: object, **options: Any) -> AsyncGenerator[str, None]: ...
     async def close(self) -> None: ...
 
 
 class Echo:
-    """Says what it was told (of chat messages: the last); streams word by word. Options change nothing."""
+    """Replies with the message itself (the last of chat messages), and streams it word by word. Ignores options."""
 
     def __init__(self, name: str = "", **settings: Any) -> None:
         if name:
-            raise ValueError(f"model: 'echo' takes no name, and got {name!r}")
+            raise ValueError(f"model: 'echo' has no variants; write 'echo', not 'echo:{name}'")
 
     async def generate(self, message: object, **options: Any) -> str:
         return content_text(_chat_messages(message)[-1].get("content"))
@@ -59,7 +60,7 @@ class Echo:
 
 
 class Function:
-    """The user's async callable, given the message as it is: returns text, or is an async generator of it."""
+    """The user's async callable. It receives the message unchanged, and returns text or is an async generator of text."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
@@ -77,7 +78,7 @@ class Function:
             return
         if not hasattr(answer, "__aiter__"):
             kind = type(answer).__name__
-            raise TypeError(f"a model is async and answers with text or an async generator of it, not {kind}")
+            raise TypeError(f"a model must be async and return str, or be an async generator of str; it returned {kind}")
         try:
             async for piece in answer:
                 yield piece
@@ -90,16 +91,17 @@ class Function:
 
 
 class OpenAI:
-    """A model of any server that speaks the OpenAI chat API. Key and address: given, or the environment's.
+    """A model on any server with the OpenAI chat API. `base_url` and `api_key` default to OPENAI_BASE_URL and OPENAI_API_KEY.
 
-    Options (temperature, max_tokens, …) go into the request as they are. Raises ModelError, without the key.
+    `timeout_s`: the longest silence while waiting for data. Options (temperature, max_tokens, …) are sent unchanged.
+    Raises ModelError; its text never contains the key.
     """
 
     def __init__(
         self, model: str, *, base_url: str | None = None, api_key: str | None = None, timeout_s: float = 120.0
     ) -> None:
         if not model:
-            raise ValueError("model: 'openai' needs the model's name behind it, as in openai:<model>")
+            raise ValueError("model: 'openai' needs a model's name: openai:<model>")
         self._model = model
         self._base_url = base_url
         self._api_key = api_key
@@ -111,7 +113,7 @@ class OpenAI:
             answer = self._parsed(b"".join([chunk async for chunk in chunks]))
         content = _content(answer, "message")
         if content is None:
-            raise ModelError("the answer holds no text")
+            raise ModelError(f"{self._model}: the response has no text")
         return content
 
     async def stream(self, message: object, **options: Any) -> AsyncGenerator[str, None]:
@@ -127,8 +129,8 @@ class OpenAI:
                 if content := _content(answer, "delta"):
                     yield content
                 finished = finished or bool(_first_choice(answer).get("finish_reason"))
-        if not finished:  # some servers leave out [DONE], none the reason
-            raise ModelError("the stream broke off")
+        if not finished:  # some servers omit [DONE], none omits the reason
+            raise ModelError(f"{self._model}: the stream ended before the reply was complete")
 
     async def close(self) -> None:
         session = self._sessions.pop(asyncio.get_running_loop(), None)
@@ -138,35 +140,35 @@ class OpenAI:
     async def _post(self, message: object, options: dict[str, Any]) -> AsyncGenerator[bytes, None]:
         url, key = self._url(), self._key()
         if key is None and url.startswith(OPENAI_URL):
-            raise ModelError("no key: set OPENAI_API_KEY, or give the Agent an api_key")
+            raise ModelError("no API key: set OPENAI_API_KEY, or pass api_key to the Agent")
         body = {"model": self._model, "messages": _chat_messages(message), **options}
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
             request = self._session().post(url, json=body, headers=headers, allow_redirects=False)
             async with request as response:
                 if response.status != 200:
-                    raise self._refused(await _error_body(response), status=response.status)
+                    raise self._error(await _error_body(response), status=response.status)
                 async for chunk in response.content.iter_any():
                     yield chunk
         except (aiohttp.ClientError, OSError) as error:
             raise ModelError(f"{self._model}: {error or type(error).__name__}") from error
 
     def _parsed(self, data: bytes) -> dict[str, Any]:
-        """One JSON object; within a stream, and in some servers' 200, one with `error` reports a failure."""
+        """The JSON object. An object with `error` is a failure, even in a stream or with status 200. Raises ModelError."""
         try:
             answer = json.loads(data)
         except ValueError as error:
-            raise ModelError("the answer is not JSON") from error
+            raise ModelError(f"{self._model}: the response is not JSON") from error
         if not isinstance(answer, dict):
-            raise ModelError("the answer is not a JSON object")
+            raise ModelError(f"{self._model}: the response is not a JSON object")
         if answer.get("error"):
-            raise self._refused(answer)
+            raise self._error(answer)
         return answer
 
-    def _refused(self, body: object, status: int | None = None) -> ModelError:
-        """The server's own words, without the key if it repeats it."""
-        said, key = _error_text(body), self._key()
-        return ModelError(said.replace(key, "***") if key else said, status=status)
+    def _error(self, body: object, status: int | None = None) -> ModelError:
+        """The server's message, with the key masked if it repeats it."""
+        text, key = _error_text(body), self._key()
+        return ModelError(text.replace(key, "***") if key else text, status=status)
 
     def _url(self) -> str:
         base_url = self._base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
@@ -176,14 +178,15 @@ class OpenAI:
         return self._api_key or os.environ.get("OPENAI_API_KEY") or None
 
     def _session(self) -> aiohttp.ClientSession:
+        """The session of this event loop."""
         loop = asyncio.get_running_loop()
         if loop not in self._sessions:
-            for gone in [other for other in list(self._sessions) if other.is_closed()]:
-                if session := self._sessions.pop(gone, None):  # another thread may be here too
-                    session.detach()  # nothing is left that could close it properly
+            for closed in [other for other in list(self._sessions) if other.is_closed()]:
+                if session := self._sessions.pop(closed, None):  # another thread may have removed it
+                    session.detach()  # without its event loop it cannot be closed properly
             self._sessions[loop] = aiohttp.ClientSession(
                 timeout=self._timeout,
-                connector=aiohttp.TCPConnector(limit=0),  # how many at once is the gateway's business
+                connector=aiohttp.TCPConnector(limit=0),  # the gateway limits how many run at once
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
         return self._sessions[loop]
@@ -196,19 +199,19 @@ MODELS: dict[str, Callable[..., Model]] = {
 
 
 def model_for(model: str | Callable[..., Any], *, base_url: str | None = None, api_key: str | None = None) -> Model:
-    """The model of that name. Raises ValueError for an unknown one, TypeError for no name and no callable."""
+    """The model with that name. Raises ValueError for an unknown name, TypeError for neither a name nor a callable."""
     if callable(model):
         return Function(model)
     if not isinstance(model, str):
         raise TypeError(f"model: {model!r} is neither a model's name nor an async callable")
     prefix, _, name = model.partition(":")
     if prefix not in MODELS:
-        raise ValueError(f"model: {model!r} is not a model (echo, openai:<model>, or an async callable)")
+        raise ValueError(f"model: {model!r} is not a model (allowed: echo, openai:<model>, or an async callable)")
     return MODELS[prefix](name, base_url=base_url, api_key=api_key)
 
 
 async def _events(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-    """The data of each server-sent event. Split as bytes: a chunk may end in the middle of a character."""
+    """The data of each server-sent event. Splits bytes, because a chunk may end in the middle of a character."""
     rest = b""
     data: list[bytes] = []
     async for chunk in chunks:
@@ -222,7 +225,7 @@ async def _events(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
                 data = []
     if rest.startswith(b"data:"):
         data.append(rest[5:].strip())
-    if data == [b"[DONE]"]:  # the only event that is worth something without its empty line
+    if data == [b"[DONE]"]:  # the only event that counts without its empty line
         yield data[0]
 
 
@@ -258,7 +261,7 @@ async def _error_body(response: aiohttp.ClientResponse) -> object:
 
 
 def _error_text(body: object) -> str:
-    """{"error": {"message": …}}, {"error": …}, {"message": …} and {"detail": …} are all in use."""
+    """Servers use {"error": {"message": …}}, {"error": …}, {"message": …} and {"detail": …}."""
     for name in ("error", "message", "detail"):
         if isinstance(body, dict) and body.get(name):
             body = body[name]

@@ -51,7 +51,7 @@ class TestHandlers:
 
         assert await handled(handle).answer(TURN) == ["hi", 3, (), True, {}]
 
-    async def test_what_the_turn_does_not_have_takes_the_default_else_none(self):
+    async def test_a_value_that_the_turn_lacks_takes_the_default_else_none(self):
         async def handle(message, session_id, user_id="guest"):
             return [message, session_id, user_id]
 
@@ -60,21 +60,24 @@ class TestHandlers:
     @pytest.mark.parametrize(
         ("function", "problem"),
         [
-            (lambda massage: None, "wants 'massage', but it may take message, session_id, user_id, request"),
-            (lambda massage, /: None, "wants 'massage'"),
-            (lambda *args: None, "names no parameter"),
-            (lambda **kwargs: None, "names no parameter"),
-            ("handle", "a function is needed, not 'handle'"),
+            (
+                lambda massage: None,
+                "parameter 'massage' cannot be filled; a handler may take message, session_id, user_id, request; any other",
+            ),
+            (lambda massage, /: None, "parameter 'massage' cannot be filled"),
+            (lambda *args: None, r"\*args and \*\*kwargs receive nothing; a handler may take message"),
+            (lambda **kwargs: None, r"\*args and \*\*kwargs receive nothing; a handler may take message"),
+            ("handle", "'handle' is not a function"),
         ],
     )
     def test_a_handler_that_cannot_be_called_is_refused_when_decorated(self, function, problem):
         with pytest.raises(TypeError, match=problem):
             Agent("a").on_message(function)
 
-    def test_the_refusal_names_the_function(self):
+    def test_the_error_names_the_function(self):
         def answer_it(text): ...
 
-        with pytest.raises(TypeError, match="answer_it wants 'text'"):
+        with pytest.raises(TypeError, match="answer_it: parameter 'text'"):
             Agent("a").on_message(answer_it)
 
     def test_a_second_handler_is_refused(self):
@@ -83,7 +86,7 @@ class TestHandlers:
         @agent.on_message
         def first(message): ...
 
-        with pytest.raises(TypeError, match=r"agent 'a', on_message: .*first already, then .*second"):
+        with pytest.raises(TypeError, match=r"agent 'a', on_message: .*first is the handler already, so .*second cannot be"):
 
             @agent.on_message
             def second(message): ...
@@ -104,7 +107,7 @@ class TestHandlers:
         assert await handled(Desk().method).answer(TURN) == "method hi"
         assert await handled(Desk()).answer(TURN) == "object hi"
 
-    async def test_a_lambda_may_return_what_is_to_be_awaited_or_streamed(self):
+    async def test_a_lambda_may_return_a_coroutine_or_a_stream(self):
         agent = Agent("a")
         agent.on_message(lambda message: agent.generate(message))
         assert await agent.answer(TURN) == "hi"
@@ -121,7 +124,7 @@ class TestHandlers:
 
         assert await handled(wrapper).answer(TURN) == {"message": "hi", "user_id": "u1"}
 
-    async def test_what_a_handler_raises_is_raised(self):
+    async def test_an_exception_of_the_handler_is_passed_on(self):
         async def handle(message):
             raise LookupError(message)
 
@@ -130,12 +133,12 @@ class TestHandlers:
 
 
 class TestSyncHandlers:
-    async def test_they_run_in_a_thread_that_sees_the_context(self):
-        seen = contextvars.ContextVar("seen")
-        seen.set("from outside")
+    async def test_they_run_in_a_thread_with_the_callers_context(self):
+        value = contextvars.ContextVar("value")
+        value.set("from outside")
 
         def handle(message):
-            return [threading.current_thread() is threading.main_thread(), seen.get()]
+            return [threading.current_thread() is threading.main_thread(), value.get()]
 
         assert await handled(handle).answer(TURN) == [False, "from outside"]
 
@@ -198,11 +201,11 @@ class TestStreams:
         assert await collect(await handled(handle).answer(TURN)) == ["set", "hi"]
         assert name.get() == "nobody"
 
-    async def test_a_piece_that_is_no_text_is_named(self):
+    async def test_a_piece_that_is_not_text_is_refused_with_its_type(self):
         async def handle(message):
             yield {"a": 1}
 
-        with pytest.raises(TypeError, match="handle yielded dict: a stream is made of text"):
+        with pytest.raises(TypeError, match="handle yielded dict; a stream may only yield str"):
             await collect(await handled(handle).answer(TURN))
 
     async def test_closing_the_stream_closes_the_users_generator(self):
@@ -230,18 +233,18 @@ class TestStreams:
         assert closed == ["async", "sync"]
 
     async def test_cancelling_the_reader_closes_the_users_generator(self):
-        closed, going = [], asyncio.Event()
+        closed, started = [], asyncio.Event()
 
         async def handle(message):
             try:
                 yield "a"
-                going.set()
+                started.set()
                 await asyncio.sleep(60)
             finally:
                 closed.append(True)
 
         reader = asyncio.create_task(collect(await handled(handle).answer(TURN)))
-        await going.wait()
+        await started.wait()
         reader.cancel()
         with pytest.raises(asyncio.CancelledError):
             await reader
@@ -344,14 +347,14 @@ class TestRateLimits:
             ({"requests": 1, "strategy": "leaky"}, "strategy: 'leaky' is not one of sliding-window"),
         ],
     )
-    def test_a_limit_that_makes_no_sense_is_refused_with_its_value(self, wrong, problem):
+    def test_an_invalid_limit_is_refused_with_its_value(self, wrong, problem):
         with pytest.raises(ValueError, match=problem):
             Agent("a").rate_limit(**wrong)
 
 
 class TestHealth:
     @pytest.mark.parametrize(
-        ("verdict", "healthy", "reason"),
+        ("result", "healthy", "reason"),
         [
             (None, True, ""),
             (True, True, ""),
@@ -359,18 +362,18 @@ class TestHealth:
             ({"status": "healthy"}, True, ""),
             ({"status": "healthy", "reason": "warm"}, True, "warm"),
             ({"status": "unhealthy", "reason": "database"}, False, "database"),
-            ({"status": "unhealthy"}, False, "health check said unhealthy"),
-            ({"status": "fine"}, False, "health check returned {'status': 'fine'}, not a status"),
+            ({"status": "unhealthy"}, False, "health check returned unhealthy"),
+            ({"status": "fine"}, False, "health check returned {'status': 'fine'}; allowed are a status"),
             ({"status": ["healthy"]}, False, "health check returned"),
-            (42, False, "health check returned 42, not a status"),
+            (42, False, "health check returned 42; allowed are a status"),
         ],
     )
-    async def test_a_verdict_is_read(self, verdict, healthy, reason):
+    async def test_every_form_of_result_is_understood(self, result, healthy, reason):
         agent = Agent("a")
-        agent.health_check(lambda: verdict)
-        found = await agent.check()
-        assert found[0] is healthy
-        assert found[1].startswith(reason) and bool(found[1]) == bool(reason)
+        agent.health_check(lambda: result)
+        is_healthy, text = await agent.check()
+        assert is_healthy is healthy
+        assert text.startswith(reason) and bool(text) == bool(reason)
 
     async def test_without_a_check_an_agent_is_healthy(self):
         assert await Agent("a").check() == (True, "")
@@ -392,38 +395,38 @@ class TestHealth:
 
     def test_a_check_takes_no_arguments_and_there_is_one(self):
         agent = Agent("a")
-        with pytest.raises(TypeError, match="wants 'message', but it is called without arguments"):
+        with pytest.raises(TypeError, match="parameter 'message' cannot be filled; it is called without arguments"):
             agent.health_check(lambda message: True)
         agent.health_check(lambda: True)
-        with pytest.raises(TypeError, match=r"agent 'a', health_check: .* already"):
+        with pytest.raises(TypeError, match=r"agent 'a', health_check: .* is the health check already"):
             agent.health_check(lambda: True)
 
 
-class TestLife:
+class TestLifecycle:
     async def test_hooks_run_in_order_sync_and_async(self):
-        agent, said = Agent("a"), []
+        agent, calls = Agent("a"), []
 
         @agent.on_start
         def first():
-            said.append("first")
+            calls.append("first")
 
         @agent.on_start
         async def second():
-            said.append("second")
+            calls.append("second")
 
         await agent.start()
-        assert said == ["first", "second"]
+        assert calls == ["first", "second"]
 
     async def test_a_start_hook_that_raises_stops_the_start(self):
-        agent, said = Agent("a"), []
+        agent, calls = Agent("a"), []
         agent.on_start(lambda: 1 / 0)
-        agent.on_start(lambda: said.append("second"))
+        agent.on_start(lambda: calls.append("second"))
         with pytest.raises(ZeroDivisionError):
             await agent.start()
-        assert said == []
+        assert calls == []
 
     async def test_every_stop_hook_runs_and_the_first_failure_is_raised(self):
-        agent, said = Agent("a"), []
+        agent, calls = Agent("a"), []
 
         @agent.on_stop
         def one():
@@ -433,14 +436,14 @@ class TestLife:
         async def two():
             raise ValueError("two")
 
-        agent.on_stop(lambda: said.append("three"))
+        agent.on_stop(lambda: calls.append("three"))
         with pytest.raises(LookupError, match="one"):
             await agent.stop()
-        assert said == ["three"]
+        assert calls == ["three"]
 
 
 class TestAgent:
-    def test_it_is_what_an_instance_can_host(self):
+    def test_an_instance_can_host_it(self):
         assert isinstance(Agent("a"), HostedAgent)
 
     def test_an_app_is_mounted_once(self):
@@ -464,13 +467,13 @@ class TestAgent:
             assert decorator(function) is function
         assert agent.on_start(function) is agent.on_stop(function) is function
 
-    def test_it_says_what_handles_it(self):
+    def test_its_repr_names_the_handler(self):
         assert repr(Agent("a")) == "<Agent 'a', handled by its model>"
         assert "handled by" in repr(handled(lambda message: None)) and "lambda" in repr(handled(lambda: None))
 
     @pytest.mark.parametrize("name", ["", None, 3])
-    def test_a_name_is_needed(self, name):
-        with pytest.raises(ValueError, match="is not an agent's name"):
+    def test_a_name_is_required(self, name):
+        with pytest.raises(ValueError, match="is not a non-empty string"):
             Agent(name)
 
     def test_affinity_is_off_unless_asked_for(self):

@@ -18,26 +18,26 @@ async def collect(pieces):
 
 
 class ChatServer:
-    """A server of the chat API that answers as the test says and keeps what it was asked."""
+    """A server of the chat API that answers as the test configures it and records the requests."""
 
     def __init__(self):
-        self.asked = []
+        self.requests = []
         self.status = 200
         self.chunks = [b"{}"]
         self.pause_s = 0.0
-        self.breaks_off = False
+        self.aborts = False
         self.connections = set()
-        self.gone = asyncio.Event()
+        self.disconnected = asyncio.Event()
 
     def answers(self, value):
         self.chunks = [json.dumps(value).encode()]
 
-    def says(self, text):
+    def replies(self, text):
         self.answers({"choices": [{"message": {"role": "assistant", "content": text}}]})
 
     async def handle(self, request):
         self.connections.add(request.transport.get_extra_info("peername"))
-        self.asked.append((request.path, dict(request.headers), await request.json()))
+        self.requests.append((request.path, dict(request.headers), await request.json()))
         response = web.StreamResponse(status=self.status)
         if self.status in (301, 307):
             response.headers["location"] = "/elsewhere/chat/completions"
@@ -47,9 +47,9 @@ class ChatServer:
                 await response.write(chunk)
                 await asyncio.sleep(self.pause_s)
         except (asyncio.CancelledError, ConnectionError):
-            self.gone.set()
+            self.disconnected.set()
             raise
-        if self.breaks_off:
+        if self.aborts:
             request.transport.abort()
         return response
 
@@ -89,17 +89,17 @@ def event(text=None, **choice):
 
 class TestNames:
     @pytest.mark.parametrize("name", ["gpt", "opnai:x", "", ":"])
-    def test_an_unknown_model_is_refused_with_what_there_is(self, name):
-        with pytest.raises(ValueError, match=r"is not a model \(echo, openai:<model>, or an async callable\)"):
+    def test_an_unknown_model_is_refused_with_the_allowed_ones(self, name):
+        with pytest.raises(ValueError, match=r"is not a model \(allowed: echo, openai:<model>, or an async callable\)"):
             model_for(name)
 
-    def test_a_name_is_needed_where_there_are_many_and_refused_where_there_is_one(self):
-        with pytest.raises(ValueError, match="needs the model's name"):
+    def test_openai_needs_a_models_name_and_echo_takes_none(self):
+        with pytest.raises(ValueError, match="needs a model's name"):
             model_for("openai:")
-        with pytest.raises(ValueError, match="takes no name"):
+        with pytest.raises(ValueError, match="write 'echo', not 'echo:loud'"):
             model_for("echo:loud")
 
-    def test_what_is_no_name_and_no_callable_is_refused(self):
+    def test_a_value_that_is_neither_name_nor_callable_is_refused(self):
         with pytest.raises(TypeError, match="3 is neither"):
             model_for(3)
 
@@ -122,7 +122,7 @@ class TestEcho:
             ([1, 2], "[1, 2]"),
         ],
     )
-    async def test_it_says_what_it_was_told_and_streams_the_same(self, message, answer):
+    async def test_it_replies_with_the_message_and_streams_the_same(self, message, answer):
         assert await Echo().generate(message, temperature=1) == answer
         assert "".join(await collect(Echo().stream(message, temperature=1))) == answer
 
@@ -148,29 +148,29 @@ class TestFunction:
         assert await agent.generate("hi") == "hi"
         assert await collect(agent.stream("hi")) == ["h", "i"]
 
-    async def test_it_gets_the_message_as_it_is(self):
+    async def test_it_receives_the_message_unchanged(self):
         async def kind(message):
             return type(message).__name__
 
         assert await Agent("a", model=kind).generate({"a": 1}) == "dict"
 
     @pytest.mark.parametrize("answer", ["text", 3, None])
-    async def test_an_answer_that_is_no_text_is_named(self, answer):
+    async def test_a_result_that_is_not_text_is_refused_with_its_type(self, answer):
         async def model(message):
             return answer
 
         if answer == "text":
             assert await Agent("a", model=model).generate("hi") == "text"
         else:
-            with pytest.raises(TypeError, match=f"a model .* not {type(answer).__name__}"):
+            with pytest.raises(TypeError, match=f"a model must be async .* it returned {type(answer).__name__}"):
                 await Agent("a", model=model).generate("hi")
 
 
 class TestOpenAIRequests:
     async def test_text_is_sent_as_a_users_message_with_the_key_and_the_options(self, server, model):
-        server.says("hello")
+        server.replies("hello")
         assert await model.generate("hi", temperature=0) == "hello"
-        path, headers, body = server.asked[0]
+        path, headers, body = server.requests[0]
         assert path == "/v1/chat/completions"
         assert headers["Authorization"] == f"Bearer {KEY}"
         assert body == {
@@ -180,35 +180,35 @@ class TestOpenAIRequests:
             "stream": False,
         }
 
-    async def test_chat_messages_are_sent_as_they_are(self, server, model):
-        server.says("hello")
+    async def test_chat_messages_are_sent_unchanged(self, server, model):
+        server.replies("hello")
         messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
         await model.generate(messages)
-        assert server.asked[0][2]["messages"] == messages
+        assert server.requests[0][2]["messages"] == messages
 
     async def test_key_and_address_are_read_from_the_environment_when_first_used(self, server, monkeypatch):
         agent = Agent("a", model="openai:small")
-        server.says("hello")
+        server.replies("hello")
         monkeypatch.setenv("OPENAI_API_KEY", KEY)
         monkeypatch.setenv("OPENAI_BASE_URL", server.url + "/")
         assert await agent.generate("hi") == "hello"
-        assert server.asked[0][0] == "/v1/chat/completions"
-        assert server.asked[0][1]["Authorization"] == f"Bearer {KEY}"
+        assert server.requests[0][0] == "/v1/chat/completions"
+        assert server.requests[0][1]["Authorization"] == f"Bearer {KEY}"
         await agent.stop()
 
-    async def test_a_server_of_ones_own_needs_no_key(self, server):
-        server.says("hello")
+    async def test_a_custom_server_needs_no_key(self, server):
+        server.replies("hello")
         agent = Agent("a", model="openai:small", base_url=server.url)
         assert await agent.generate("hi") == "hello"
-        assert "Authorization" not in server.asked[0][1]
+        assert "Authorization" not in server.requests[0][1]
         await agent.stop()
 
     async def test_openai_without_a_key_is_refused_before_anything_is_sent(self):
-        with pytest.raises(ModelError, match="set OPENAI_API_KEY"):
+        with pytest.raises(ModelError, match="no API key: set OPENAI_API_KEY"):
             await OpenAI("small").generate("hi")
 
     async def test_one_connection_serves_many_calls_and_stop_closes_it(self, server):
-        server.says("hello")
+        server.replies("hello")
         agent = Agent("a", model="openai:small", base_url=server.url)
         for _ in range(3):
             await agent.generate("hi")
@@ -237,7 +237,7 @@ class TestOpenAIRequests:
 
 class TestOpenAIErrors:
     @pytest.mark.parametrize(
-        ("status", "body", "said"),
+        ("status", "body", "text"),
         [
             (401, b'{"error": {"message": "bad key", "type": "t"}}', "401: bad key"),
             (404, b'{"error": "no such model"}', "404: no such model"),
@@ -249,14 +249,14 @@ class TestOpenAIErrors:
             (307, b"", "307: Temporary Redirect"),
         ],
     )
-    async def test_a_refusal_becomes_an_error_with_status_and_the_servers_words(self, server, model, status, body, said):
+    async def test_an_error_response_becomes_an_error_with_its_status_and_message(self, server, model, status, body, text):
         server.status, server.chunks = status, [body]
         for answer in (model.generate("hi"), collect(model.stream("hi"))):
             with pytest.raises(ModelError) as failure:
                 await answer
-            assert str(failure.value) == said
+            assert str(failure.value) == text
             assert failure.value.status == status
-        assert len(server.asked) == 2, "a redirect would take the key elsewhere"
+        assert len(server.requests) == 2, "a redirect would take the key elsewhere"
 
     @pytest.mark.parametrize("status", [200, 401])
     async def test_the_key_is_never_repeated(self, server, model, status):
@@ -272,14 +272,14 @@ class TestOpenAIErrors:
             (b"not json", "not JSON"),
             (b"\xff\xfe", "not JSON"),
             (b"[1]", "not a JSON object"),
-            (b"{}", "holds no text"),
-            (b'{"choices": []}', "holds no text"),
-            (b'{"choices": [3]}', "holds no text"),
-            (b'{"choices": [{"message": null}]}', "holds no text"),
-            (b'{"choices": [{"message": {"content": null}}]}', "holds no text"),
+            (b"{}", "small: the response has no text"),
+            (b'{"choices": []}', "small: the response has no text"),
+            (b'{"choices": [3]}', "small: the response has no text"),
+            (b'{"choices": [{"message": null}]}', "small: the response has no text"),
+            (b'{"choices": [{"message": {"content": null}}]}', "small: the response has no text"),
         ],
     )
-    async def test_an_answer_of_another_shape_is_an_error(self, server, model, body, problem):
+    async def test_a_response_of_another_shape_is_an_error(self, server, model, body, problem):
         server.chunks = [body]
         with pytest.raises(ModelError, match=problem):
             await model.generate("hi")
@@ -291,17 +291,17 @@ class TestOpenAIErrors:
             await model.generate("hi")
         await model.close()
 
-    async def test_an_answer_that_breaks_off_is_an_error(self, server, model):
-        server.breaks_off, server.chunks = True, [b'{"choices": ']
+    async def test_a_response_that_ends_early_is_an_error(self, server, model):
+        server.aborts, server.chunks = True, [b'{"choices": ']
         with pytest.raises(ModelError, match="small: "):
             await model.generate("hi")
 
 
 class TestOpenAIStreams:
-    async def test_pieces_come_as_they_are_sent(self, server, model):
+    async def test_pieces_arrive_as_they_are_sent(self, server, model):
         server.chunks = [event("he"), event("llo"), b"data: [DONE]\n\n"]
         assert await collect(model.stream("hi")) == ["he", "llo"]
-        assert server.asked[0][2]["stream"] is True
+        assert server.requests[0][2]["stream"] is True
 
     @pytest.mark.parametrize("newline", [b"\n", b"\r\n"])
     async def test_bytes_may_be_cut_anywhere_even_within_a_character(self, server, model, newline):
@@ -310,7 +310,7 @@ class TestOpenAIStreams:
         server.pause_s = 0.0001
         assert "".join(await collect(model.stream("hi"))) == "naïve 日本語 🦀"
 
-    async def test_comments_empty_deltas_and_usage_are_passed_over(self, server, model):
+    async def test_comments_empty_deltas_and_usage_are_skipped(self, server, model):
         usage = b'data: {"choices": [], "usage": {"total_tokens": 3}}\n\n'
         server.chunks = [
             b": keep-alive\n\nevent: message\n",
@@ -322,7 +322,7 @@ class TestOpenAIStreams:
         ]
         assert await collect(model.stream("hi")) == ["a"]
 
-    async def test_a_reason_to_finish_is_as_good_as_done(self, server, model):
+    async def test_a_finish_reason_ends_the_stream_without_done(self, server, model):
         server.chunks = [event("a"), event(None, finish_reason="stop")]
         assert await collect(model.stream("hi")) == ["a"]
 
@@ -330,15 +330,15 @@ class TestOpenAIStreams:
         server.chunks = [b'data: {"choices":\ndata: [{"delta": {"content": "a"}}]}\n\ndata: [DONE]\n\n']
         assert await collect(model.stream("hi")) == ["a"]
 
-    @pytest.mark.parametrize("breaks_off", [True, False])
-    async def test_a_stream_that_ends_early_is_an_error_after_what_came(self, server, model, breaks_off):
-        server.breaks_off, server.pause_s = breaks_off, 0.02
+    @pytest.mark.parametrize("aborts", [True, False])
+    async def test_a_stream_that_ends_early_is_an_error_after_its_pieces(self, server, model, aborts):
+        server.aborts, server.pause_s = aborts, 0.02
         server.chunks = [event("he"), event("llo"), b'data: {"choi']
-        came = []
+        pieces = []
         with pytest.raises(ModelError):
             async for piece in model.stream("hi"):
-                came.append(piece)
-        assert came == ["he", "llo"]
+                pieces.append(piece)
+        assert pieces == ["he", "llo"]
 
     async def test_an_error_within_the_stream_is_raised(self, server, model):
         server.chunks = [event("he"), b'data: {"error": {"message": "overloaded"}}\n\n']
@@ -350,8 +350,8 @@ class TestOpenAIStreams:
         with pytest.raises(ModelError, match="not JSON"):
             await collect(model.stream("hi"))
 
-    async def test_closing_the_stream_hangs_up(self, server, model):
+    async def test_closing_the_stream_closes_the_connection(self, server, model):
         server.chunks, server.pause_s = [event("a")] * 1000, 0.01
         async with contextlib.aclosing(model.stream("hi")) as pieces:
             assert await anext(pieces) == "a"
-        await asyncio.wait_for(server.gone.wait(), 5)
+        await asyncio.wait_for(server.disconnected.wait(), 5)

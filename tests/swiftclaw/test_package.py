@@ -17,10 +17,10 @@ def test_defining_an_agent_imports_neither_ray_nor_the_client():
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
 
 
-def test_the_version_is_known():
+def test_the_package_has_a_version():
     assert re.fullmatch(r"\d+\.\d+\.\d+.*|unknown", swiftclaw.__version__)
 
 
-def test_a_name_that_is_not_there_is_an_attribute_error():
+def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="'swiftclaw' has no attribute 'conect'"):
         _ = swiftclaw.conect

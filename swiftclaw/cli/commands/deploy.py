@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich import filesize
 
 from swiftclaw.cli import files
 from swiftclaw.cli.admin_api import AdminApi
@@ -77,7 +78,7 @@ def deploy(
             from cluster.desired.rollout_manager import DeployRequest  # imports Ray, which reads the auth mode at import
 
             if not controller.has_package(package.digest):
-                reporter.report(f"uploading the code ({len(package.content) / 2**20:.1f} MiB)")
+                reporter.report(f"uploading the code ({filesize.decimal(len(package.content))})")
                 controller.upload_package(package.digest, package.content)
             request = DeployRequest(block, package.digest, 100.0 if canary is None else canary, version, region_names, deadline)
             outcome, name = controller.deploy(agent, request)

@@ -54,7 +54,7 @@ def _shares(shares: TrafficShares) -> RenderableType:
         table.add_row(Text(one.id), str(one.requests), _percent(one.expected), _percent(one.observed))
     if shares.exact:
         return table
-    return Group(table, Text("expected: by weight alone; here load, distance or sessions decide as well"))
+    return Group(table, Text("expected by weight alone; load, distance or sessions also decide here"))
 
 
 def _figures(report: FailoverReport) -> RenderableType:

@@ -87,7 +87,7 @@ def _scaled(agents: Iterable[Mapping[str, Any]]) -> Iterable[str]:
         for region, counts in agent["regions"].items():
             if counts.get("reason"):
                 age = ago(max(0.0, time.time() - counts["at"]))
-                yield f"{agent['name']} in {region}: {counts['desired']} instances, set {age} ago: {counts['reason']}"
+                yield f"{agent['name']} in {region}: {counts['desired']} instances for {age} ({counts['reason']})"
 
 
 def _agents(agents: Iterable[Mapping[str, Any]]) -> RenderableType:

@@ -1,4 +1,4 @@
-"""The command line as a whole: exit status, sentences, `check`, and what `up` and `down` refuse before Ray is touched."""
+"""The command line as a whole: exit status, error sentences, `check`, and what `up` and `down` refuse before they start Ray."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_every_command_has_help_that_fits_80_columns(command: str, capsys: pytes
     assert cli.run([command, "--help"] if command else ["--help"]) == 0
     shown = capsys.readouterr().out
     assert "Usage: swiftclaw" in shown
-    assert "..." not in shown.replace("[ARGS]...", "")  # no summary is cut off
+    assert "..." not in shown.replace("[ARGS]...", "")  # no summary is truncated
 
 
 @pytest.mark.parametrize("arguments", [["bogus"], ["status", "--bogus"], ["instances"], ["up", "--timeout", "soon"]])
@@ -51,7 +51,7 @@ def test_a_usage_error_is_2(arguments: list[str]) -> None:
     assert cli.run(arguments) == 2
 
 
-def test_a_surprise_is_one_sentence_and_never_a_traceback(
+def test_an_unexpected_error_is_one_sentence_and_never_a_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     @click.command()
@@ -77,33 +77,33 @@ def test_ctrl_c_is_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert capsys.readouterr().err.strip() == "interrupted"
 
 
-def test_check_says_what_a_right_file_describes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_summarizes_a_valid_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["check"]) == 0
-    said = capsys.readouterr()
-    assert said.out == "cluster.yaml is valid: 1 agent, 5 instances in 2 regions, 1 gateway\n"
+    printed = capsys.readouterr()
+    assert printed.out == "cluster.yaml is valid: 1 agent, 5 instances in 2 regions, 1 gateway\n"
 
 
 def test_reading_commands_do_not_import_ray() -> None:
-    """It would take seconds; a process of its own, because other tests import it."""
+    """Importing Ray takes seconds. In a process of its own, because other tests import it."""
     script = "import sys; from swiftclaw import cli; cli.run(['check', 'nowhere.yaml']); print('ray' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "False"
 
 
-def test_check_says_that_a_file_is_valid(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_reports_a_valid_file_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["check", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"file": "cluster.yaml", "valid": True, "mistakes": [], "warnings": []}
 
 
-def test_check_warns_of_a_certificate_that_is_not_here(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_warns_of_a_certificate_that_is_not_on_this_machine(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     edges = "    args:\n      gateways: [{tls: {cert: cert.pem, key: key.pem}}]\n"
     (folder / "cluster.yaml").write_text(GOOD.replace("    args:\n", edges))
     (folder / "key.pem").touch()
     assert cli.run(["check"]) == 0
-    said = f"gateways[0].tls.cert: there is no file {folder / 'cert.pem'} on this machine"
-    assert capsys.readouterr().err == f"warning: {said}\n"
+    warning = f"gateways[0].tls.cert: there is no file {folder / 'cert.pem'} on this machine"
+    assert capsys.readouterr().err == f"warning: {warning}\n"
     assert cli.run(["check", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["warnings"] == [said]
+    assert json.loads(capsys.readouterr().out)["warnings"] == [warning]
 
 
 @pytest.mark.parametrize("command", ["check", "up"])
@@ -120,7 +120,7 @@ def test_mistakes_are_listed_one_per_line_and_nothing_is_started(
 
 
 @pytest.mark.parametrize("command", ["check", "up"])
-def test_a_file_that_is_not_there_is_2(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_file_is_2(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run([command, "none.yaml"]) == 2
     assert "none.yaml" in capsys.readouterr().err
 
@@ -133,9 +133,9 @@ def test_up_refuses_a_port_in_use_before_ray_is_started(
         port = taken.getsockname()[1]
         (folder / "cluster.yaml").write_text(GOOD.replace("args:", f"args:\n      gateways: [{{port: {port}}}]"))
         assert cli.run(["up"]) == 1
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith(f"port {port} on 127.0.0.1 is in use")
-    assert "gateways[0].port" in said
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"port {port} on 127.0.0.1 is in use")
+    assert "gateways[0].port" in error
     assert cluster_record.load(folder / ".swiftclaw") is None
 
 
@@ -145,7 +145,7 @@ def test_up_refuses_to_choose_between_ray_clusters(monkeypatch: pytest.MonkeyPat
     assert "several Ray clusters are running on this machine (127.0.0.1:1, 127.0.0.1:2)" in capsys.readouterr().err
 
 
-def test_up_says_when_the_named_ray_cluster_does_not_answer(capsys: pytest.CaptureFixture[str]) -> None:
+def test_up_reports_that_the_given_ray_cluster_is_unreachable(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["up", "--address", "127.0.0.1:1"]) == 1
     assert "no Ray cluster is reachable at 127.0.0.1:1" in capsys.readouterr().err
 
@@ -155,13 +155,13 @@ def test_down_with_nothing_to_stop_is_0(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out.startswith("nothing to stop")
 
 
-def test_two_at_once_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_up_at_the_same_time_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with cluster_record.locked(folder / ".swiftclaw"):
         assert cli.run(["up"]) == 1
     assert "another `swiftclaw up` or `down` is using" in capsys.readouterr().err
 
 
-def test_a_free_port_is_the_preferred_one_unless_it_is_used_or_promised() -> None:
+def test_a_free_port_is_the_preferred_one_unless_it_is_used_or_reserved() -> None:
     with socket.create_server(("", 0)) as taken:
         used = taken.getsockname()[1]
         assert ports.free(used, ()) != used

@@ -1,4 +1,4 @@
-"""A fake admin port: what the Controller would answer, served by a thread."""
+"""A fake admin port with the replies of a Controller, served by a thread."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def instance(number: int, region: str = "us-east-1", **changes: Any) -> dict[str
 
 
 def agent(name: str, *regions: tuple[str, int, int]) -> dict[str, Any]:
-    """`regions`: (name, wanted, healthy)."""
+    """`regions`: (name, desired, healthy)."""
     return {
         "name": name, "strategy": "least-connections", "session_affinity": False,
         "versions": [{"version": "v1", "role": "stable", "weight": 100, "instances": 7}],
-        "regions": {region: {"instances": wanted, "healthy": healthy, "priority": 1} for region, wanted, healthy in regions},
+        "regions": {region: {"instances": desired, "healthy": healthy, "priority": 1} for region, desired, healthy in regions},
         "requests": 1_234_567, "errors": 12,
     }  # fmt: skip
 
@@ -41,7 +41,7 @@ def status() -> dict[str, Any]:
 
 
 class FakeAdmin:
-    """`answers`: path -> JSON, or text as it is; every other path is 404."""
+    """`answers`: path -> JSON, or text sent unchanged; every other path is 404."""
 
     def __init__(self) -> None:
         regions = ["us-east-1"] * 3 + ["eu-west-1"] * 2 + ["ap-southeast-1"] * 2
@@ -72,7 +72,7 @@ class FakeAdmin:
 
 
 class Stop:
-    """`time.sleep` that is Ctrl-C at last; before, `then` happens."""
+    """Replaces `time.sleep`: each call runs the next step of `then`; after the last one it raises KeyboardInterrupt."""
 
     def __init__(self, *then: Any) -> None:
         self.then = list(then)

@@ -35,9 +35,9 @@ def version(name: str, role: str = "stable", **figures: Any) -> dict[str, Any]:
 
 
 def status(*versions: dict[str, Any], current: bool = True, **rollout: Any) -> dict[str, Any]:
-    said = {"stable": "v1", "canary": None, "percent": 0, "target": 0, "paused": False, "note": "", "last": "", "analysis": ""}
+    idle = {"stable": "v1", "canary": None, "percent": 0, "target": 0, "paused": False, "note": "", "last": "", "analysis": ""}
     one = {
-        "name": "shop", "versions": list(versions) or [version("v1")], "rollout": {**said, **rollout},
+        "name": "shop", "versions": list(versions) or [version("v1")], "rollout": {**idle, **rollout},
         "regions": {"us": {"instances": 3, "healthy": 3}},
     }  # fmt: skip
     return {"agents": [one], "gateways": [{"current": current}], "problems": {}}
@@ -48,7 +48,7 @@ def beside(percent: float, target: float, **rollout: Any) -> dict[str, Any]:
     return status(version("v1"), canary, canary="v2", percent=percent, target=target, **rollout)
 
 
-def test_a_canary_is_followed_until_every_gateway_acts_on_it() -> None:
+def test_a_canary_is_done_when_every_gateway_has_the_new_share() -> None:
     assert (
         gaining_traffic(beside(0, 10), "shop", "v2", 10).line
         == "waiting to give v2 10 % of the traffic: 1 of 2 instances healthy"
@@ -60,15 +60,15 @@ def test_a_canary_is_followed_until_every_gateway_acts_on_it() -> None:
     assert gaining_traffic(beside(10, 10), "shop", "v2", 10) == RolloutStep(line, done=True)
 
 
-def test_one_that_got_more_by_itself_meanwhile_is_done_and_one_that_stays_below_failed() -> None:
+def test_a_canary_that_the_analysis_raised_is_done_and_one_that_stays_below_has_failed() -> None:
     assert gaining_traffic(beside(25, 25), "shop", "v2", 10).done
     stuck = gaining_traffic(beside(10, 10, note="stays at 10 %: not ready"), "shop", "v2", 50)
     assert stuck == RolloutStep("v2 of shop stays at 10 %: not ready", failed=True)
 
 
-def test_one_that_was_taken_back_failed_with_the_reason() -> None:
-    said = "v2 was rolled back: ill"
-    assert gaining_traffic(status(last=said), "shop", "v2", 10) == RolloutStep(said, failed=True)
+def test_a_version_that_was_rolled_back_has_failed_with_the_reason() -> None:
+    reason = "v2 was rolled back: unhealthy"
+    assert gaining_traffic(status(last=reason), "shop", "v2", 10) == RolloutStep(reason, failed=True)
 
 
 def test_taking_over_is_done_when_the_old_one_has_drained() -> None:
@@ -89,34 +89,34 @@ def test_an_agent_that_starts_is_done_when_all_are_healthy_and_failed_when_it_ca
     assert not starting({**status(), "agents": []}, "shop").done
 
 
-class Answers:
-    """A Controller that answers one thing after the other, and is away in between."""
+class Replies:
+    """An admin port with a reply for each poll; None: unreachable."""
 
-    def __init__(self, *answers: Any) -> None:
-        self.answers = list(answers)
+    def __init__(self, *replies: Any) -> None:
+        self.replies = list(replies)
 
     def status(self) -> dict[str, Any]:
-        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        if answer is None:
-            raise AdminUnreachable("nobody answers")
-        found: dict[str, Any] = answer
-        return found
+        reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
+        if reply is None:
+            raise AdminUnreachable("cannot connect")
+        status: dict[str, Any] = reply
+        return status
 
 
-def followed(*answers: Any, timeout_s: float = 5.0) -> str:
+def followed(*replies: Any, timeout_s: float = 5.0) -> str:
     def step_of(status: Status) -> RolloutStep:
         return gaining_traffic(status, "shop", "v2", 10)
 
     with ProgressReporter(Console(quiet=True)) as reporter:
-        return rollout_progress.wait(Answers(*answers), step_of, reporter, timeout_s)  # type: ignore[arg-type]
+        return rollout_progress.wait(Replies(*replies), step_of, reporter, timeout_s)  # type: ignore[arg-type]
 
 
-def test_a_controller_that_restarts_meanwhile_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_continues_while_the_controller_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rollout_progress, "POLL_S", 0.01)
     assert followed(beside(0, 10), None, beside(10, 10)) == "v2 receives 10 % of the traffic to shop"
 
 
-def test_what_takes_too_long_is_refused_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rollout_that_takes_too_long_fails_the_command_but_continues(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rollout_progress, "POLL_S", 0.01)
     with pytest.raises(
         CommandFailed, match="not finished after 0 s; the rollout continues in the background: waiting to give v2"
@@ -124,7 +124,7 @@ def test_what_takes_too_long_is_refused_and_goes_on(monkeypatch: pytest.MonkeyPa
         followed(beside(0, 10), timeout_s=0)
 
 
-# --- what is asked for --------------------------------------------------------------------------------------------------
+# --- requests --------------------------------------------------------------------------------------------------
 
 
 def test_a_config_wins_over_the_file_and_adds_to_it(tmp_path: Path) -> None:
@@ -143,14 +143,14 @@ def test_an_agent_may_be_in_the_config_only(tmp_path: Path) -> None:
         block_of(parse(FILE, tmp_path), "new", None)
 
 
-def test_mistakes_in_a_config_are_told(tmp_path: Path) -> None:
+def test_a_mistake_in_a_config_is_reported(tmp_path: Path) -> None:
     config = tmp_path / "shop.json"
     config.write_text('{"limits": {"maxConnections": 0}}')
     with pytest.raises(ConfigError, match=r"limits\.maxConnections"):
         block_of(parse(FILE, tmp_path), "shop", config)
 
 
-def test_regions_are_named_once() -> None:
+def test_regions_must_be_distinct() -> None:
     assert split_regions("us, eu") == ("us", "eu") and split_regions(None) == ()
     for wrong in ("", "us,us", ","):
         with pytest.raises(click.BadParameter):
@@ -164,22 +164,22 @@ def test_regions_are_named_once() -> None:
         ["promote", "shop", "--canary", "101"], ["deploy", "shop", "--canary", "x"], ["deploy"], ["rollback"],
     ],
 )  # fmt: skip
-def test_what_makes_no_sense_is_usage(command: list[str]) -> None:
+def test_contradictory_options_are_wrong_usage(command: list[str]) -> None:
     assert CliRunner().invoke(cli, command).exit_code == 2
 
 
 @pytest.mark.parametrize("command", [["deploy", "shop"], ["promote", "shop", "--canary", "5"], ["rollback", "shop"]])
-def test_where_nothing_was_started_that_is_said(command: list[str], tmp_path: Path) -> None:
+def test_without_a_running_cluster_the_command_fails(command: list[str], tmp_path: Path) -> None:
     application = {"name": "swiftclaw", "import_path": "deployments.app:build", "args": FILE}
     (tmp_path / "cluster.yaml").write_text(json.dumps({"applications": [application]}))
     done = CliRunner().invoke(cli, [*command, str(tmp_path / "cluster.yaml")])
     assert done.exit_code == 1 and "SwiftClaw was not started from" in done.output
 
 
-# --- what is shown ------------------------------------------------------------------------------------------------------
+# --- output ------------------------------------------------------------------------------------------------------
 
 
-def test_versions_stand_side_by_side_with_what_is_about_to_happen() -> None:
+def test_versions_are_listed_with_the_state_of_the_rollout() -> None:
     (one,) = beside(10, 25, paused=True, analysis="inconclusive: few requests")["agents"]
     console = Console(width=80, no_color=True)
     with console.capture() as captured:
@@ -194,8 +194,8 @@ def test_versions_stand_side_by_side_with_what_is_about_to_happen() -> None:
     ]
 
 
-def test_deploy_imports_ray_only_after_it_was_told_how_the_cluster_authenticates(tmp_path: Path) -> None:
-    """What Ray is told after its import comes too late: a cluster with a token would refuse us."""
+def test_deploy_imports_ray_only_after_the_auth_mode_is_set(tmp_path: Path) -> None:
+    """Ray reads the auth mode at import; set later, a cluster with a token would refuse the connection."""
     args = {"gateways": [{"region": "us"}], "agents": {"shop": {"agent": "shop:agent", "regions": {"us": {"instances": 1}}}}}
     application = {"name": "swiftclaw", "import_path": "deployments.app:build", "args": args}
     (tmp_path / "cluster.yaml").write_text(yaml.safe_dump({"applications": [application]}))

@@ -1,4 +1,4 @@
-"""`metrics`, `events` and `dashboard` against a fake admin port: what the Controller would answer, served by a thread."""
+"""`metrics`, `events` and `dashboard` against a fake admin port: with the replies of a Controller, served by a thread."""
 
 from __future__ import annotations
 
@@ -115,27 +115,27 @@ def test_events_are_a_line_each(admin: FakeAdmin, capsys: pytest.CaptureFixture[
     assert second[8:] == " config   my-agent: loadBalancing.strategy is geographic"
 
 
-def test_what_is_asked_for_is_what_the_options_say(admin: FakeAdmin, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_become_the_query(admin: FakeAdmin, capsys: pytest.CaptureFixture[str]) -> None:
     admin.answers["/api/events?agent=my-agent&kind=health&limit=5"] = [event(1)]
     options = ["--agent", "my-agent", "--kind", "health", "--limit", "5", "--json"]
     assert cli.run(["events", *options, "--admin", admin.url]) == 0
     assert json.loads(capsys.readouterr().out) == [event(1)]
 
 
-def test_no_events_are_said_to_be_none(admin: FakeAdmin, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_log_is_reported(admin: FakeAdmin, capsys: pytest.CaptureFixture[str]) -> None:
     admin.answers["/api/events?limit=20"] = []
     assert cli.run(["events", "--admin", admin.url]) == 0
     assert capsys.readouterr().out == "no events since the Controller started\n"
 
 
-def test_following_shows_each_once_and_survives_a_controller_that_restarts(
+def test_following_shows_each_event_once_and_survives_a_restart_of_the_controller(
     admin: FakeAdmin, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answers = iter([[event(1)], AdminUnreachable("cannot connect to X (refused); hint"), [], [event(2, message="back")]])
-    asked = []
+    positions = []
 
     def fetch(_: admin_api.AdminApi, **query: Any) -> Any:
-        asked.append(query.get("after"))
+        positions.append(query.get("after"))
         answer = next(answers)
         if isinstance(answer, AdminUnreachable):
             raise answer
@@ -144,19 +144,19 @@ def test_following_shows_each_once_and_survives_a_controller_that_restarts(
     monkeypatch.setattr(admin_api.AdminApi, "events", fetch)
     monkeypatch.setattr(show.time, "sleep", Stop(*[lambda: None] * 3))
     assert cli.run(["events", "--follow", "--json", "--admin", admin.url]) == 0
-    said = capsys.readouterr()
-    assert [json.loads(line)["message"] for line in said.out.splitlines()] == [event(1)["message"], "back"]
-    assert said.err == "reconnecting … (cannot connect to X (refused))\n"
-    assert asked == [None, 1, 1, 1]
+    printed = capsys.readouterr()
+    assert [json.loads(line)["message"] for line in printed.out.splitlines()] == [event(1)["message"], "back"]
+    assert printed.err == "reconnecting … (cannot connect to X (refused))\n"
+    assert positions == [None, 1, 1, 1]
 
 
 # --- dashboard ------------------------------------------------------------------------------------------------------
 
 
-def test_the_address_is_printed_and_nothing_opened_where_there_is_no_terminal(
+def test_without_a_terminal_the_address_is_printed_and_nothing_opened(
     admin: FakeAdmin, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(webbrowser, "get", lambda: pytest.fail("a browser was looked for"))
+    monkeypatch.setattr(webbrowser, "get", lambda: pytest.fail("looked for a browser"))
     assert cli.run(["dashboard", "my-agent", "--view", "latency", "--admin", admin.url]) == 0
     assert capsys.readouterr().out == f"{admin.url}/dashboard?agent=my-agent&view=latency\n"
 
@@ -170,7 +170,7 @@ def test_only_a_browser_with_a_window_is_opened(kind: Any, opens: bool, monkeypa
     assert opened == (["http://x/dashboard"] if opens else [])
 
 
-def test_its_views_are_those_of_the_page() -> None:
+def test_its_views_are_the_views_of_the_page() -> None:
     (listed,) = [
         line
         for line in (ROOT / "cluster/admin/dashboard/views.js").read_text("utf-8").splitlines()

@@ -1,4 +1,4 @@
-"""`status` and `instances` against a fake admin port: what the Controller would answer, served by a thread."""
+"""`status` and `instances` against a fake admin port: with the replies of a Controller, served by a thread."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_status_names_agents_regions_and_gateways(admin: FakeAdmin, capsys: pyte
         assert expected in shown
 
 
-def test_status_says_what_cannot_start_and_what_is_odd(admin: FakeAdmin, capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_shows_problems_warnings_and_missing_gateways(admin: FakeAdmin, capsys: pytest.CaptureFixture[str]) -> None:
     admin.answers["/api/status"] |= {
         "problems": {"my-agent.v1.eu-west-1": "ModuleNotFoundError: No module named 'suport'"},
         "warnings": ["no Ray node carries a `region` label"],
@@ -64,14 +64,14 @@ def test_tables_fit_80_columns_without_colour_or_cut_names(
 
 
 def test_health_shows_the_reason_and_the_breaker(admin: FakeAdmin, capsys: pytest.CaptureFixture[str]) -> None:
-    sick = {"status": "unhealthy", "reason": "database", "checked_at": None}
-    admin.answers["/api/agents/my-agent/instances"] = [instance(1, state="unhealthy", circuit="half-open", health=sick)]
+    unhealthy = {"status": "unhealthy", "reason": "database", "checked_at": None}
+    admin.answers["/api/agents/my-agent/instances"] = [instance(1, state="unhealthy", circuit="half-open", health=unhealthy)]
     assert cli.run(["instances", "my-agent", "--health", "--admin", admin.url]) == 0
     row = capsys.readouterr().out.splitlines()[1].split()
     assert row == ["instance-1", "us-east-1", "unhealthy", "half-open", "never", "database"]
 
 
-def test_a_value_that_is_not_known_yet_is_a_dash(admin: FakeAdmin, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_value_is_a_dash(admin: FakeAdmin, capsys: pytest.CaptureFixture[str]) -> None:
     admin.answers["/api/agents/my-agent/instances"] = [instance(1, p95_ms=None)]
     assert cli.run(["instances", "my-agent", "--admin", admin.url]) == 0
     assert " - " in capsys.readouterr().out
@@ -94,25 +94,25 @@ def test_json_is_exactly_what_the_admin_port_answers(
 
 def test_an_unknown_agent_is_answered_with_the_known_ones(admin: FakeAdmin, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["instances", "my-agnet", "--admin", admin.url]) == 1
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err == "there is no agent 'my-agnet' (known: my-agent); did you mean my-agent?\n"
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == "there is no agent 'my-agnet' (known: my-agent); did you mean my-agent?\n"
 
 
-def test_a_name_with_a_slash_is_no_other_path(admin: FakeAdmin) -> None:
+def test_a_name_with_a_slash_cannot_reach_another_path(admin: FakeAdmin) -> None:
     with pytest.raises(CommandFailed, match="there is no agent"):
         admin_api.admin_port(admin.url).instances("my-agent/../../status?")
 
 
-def test_nobody_there_is_one_sentence(admin: FakeAdmin, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unreachable_admin_port_is_one_sentence(admin: FakeAdmin, capsys: pytest.CaptureFixture[str]) -> None:
     admin.close()
     assert cli.run(["status", "--admin", admin.url]) == 1
-    said = capsys.readouterr().err
-    assert said.startswith(f"cannot connect to the admin port at {admin.url} (connection refused)")
-    assert said.count("\n") == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"cannot connect to the admin port at {admin.url} (connection refused)")
+    assert error.count("\n") == 1
 
 
-def test_somebody_else_there_is_one_sentence(admin: FakeAdmin, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_server_on_the_port_is_one_sentence(admin: FakeAdmin, capsys: pytest.CaptureFixture[str]) -> None:
     admin.answers["/api/status"] = "<html>"
     assert cli.run(["status", "--admin", admin.url]) == 1
     del admin.answers["/api/status"]
@@ -121,12 +121,12 @@ def test_somebody_else_there_is_one_sentence(admin: FakeAdmin, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize("url", ["ftp://x", "http://", "http://h:port"])
-def test_an_admin_url_that_is_none_is_a_usage_error(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_admin_url_is_a_usage_error(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["status", "--admin", url]) == 2
     assert "is not a URL" in capsys.readouterr().err
 
 
-def test_the_admin_port_is_that_of_the_file_here_even_if_the_rest_is_wrong(tmp_path: Path) -> None:
+def test_the_admin_port_is_read_from_a_file_that_is_otherwise_wrong(tmp_path: Path) -> None:
     assert admin_api.admin_port(None).url == "http://127.0.0.1:8001"
     text = "applications: [{name: swiftclaw, args: {admin: {host: 0.0.0.0, port: 9001}, agnets: 3}}]"
     (tmp_path / "cluster.yaml").write_text(text)
@@ -135,12 +135,12 @@ def test_the_admin_port_is_that_of_the_file_here_even_if_the_rest_is_wrong(tmp_p
     assert admin_api.admin_port(None).url == "http://127.0.0.1:8001"
 
 
-def test_an_environment_with_a_proxy_is_not_asked(admin: FakeAdmin, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_in_the_environment_is_not_used(admin: FakeAdmin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     assert admin_api.admin_port(admin.url).status()["desired_gateways"] == 2
 
 
-def test_watch_survives_a_controller_that_restarts(
+def test_watch_survives_a_restart_of_the_controller(
     admin: FakeAdmin, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answers = iter([status(), AdminUnreachable("cannot connect to X (refused); hint"), status()])
@@ -159,7 +159,7 @@ def test_watch_survives_a_controller_that_restarts(
     assert "reconnecting … (cannot connect to X (refused))" in shown
 
 
-def test_watched_json_is_one_line_each_time(
+def test_watched_json_is_one_line_per_reply(
     admin: FakeAdmin, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(show.time, "sleep", Stop(lambda: None))

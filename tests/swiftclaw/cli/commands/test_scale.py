@@ -1,4 +1,4 @@
-"""`swiftclaw scale`, and what `status` says of a count that was changed."""
+"""`swiftclaw scale`, and what `status` shows of a changed count."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ applications:
 
 
 @pytest.fixture
-def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """What the Controller was asked for. It has been started from the folder."""
+def calls_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """The calls to the Controller. `up` has recorded a cluster in the current folder."""
     calls: list[tuple[Any, ...]] = []
 
     @contextlib.contextmanager
     def connected(address: str, auth_mode: str = "") -> Iterator[None]:
         calls.append((address, auth_mode))
-        with contextlib.redirect_stdout(io.StringIO()):  # as the real one does, against Ray's chatter
+        with contextlib.redirect_stdout(io.StringIO()):  # as the real one does, to hide Ray's output
             yield
 
     def scale(*arguments: Any) -> str:
@@ -54,32 +54,32 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ..
     return calls
 
 
-def test_it_asks_the_controller_and_says_what_was_changed(asked: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_calls_the_controller_and_prints_the_change(calls_made: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["scale", "shop", "--region", "eu", "--instances", "5"]) == 0
-    assert asked == [("127.0.0.1:6379", "disabled"), ("shop", "eu", 5)]
+    assert calls_made == [("127.0.0.1:6379", "disabled"), ("shop", "eu", 5)]
     assert capsys.readouterr().out == "shop in eu: 2 -> 5 instances (set by an operator)\n"
 
 
-def test_what_the_bounds_forbid_is_a_sentence_and_exit_1(asked: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_count_out_of_bounds_is_a_sentence_and_exit_1(calls_made: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["scale", "shop", "--instances", "9"]) == 1
-    assert asked[1:] == [("shop", None, 9)]
+    assert calls_made[1:] == [("shop", None, 9)]
     assert "9 instances of shop in eu are out of bounds" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("wrong", [["--instances", "-1"], ["--instances", "many"], []])
-def test_a_count_that_is_none_is_wrong_usage(asked: list[Any], wrong: list[str]) -> None:
+def test_an_invalid_count_is_wrong_usage(calls_made: list[Any], wrong: list[str]) -> None:
     assert cli.run(["scale", "shop", "--region", "eu", *wrong]) == 2
-    assert asked == []
+    assert calls_made == []
 
 
-def test_where_nothing_was_started_it_says_so(asked: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_running_cluster_it_names_the_folder(calls_made: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     cluster_record.remove(Path(".swiftclaw"))
     assert cli.run(["scale", "shop", "--region", "eu", "--instances", "3"]) == 1
     assert "SwiftClaw was not started from" in capsys.readouterr().err
 
 
-def test_status_says_since_when_and_why_a_count_is_another() -> None:
-    there = {
+def test_status_shows_since_when_and_why_a_count_differs() -> None:
+    scaled = {
         "instances": 4,
         "healthy": 4,
         "priority": 1,
@@ -88,10 +88,10 @@ def test_status_says_since_when_and_why_a_count_is_another() -> None:
         "reason": "CPU percent 96",
         "at": time.time() - 65,
     }
-    quiet = {"instances": 2, "healthy": 2, "priority": 1, "desired": 2, "actual": 2, "reason": "", "at": None}
+    as_configured = {"instances": 2, "healthy": 2, "priority": 1, "desired": 2, "actual": 2, "reason": "", "at": None}
     agent = {
         "name": "shop", "strategy": "round-robin", "session_affinity": False, "versions": [],
-        "regions": {"eu": there, "us": quiet}, "requests": 0, "errors": 0,
+        "regions": {"eu": scaled, "us": as_configured}, "requests": 0, "errors": 0,
     }  # fmt: skip
     console = Console(width=100, no_color=True)
     with console.capture() as shown:
@@ -100,5 +100,5 @@ def test_status_says_since_when_and_why_a_count_is_another() -> None:
                 {"agents": [agent], "gateways": [], "desired_gateways": 0, "apps": {}, "problems": {}, "warnings": []}
             )
         )
-    assert "shop in eu: 4 instances, set 1m ago: CPU percent 96" in shown.get()
+    assert "shop in eu: 4 instances for 1m (CPU percent 96)" in shown.get()
     assert "shop in us:" not in shown.get()

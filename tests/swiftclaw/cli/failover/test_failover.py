@@ -1,5 +1,5 @@
-"""`swiftclaw test failover`: what is counted as lost, who should have had which share, and the command itself against a
-cluster that is played by a thread on real sockets."""
+"""`swiftclaw test failover`: which failures count as lost, the expected shares, and the command against a fake cluster that a
+thread serves on real sockets."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from swiftclaw.cli.failover.trial import TrialResult
 from swiftclaw.cli.ray_cluster import controller, driver
 from swiftclaw.cli.ray_cluster.cluster_record import ClusterRecord, save
 
-# --- what is counted ----------------------------------------------------------------------------------------------------
+# --- evaluation ----------------------------------------------------------------------------------------------------
 
 
 def trial(**changes: Any) -> TrialResult:
-    made: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "agent": "a", "instance": "instance-1", "mode": "kill", "duration_s": 5.0, "rate": 10.0, "others": 2,
         "confirmed_s": 0.1, "left_s": 0.0,
         "back_from_s": 3.0, "ready_s": 3.2, "serves": True,
     }  # fmt: skip
-    return TrialResult(**{**made, **changes})
+    return TrialResult(**{**fields, **changes})
 
 
 def answered(at_s: float, number: int, **more: Any) -> Probe:
@@ -52,7 +52,7 @@ def failed(at_s: float, error: str, status: int = 502, message: str = "", **more
 
 
 def traffic() -> list[Probe]:
-    """Ten a second in turns over three instances, the first of which answers nothing from 0.1 to 3.5 s."""
+    """Ten requests per second, in turns over three instances; instance-1 answers none of them from 0.1 to 3.5 s."""
     turns = count()
     times = [n / 10 for n in range(-20, 60)]
     return [answered(at, 1 + next(turns) % 3 if at <= 0.1 or at >= 3.5 else 2 + next(turns) % 2) for at in times]
@@ -61,28 +61,28 @@ def traffic() -> list[Probe]:
 EXPECTED = {"instance-2": 50.0, "instance-3": 50.0}
 
 
-def made(about: TrialResult, probes: list[Probe]) -> FailoverReport:
+def evaluated(about: TrialResult, probes: list[Probe]) -> FailoverReport:
     return evaluate(about, probes, "round-robin", EXPECTED, True)
 
 
-def test_a_run_without_a_failure_passes_and_says_when_it_went_and_came_back() -> None:
-    found = made(trial(), traffic())
-    assert found.passed and found.verdict.startswith("passed: none of 80 requests lost; instance-1 back after 3.")
-    assert found.requests == RequestCounts(sent=80, ok=80, refused=0, failed=0, lost=0, unavoidable=0, saved_by_retry=0)
-    assert 0 <= found.last_answer_s <= 0.2 and 3.5 <= found.back_s < 4
+def test_a_run_without_failures_passes_and_reports_the_last_answer_and_the_return() -> None:
+    report = evaluated(trial(), traffic())
+    assert report.passed and report.verdict.startswith("passed: none of 80 requests lost; instance-1 back after 3.")
+    assert report.requests == RequestCounts(sent=80, ok=80, refused=0, failed=0, lost=0, unavoidable=0, saved_by_retry=0)
+    assert 0 <= report.last_answer_s <= 0.2 and 3.5 <= report.back_s < 4
 
 
-def test_observed_shares_are_those_of_the_time_while_it_was_away() -> None:
-    shares = made(trial(), traffic()).shares
+def test_observed_shares_cover_the_time_while_the_instance_was_out() -> None:
+    shares = evaluated(trial(), traffic()).shares
     assert [one.id for one in shares.instances] == ["instance-2", "instance-3"]
     assert [one.expected for one in shares.instances] == [50, 50]
     assert all(abs(one.observed - 50) < 3 for one in shares.instances)
     assert shares.requests == sum(one.requests for one in shares.instances) > 30
 
 
-def test_an_instance_that_should_have_got_nothing_is_shown_all_the_same() -> None:
-    found = made(trial(), [*traffic(), answered(1.0, 9)])
-    last = found.shares.instances[-1]
+def test_an_instance_with_no_expected_share_is_shown_as_well() -> None:
+    report = evaluated(trial(), [*traffic(), answered(1.0, 9)])
+    last = report.shares.instances[-1]
     assert last == InstanceShare("instance-9", expected=None, observed=last.observed, requests=1)
 
 
@@ -94,96 +94,96 @@ def test_an_instance_that_should_have_got_nothing_is_shown_all_the_same() -> Non
             failed(-0.005, "instance_failed", message="instance-1 broke off"),
             False,
         ),  # in flight when the instance was killed
-        ({}, failed(0.2, "instance_failed", message="instance-1 broke off"), False),  # sent before anybody could know
+        ({}, failed(0.2, "instance_failed", message="instance-1 broke off"), False),  # sent before the death could be noticed
         ({}, failed(0.6, "instance_failed", message="instance-1 broke off"), True),  # sent to a dead instance
-        ({}, failed(0.0, "instance_failed", message="instance-2 broke off"), True),  # another one's
+        ({}, failed(0.0, "instance_failed", message="instance-2 broke off"), True),  # of another instance
         ({}, failed(0.0, "instance_failed", message="instance-12 broke off"), True),
         ({}, failed(0.0, "instance_failed", instance="instance-1"), False),
         ({"mode": "drain"}, failed(0.0, "instance_failed", message="instance-1 broke off"), True),
         ({"mode": "unhealthy"}, failed(0.0, "instance_failed", message="instance-1 broke off"), True),
-        ({}, failed(-1.0, "no_answer", 0), False),  # before the take-away
+        ({}, failed(-1.0, "no_answer", 0), False),  # before the start
         ({}, failed(1.0, "no_answer", 0), True),
         ({}, failed(1.0, "no_healthy_instance", 503), True),  # two others were healthy
         ({"others": 0}, failed(1.0, "no_healthy_instance", 503), False),
-        ({"others": 0}, failed(5.0, "no_healthy_instance", 503), True),  # it was back by then
+        ({"others": 0}, failed(5.0, "no_healthy_instance", 503), True),  # the instance was back by then
         ({"others": 0, "back_from_s": None}, failed(5.0, "no_healthy_instance", 503), False),
         ({}, failed(1.0, "rate_limited", 429), False),
         ({}, failed(1.0, "overloaded", 503), False),
-        ({}, failed(1.0, "agent_error", 500, instance="instance-2"), False),  # another one's own code
+        ({}, failed(1.0, "agent_error", 500, instance="instance-2"), False),  # the code of another instance
         ({"mode": "drain"}, failed(1.0, "agent_error", 500, instance="instance-1"), True),
         ({}, failed(1.0, "request_timeout", 504), True),
     ],
 )
-def test_lost_is_what_could_have_been_saved(about: dict[str, Any], probe: Probe, lost: bool) -> None:
+def test_only_failures_that_could_have_been_saved_are_lost(about: dict[str, Any], probe: Probe, lost: bool) -> None:
     assert could_be_saved(trial(**about), probe) is lost
-    found = made(trial(**about), [*traffic(), probe])
-    assert found.requests.lost == int(lost)
-    assert ("1 request lost that could have been saved" in found.verdict) is lost
+    report = evaluated(trial(**about), [*traffic(), probe])
+    assert report.requests.lost == int(lost)
+    assert ("1 request lost that could have been saved" in report.verdict) is lost
 
 
-def test_what_was_in_flight_on_a_killed_instance_is_told_and_passes() -> None:
-    found = made(trial(), [*traffic(), failed(-0.005, "instance_failed", message="instance-1 broke off")])
-    assert found.passed and "only 1 request lost, in flight when the instance was killed" in found.verdict
-    assert (found.requests.failed, found.requests.unavoidable) == (1, 1)
+def test_failures_in_flight_on_a_killed_instance_are_reported_and_pass() -> None:
+    report = evaluated(trial(), [*traffic(), failed(-0.005, "instance_failed", message="instance-1 broke off")])
+    assert report.passed and "only 1 request lost, in flight when the instance was killed" in report.verdict
+    assert (report.requests.failed, report.requests.unavoidable) == (1, 1)
 
 
-def test_a_lost_request_fails_the_test_with_the_first_error() -> None:
-    found = made(
+def test_lost_requests_fail_the_test_with_the_first_error() -> None:
+    report = evaluated(
         trial(), [*traffic(), failed(2.0, "request_timeout", 504, "no answer within 1 s"), failed(1.0, "no_answer", 0)]
     )
-    assert not found.passed
-    assert found.verdict.startswith("FAILED: 2 requests lost that could have been saved (the first, no_answer after 1.01 s")
-    assert [(e.type, e.count, e.lost) for e in found.errors] == [("no_answer", 1, 1), ("request_timeout", 1, 1)]
+    assert not report.passed
+    assert report.verdict.startswith("FAILED: 2 requests lost that could have been saved (the first, no_answer after 1.01 s")
+    assert [(e.type, e.count, e.lost) for e in report.errors] == [("no_answer", 1, 1), ("request_timeout", 1, 1)]
 
 
 def test_an_answer_after_more_than_one_attempt_was_saved_by_a_retry() -> None:
-    assert made(trial(), [*traffic(), answered(0.0, 2, attempts=2)]).requests.saved_by_retry == 1
+    assert evaluated(trial(), [*traffic(), answered(0.0, 2, attempts=2)]).requests.saved_by_retry == 1
 
 
 def test_an_instance_that_does_not_come_back_fails_the_test() -> None:
     quiet = [probe for probe in traffic() if probe.began_s < 3.4]
-    found = made(trial(back_from_s=None, ready_s=None), quiet)
-    assert found.back_s is None
-    assert found.verdict == "FAILED: instance-1 was not back and serving within 60 s"
+    report = evaluated(trial(back_from_s=None, ready_s=None), quiet)
+    assert report.back_s is None
+    assert report.verdict == "FAILED: instance-1 was not back and serving within 60 s"
 
 
-def test_a_drained_instance_has_its_time_from_the_end_of_its_process_on() -> None:
+def test_the_time_for_a_drained_instance_starts_at_the_end_of_its_process() -> None:
     early, later = traffic()[:22], traffic()[22:]
     late = [*early, *(replace(probe, began_s=probe.began_s + 100, ended_s=probe.ended_s + 100) for probe in later)]
     about = trial(mode="drain", back_from_s=103.0, ready_s=103.2)
-    assert not made(about, late).passed
-    assert made(replace(about, left_s=99.0), late).passed
-    assert "had not finished its requests after 11 minutes" in made(replace(about, left_s=None), late).verdict
+    assert not evaluated(about, late).passed
+    assert evaluated(replace(about, left_s=99.0), late).passed
+    assert "had not finished its requests after 11 minutes" in evaluated(replace(about, left_s=None), late).verdict
 
 
-def test_an_instance_that_is_healthy_but_gets_nothing_is_not_back_unless_it_never_got_anything() -> None:
+def test_a_healthy_instance_without_requests_is_not_back_unless_it_never_received_any() -> None:
     quiet = [probe for probe in traffic() if probe.began_s < 3.4]
-    assert not made(trial(), quiet).passed
-    found = made(trial(serves=False), quiet)
-    assert found.passed and found.back_s == 3.2
+    assert not evaluated(trial(), quiet).passed
+    report = evaluated(trial(serves=False), quiet)
+    assert report.passed and report.back_s == 3.2
 
 
-def test_an_instance_that_goes_on_getting_requests_fails_the_test() -> None:
-    on_and_on = [answered(n / 10, 1) for n in range(-20, 120)]
-    found = made(trial(mode="unhealthy", duration_s=10.0, back_from_s=10.0), on_and_on)
-    assert not found.passed and "still received requests 9.9 s after it was taken out of service" in found.verdict
+def test_an_instance_that_keeps_receiving_requests_fails_the_test() -> None:
+    never_out = [answered(n / 10, 1) for n in range(-20, 120)]
+    report = evaluated(trial(mode="unhealthy", duration_s=10.0, back_from_s=10.0), never_out)
+    assert not report.passed and "still received requests 9.9 s after it was taken out of service" in report.verdict
 
 
 @pytest.mark.parametrize(("seconds", "size"), [(10, 1), (26, 1), (50, 2), (100, 5), (3000, 300)])
 def test_a_timeline_accounts_for_every_request_in_at_most_thirty_rows(seconds: int, size: int) -> None:
     probes = [answered(n / 2, 1 + n % 2) for n in range(-4, 2 * seconds)] + [failed(1.2, "no_answer", 0)]
-    timeline = made(trial(), probes).timeline
+    timeline = evaluated(trial(), probes).timeline
     assert timeline.bucket_s == size and len(timeline.buckets) <= 30
     assert sum(bucket.requests for bucket in timeline.buckets) == len(probes)
     assert sum(bucket.failed for bucket in timeline.buckets) == 1
     assert 0 in [bucket.from_s for bucket in timeline.buckets]
 
 
-def test_no_request_at_all_is_a_report_too() -> None:
-    assert made(trial(), []).requests.sent == 0
+def test_there_is_a_report_without_any_request() -> None:
+    assert evaluated(trial(), []).requests.sent == 0
 
 
-# --- who should have had which share ------------------------------------------------------------------------------------
+# --- expected shares ------------------------------------------------------------------------------------
 
 
 def row(number: int, region: str = "us", **more: Any) -> dict[str, Any]:
@@ -213,15 +213,15 @@ def test_equal_instances_share_evenly_and_weights_count() -> None:
     }  # fmt: skip
 
 
-def test_a_level_of_which_an_instance_is_ill_hands_over_a_part_and_one_of_which_it_is_gone_does_not() -> None:
+def test_a_level_with_an_unhealthy_instance_spills_over_and_one_without_the_instance_does_not() -> None:
     rows = [row(1), row(2), row(3), row(4, "eu"), row(5, "eu")]
-    ill = shares.expected(shares.without(rows, "instance-1", "unhealthy"), agent())
-    assert ill == {"instance-1": 0, "instance-2": 46.5, "instance-3": 46.5, "instance-4": 3.5, "instance-5": 3.5}
+    unhealthy = shares.expected(shares.without(rows, "instance-1", "unhealthy"), agent())
+    assert unhealthy == {"instance-1": 0, "instance-2": 46.5, "instance-3": 46.5, "instance-4": 3.5, "instance-5": 3.5}
     gone = shares.expected(shares.without(rows, "instance-1", "kill"), agent())
     assert gone == {"instance-2": 50, "instance-3": 50, "instance-4": 0, "instance-5": 0}
 
 
-def test_a_canary_has_its_percent_and_without_a_healthy_instance_stable_has_all() -> None:
+def test_a_canary_has_its_share_and_without_a_healthy_instance_the_stable_version_has_all() -> None:
     versions = [{"version": "v1", "weight": 90}, {"version": "v2", "weight": 10}]
     rows = [row(1), row(2), row(3, version="v2")]
     assert shares.expected(rows, agent(versions=versions)) == {"instance-1": 45, "instance-2": 45, "instance-3": 10}
@@ -235,22 +235,22 @@ def test_a_share_is_exact_only_where_nothing_but_weights_decides() -> None:
     assert not shares.exact(agent(session_affinity=True))
 
 
-# --- how it looks -------------------------------------------------------------------------------------------------------
+# --- output -------------------------------------------------------------------------------------------------------
 
 
-def shown(found: FailoverReport) -> str:
+def shown(report: FailoverReport) -> str:
     console = Console(width=80, highlight=False)
     with console.capture() as captured:
-        console.print(report_tables.tables(found))
+        console.print(report_tables.tables(report))
     return captured.get()
 
 
-def test_the_report_fits_80_columns_and_says_all_of_it() -> None:
+def test_the_report_fits_80_columns_and_is_complete() -> None:
     long = failed(1.0, "instance_failed", message="instance-2 broke off " * 9)
     for mode in fault_injection.MODES:
-        found = made(trial(mode=mode), [*traffic(), long])
-        text = shown(found)
-        assert report_tables.verdict(found).plain == found.verdict
+        report = evaluated(trial(mode=mode), [*traffic(), long])
+        text = shown(report)
+        assert report_tables.verdict(report).plain == report.verdict
         assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
         assert "\x1b" not in text and "…" not in text
         for expected in ("SECOND", "BY INSTANCE-1", "instance-3", "81 sent, 80 ok, 0 refused, 1 failed", "back"):
@@ -260,13 +260,15 @@ def test_the_report_fits_80_columns_and_says_all_of_it() -> None:
 def test_the_report_in_the_docs_is_one_that_is_printed() -> None:
     page = (Path(__file__).parents[4] / "docs/failures.md").read_text("utf-8")
     heads = [
-        line.rstrip() for line in shown(made(trial(), traffic())).splitlines() if line.startswith(("SECOND", "WHILE AWAY"))
+        line.rstrip() for line in shown(evaluated(trial(), traffic())).splitlines() if line.startswith(("SECOND", "WHILE AWAY"))
     ]
     assert len(heads) == 2 and all(f"\n{head}\n" in page for head in heads)
 
 
 def test_a_bar_is_as_long_as_what_the_instance_answered() -> None:
-    bars = [line.count("█") for line in shown(made(trial(), traffic())).splitlines() if line[:6].strip().lstrip("-").isdigit()]
+    bars = [
+        line.count("█") for line in shown(evaluated(trial(), traffic())).splitlines() if line[:6].strip().lstrip("-").isdigit()
+    ]
     assert bars[3] == bars[4] == 0 < max(bars) == report_tables.BAR
 
 
@@ -274,7 +276,7 @@ def test_a_bar_is_as_long_as_what_the_instance_answered() -> None:
 
 
 class FakeCluster:
-    """Gateway and admin port in one: answers in turns from whoever is healthy."""
+    """Gateway and admin port in one; the healthy instances answer in turns."""
 
     def __init__(self, rows: list[dict[str, Any]]) -> None:
         self.rows, self.turns, self.asked = rows, count(), []
@@ -317,7 +319,7 @@ class FakeCluster:
                 pass
 
         class Server(ThreadingHTTPServer):
-            def handle_error(self, *_: Any) -> None:  # a client that leaves, as at Ctrl-C
+            def handle_error(self, *_: Any) -> None:  # a client that disconnects, as after Ctrl-C
                 pass
 
         self._server = Server(("127.0.0.1", 0), Handler)
@@ -330,7 +332,7 @@ class FakeCluster:
         self._server.server_close()
 
     def take(self, name: str, mode: str, seconds: float) -> None:
-        """As the Controller does it; what is killed or drained is back as another process after half a second."""
+        """What the Controller does; a killed or drained instance is back as another process after a second."""
         taken = next(one for one in self.rows if one["id"] == name)
         if mode == "unhealthy":
             taken["state"] = "unhealthy" if seconds else "healthy"
@@ -338,12 +340,12 @@ class FakeCluster:
                 threading.Timer(seconds, lambda: taken.update(state="healthy")).start()
             return
         self.rows.remove(taken)
-        threading.Timer(0.5, lambda: self.rows.append({**taken, "pid": taken["pid"] + 1000, "uptime_s": 0.0})).start()
+        threading.Timer(1.0, lambda: self.rows.append({**taken, "pid": taken["pid"] + 1000, "uptime_s": 0.0})).start()
 
 
 @pytest.fixture
-def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCluster]:
-    """In the folder of a cluster that `up` has started, with a Controller that is the fake's."""
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCluster]:
+    """A fake cluster, recorded in the current folder as if `up` had started it."""
     cluster = FakeCluster([row(1), row(2), row(3)])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
@@ -358,8 +360,19 @@ def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeClus
 
 
 def run(cluster: FakeCluster, *options: str) -> int:
-    given = ["test", "failover", "my-agent", "--instance", "instance-1", "--duration", "1s", "--admin", cluster.url, *options]
-    return cli.run(given)
+    arguments = [
+        "test",
+        "failover",
+        "my-agent",
+        "--instance",
+        "instance-1",
+        "--duration",
+        "1s",
+        "--admin",
+        cluster.url,
+        *options,
+    ]
+    return cli.run(arguments)
 
 
 KEYS = {
@@ -369,47 +382,47 @@ KEYS = {
 
 
 @pytest.mark.parametrize("mode", fault_injection.MODES)
-def test_each_mode_passes_where_nothing_is_lost(mode: str, played: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(played, "--mode", mode, "--json") == 0
-    said = capsys.readouterr()
-    found = json.loads(said.out)
-    assert set(found) == KEYS and found["mode"] == mode
-    assert found["passed"] and found["requests"]["ok"] == found["requests"]["sent"] == len(played.asked)
-    assert found["back_s"] >= (1 if mode == "unhealthy" else 0.5)
-    assert {one["id"] for one in found["shares"]["instances"] if one["requests"]} == {"instance-2", "instance-3"}
-    assert f"taking instance-1 out of service: {mode}" in said.err
+def test_each_mode_passes_if_nothing_is_lost(mode: str, fake: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(fake, "--mode", mode, "--json") == 0
+    printed = capsys.readouterr()
+    report = json.loads(printed.out)
+    assert set(report) == KEYS and report["mode"] == mode
+    assert report["passed"] and report["requests"]["ok"] == report["requests"]["sent"] == len(fake.asked)
+    assert report["back_s"] >= 1
+    assert {one["id"] for one in report["shares"]["instances"] if one["requests"]} == {"instance-2", "instance-3"}
+    assert f"taking instance-1 out of service: {mode}" in printed.err
 
 
-def test_probes_are_plain_messages_as_a_users(played: FakeCluster) -> None:
-    assert run(played, "--rate", "20") == 0
-    assert {(path, *keys, key) for path, keys, key in played.asked} == {("/agents/my-agent/messages", "message", None)}
+def test_probes_are_plain_messages_like_those_of_users(fake: FakeCluster) -> None:
+    assert run(fake, "--rate", "20") == 0
+    assert {(path, *keys, key) for path, keys, key in fake.asked} == {("/agents/my-agent/messages", "message", None)}
 
 
-def test_a_lost_request_is_exit_status_1_with_the_report(played: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None:
-    played.status = lambda: 503 if not any(one["id"] == "instance-1" for one in played.rows) else 200
-    assert run(played) == 1
-    said = capsys.readouterr()
-    assert "FAILED: " in said.out and "no_healthy_instance" in said.out
-    assert said.err.endswith("the failover test of instance-1 failed\n")
+def test_a_lost_request_is_exit_status_1_with_the_report(fake: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None:
+    fake.status = lambda: 503 if not any(one["id"] == "instance-1" for one in fake.rows) else 200
+    assert run(fake) == 1
+    printed = capsys.readouterr()
+    assert "FAILED: " in printed.out and "no_healthy_instance" in printed.out
+    assert printed.err.endswith("the failover test of instance-1 failed\n")
 
 
-def test_one_that_stays_away_is_exit_status_1(
-    played: FakeCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_an_instance_that_stays_out_is_exit_status_1(
+    fake: FakeCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(evaluation, "BACK_WITHIN_S", 1.0)
     monkeypatch.setattr(trial_module, "BACK_WITHIN_S", 1.0)
-    monkeypatch.setattr(controller, "take_out", lambda *_: played.rows.pop(0))
-    assert run(played, "--json") == 1
-    said = capsys.readouterr()
-    assert json.loads(said.out)["back_s"] is None
-    assert said.err.endswith("FAILED: instance-1 was not back and serving within 1 s\n")
+    monkeypatch.setattr(controller, "take_out", lambda *_: fake.rows.pop(0))
+    assert run(fake, "--json") == 1
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["back_s"] is None
+    assert printed.err.endswith("FAILED: instance-1 was not back and serving within 1 s\n")
 
 
 REFUSALS: dict[str, tuple[list[dict[str, Any]], str]] = {
-    "the only one": ([row(1)], "instance-1 is the only healthy instance of my-agent"),
-    "the only healthy one": ([row(1), row(2, state="draining")], "instance-1 is the only healthy instance of my-agent"),
+    "the only instance": ([row(1)], "instance-1 is the only healthy instance of my-agent"),
+    "the only healthy instance": ([row(1), row(2, state="draining")], "instance-1 is the only healthy instance of my-agent"),
     "unknown": ([row(2), row(3)], "my-agent has no instance 'instance-1' (it has: instance-2, instance-3)"),
-    "ill already": (
+    "unhealthy already": (
         [row(1, state="unhealthy", health={"status": "unhealthy", "reason": "database"}), row(2)],
         "instance-1 of my-agent is unhealthy (database); only a healthy instance can be taken out",
     ),
@@ -417,80 +430,82 @@ REFUSALS: dict[str, tuple[list[dict[str, Any]], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_what_cannot_be_tested_is_refused_in_a_sentence(
-    case: str, played: FakeCluster, capsys: pytest.CaptureFixture[str]
+def test_an_instance_that_must_not_be_taken_out_is_refused_in_a_sentence(
+    case: str, fake: FakeCluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    played.rows, says = REFUSALS[case]
-    assert run(played) == 1
-    said = capsys.readouterr()
-    assert said.out == "" and said.err.startswith(says) and said.err.count("\n") == 1
-    assert played.asked == []
+    fake.rows, sentence = REFUSALS[case]
+    assert run(fake) == 1
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.startswith(sentence) and printed.err.count("\n") == 1
+    assert fake.asked == []
 
 
-def test_forced_on_the_only_one_the_refused_are_counted_and_not_held_against_it(
-    played: FakeCluster, capsys: pytest.CaptureFixture[str]
+def test_forced_on_the_only_instance_refusals_are_counted_and_the_test_passes(
+    fake: FakeCluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    played.rows = [row(1)]
-    assert run(played, "--mode", "unhealthy", "--force", "--json") == 0
+    fake.rows = [row(1)]
+    assert run(fake, "--mode", "unhealthy", "--force", "--json") == 0
     counts = json.loads(capsys.readouterr().out)["requests"]
     assert counts["refused"] == counts["unavoidable"] > 0 == counts["lost"]
 
 
-def test_an_agent_that_answers_nobody_even_before_is_left_alone(
-    played: FakeCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_an_agent_that_does_not_answer_is_not_tested(
+    fake: FakeCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    taken: list[Any] = []
-    monkeypatch.setattr(controller, "take_out", lambda *how: taken.append(how))
-    played.status = lambda: 503
-    assert run(played) == 1
+    calls: list[Any] = []
+    monkeypatch.setattr(controller, "take_out", lambda *how: calls.append(how))
+    fake.status = lambda: 503
+    assert run(fake) == 1
     assert (
         "my-agent does not answer, even before instance-1 is taken out (no_healthy_instance: nobody)" in capsys.readouterr().err
     )
-    assert taken == []
+    assert calls == []
 
 
-def test_what_the_controller_refuses_is_said(
-    played: FakeCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_rejection_by_the_controller_is_the_error(
+    fake: FakeCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(*_: Any) -> None:
         raise CommandFailed("the Controller rejected the request: instance-1 is gone")
 
     monkeypatch.setattr(controller, "take_out", refuse)
-    assert run(played) == 1
-    said = capsys.readouterr()
-    assert said.out == "" and said.err.endswith("the Controller rejected the request: instance-1 is gone\n")
+    assert run(fake) == 1
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.endswith("the Controller rejected the request: instance-1 is gone\n")
 
 
-def test_ctrl_c_ends_being_unhealthy(
-    played: FakeCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_ctrl_c_releases_an_unhealthy_instance(
+    fake: FakeCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls: list[float] = []
 
     def take(_: str, name: str, mode: str, seconds: float) -> None:
         calls.append(seconds)
-        played.take(name, mode, seconds and 60)
+        fake.take(name, mode, seconds and 60)
         if seconds:
             threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
 
     monkeypatch.setattr(controller, "take_out", take)
     began = time.monotonic()
-    given = ["--mode", "unhealthy", "--duration", "1h"]
-    assert run(played, *given) == 1
-    assert calls == [3600, 0] and played.rows[0]["state"] == "healthy"
+    options = ["--mode", "unhealthy", "--duration", "1h"]
+    assert run(fake, *options) == 1
+    assert calls == [3600, 0] and fake.rows[0]["state"] == "healthy"
     assert time.monotonic() - began < 60
     assert capsys.readouterr().err.endswith("interrupted\n")
 
 
-def test_without_a_record_of_up_it_says_so(played: FakeCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_recorded_cluster_it_names_the_folder(
+    fake: FakeCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / ".swiftclaw" / "cluster.json").unlink()
-    assert run(played) == 1
+    assert run(fake) == 1
     assert capsys.readouterr().err.startswith(f"SwiftClaw was not started from {tmp_path}")
 
 
 @pytest.mark.parametrize("options", [["--duration", "10x"], ["--duration", "0.5s"], ["--rate", "0"], ["--mode", "hang"]])
-def test_what_makes_no_sense_is_a_usage_error(options: list[str], played: FakeCluster) -> None:
-    assert run(played, *options) == 2
+def test_invalid_options_are_a_usage_error(options: list[str], fake: FakeCluster) -> None:
+    assert run(fake, *options) == 2
 
 
-def test_the_modes_are_those_of_the_controller() -> None:
-    assert command.failover.params and fault_injection.MODES == command.MODES
+def test_the_modes_are_the_modes_of_the_controller() -> None:
+    assert fault_injection.MODES == command.MODES

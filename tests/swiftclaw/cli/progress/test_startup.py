@@ -25,13 +25,13 @@ def status(healthy: int = 2, edges: int = 2, **changes: Any) -> dict[str, Any]:
     }
 
 
-def test_done_is_when_every_instance_and_every_gateway_is_there() -> None:
+def test_startup_is_done_when_every_instance_and_gateway_runs() -> None:
     assert of_status(status(), EDGES).done
     assert not of_status(status(healthy=1), EDGES).done
     assert not of_status(status(edges=1), EDGES).done
 
 
-def test_an_agent_that_the_controller_does_not_know_is_missing() -> None:
+def test_an_agent_unknown_to_the_controller_is_missing() -> None:
     assert of_status(status(), EDGES, ["a"]).done
     assert of_status(status(), EDGES, ["a", "b"]).missing == ["agent b: not known to the Controller yet"]
 
@@ -47,7 +47,7 @@ def test_progress_reads_as_a_line() -> None:
     assert str(of_controller("", failed=False)) == "waiting for the Controller"
 
 
-def test_what_is_missing_comes_with_what_serve_says_of_it() -> None:
+def test_a_missing_instance_comes_with_serves_reason() -> None:
     apps = {"a.v1.us": {"status": "DEPLOYING", "message": "2 replicas wait for 4 CPUs"}}
     progress = of_status(status(healthy=0, apps=apps), EDGES)
     assert progress.missing == ["agent a in us: 0 of 2 instances healthy (2 replicas wait for 4 CPUs)"]
@@ -55,19 +55,19 @@ def test_what_is_missing_comes_with_what_serve_says_of_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "said",
+    "message",
     [
         "A replica's health check failed. This deployment will be UNHEALTHY until the replica recovers or a new deploy.",
         "A replica failed to start with exception. Retrying.",
     ],
 )
-def test_an_app_whose_lost_process_is_being_replaced_is_waited_for(said: str) -> None:
-    progress = of_status(status(healthy=1, apps={"a.v1.us": {"status": "UNHEALTHY", "message": said}}), EDGES)
+def test_an_app_whose_lost_process_is_being_replaced_is_waited_for(message: str) -> None:
+    progress = of_status(status(healthy=1, apps={"a.v1.us": {"status": "UNHEALTHY", "message": message}}), EDGES)
     assert not progress.failed
-    assert progress.missing == [f"agent a in us: 1 of 2 instances healthy ({said})"]
+    assert progress.missing == [f"agent a in us: 1 of 2 instances healthy ({message})"]
 
 
-def test_an_app_that_serve_has_given_up_is_a_failure() -> None:
+def test_an_app_that_serve_gave_up_on_is_a_failure() -> None:
     apps = {"a.v1.us": {"status": "UNHEALTHY", "message": "The deployment failed to start 3 times in a row."}}
     assert of_status(status(apps=apps), EDGES).failed == ["a.v1.us: The deployment failed to start 3 times in a row."]
 
@@ -93,17 +93,17 @@ def test_a_controller_that_cannot_start_is_a_failure() -> None:
         ("failed\n\x1b[36mray::X()\x1b[39m\n  File y\nlistener.PortInUse: in use\nend", "listener.PortInUse: in use"),
     ],
 )
-def test_of_a_long_message_the_sentence_that_says_what_happened_is_kept(message: str, sentence: str) -> None:
+def test_a_long_message_is_reduced_to_the_line_that_tells_what_happened(message: str, sentence: str) -> None:
     assert brief(message) == sentence
 
 
-def test_a_version_of_the_file_is_waited_for_and_one_that_was_taken_back_is_a_failure() -> None:
-    def found(**rollout: Any) -> StartupProgress:
-        seen = status()
-        said = {"stable": "v1", "canary": None, "percent": 0, "target": 0, "last": ""}
-        seen["agents"][0]["rollout"] = {**said, **rollout}
-        return with_versions(of_status(seen, EDGES), seen, {"a": "v2"})
+def test_a_rollout_in_progress_is_missing_and_one_rolled_back_is_a_failure() -> None:
+    def progress(**rollout: Any) -> StartupProgress:
+        reply = status()
+        idle = {"stable": "v1", "canary": None, "percent": 0, "target": 0, "last": ""}
+        reply["agents"][0]["rollout"] = {**idle, **rollout}
+        return with_versions(of_status(reply, EDGES), reply, {"a": "v2"})
 
-    assert found(canary="v2", target=100).missing == ["v2 of agent a: waiting for 100 % of the traffic"]
-    assert found(last="v2 was rolled back: ill").failed == ["a: v2 was rolled back: ill"]
-    assert found(stable="v2").done and found(stable="v3", last="v3 took over from v1").done
+    assert progress(canary="v2", target=100).missing == ["v2 of agent a: waiting for 100 % of the traffic"]
+    assert progress(last="v2 was rolled back: ill").failed == ["a: v2 was rolled back: ill"]
+    assert progress(stable="v2").done and progress(stable="v3", last="v3 took over from v1").done

@@ -1,4 +1,4 @@
-"""What `up` started is known again; what only looks like it is never touched. Plain `sleep` processes stand for Ray's."""
+"""Processes that `up` started are recognized; others are never touched. Plain `sleep` processes stand in for Ray's."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ Start = Callable[..., subprocess.Popen[bytes]]
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    begun: list[subprocess.Popen[bytes]] = []
+    started: list[subprocess.Popen[bytes]] = []
 
     def run(*command: str) -> subprocess.Popen[bytes]:
-        begun.append(subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True))
-        return begun[-1]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True))
+        return started[-1]
 
     yield run
-    for child in begun:
+    for child in started:
         child.kill()
         child.wait()
         if child.stdout:
             child.stdout.close()
 
 
-def said(child: subprocess.Popen[bytes]) -> bytes:
+def first_line(child: subprocess.Popen[bytes]) -> bytes:
     assert child.stdout
     return child.stdout.readline()
 
 
 def end(child: subprocess.Popen[bytes]) -> None:
-    """Kill it and leave its zombie."""
+    """Kill the process and leave a zombie."""
     child.kill()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
 
@@ -68,7 +68,7 @@ def test_a_record_is_read_as_it_was_written_and_is_private(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format": 2}', '{"format": 1, "nodes": [{}]}'])
-def test_a_damaged_record_is_refused_not_guessed(content: str, tmp_path: Path) -> None:
+def test_a_damaged_record_is_an_error(content: str, tmp_path: Path) -> None:
     (tmp_path / cluster_record.FILE).write_text(content)
     with pytest.raises(CommandFailed, match="is damaged"):
         cluster_record.load(tmp_path)
@@ -83,7 +83,7 @@ def test_a_damaged_record_is_refused_not_guessed(content: str, tmp_path: Path) -
         ({"RAY_AUTH_MODE": "disabled"}, True, "disabled"),
     ],
 )
-def test_ray_asks_for_a_token_where_there_is_one(
+def test_the_auth_mode_is_token_where_the_user_has_one(
     environment: dict[str, str], token: bool, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
@@ -97,7 +97,7 @@ def test_ray_asks_for_a_token_where_there_is_one(
     assert driver.auth_mode() == mode
 
 
-def test_a_process_is_known_by_id_and_creation_time(start: Start) -> None:
+def test_a_process_is_identified_by_id_and_creation_time(start: Start) -> None:
     child = start("sleep", "60")
     started = processes.identify(child.pid)
     assert processes.find(started) is not None
@@ -106,42 +106,42 @@ def test_a_process_is_known_by_id_and_creation_time(start: Start) -> None:
     assert processes.find(started) is None, "a zombie does not run"
 
 
-def test_a_stranger_with_the_same_id_is_never_killed(start: Start) -> None:
+def test_another_process_with_the_same_id_is_never_killed(start: Start) -> None:
     child = start("sleep", "60")
-    stranger = replace(processes.identify(child.pid), created=time.time() - 3600)
-    assert processes.stop([stranger], grace_s=0.2) == 0
+    other = replace(processes.identify(child.pid), created=time.time() - 3600)
+    assert processes.stop([other], grace_s=0.2) == 0
     assert child.poll() is None
 
 
 def test_children_are_stopped_with_their_parent(start: Start) -> None:
     child = start(sys.executable, "-c", PARENT)
-    assert said(child) == b"up\n"
+    assert first_line(child) == b"up\n"
     (grandchild,) = psutil.Process(child.pid).children()
     processes.stop([processes.identify(child.pid)], grace_s=1)
     assert gone(child.pid)
     assert gone(grandchild.pid)
 
 
-def test_orphans_of_a_dead_parent_are_stopped_if_they_bear_the_mark(start: Start) -> None:
+def test_orphans_of_a_dead_parent_are_stopped_if_they_have_the_mark(start: Start) -> None:
     child = start(sys.executable, "-c", PARENT, "ours-1")
     marked = (
         "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)', 'ours-1']); " + PARENT
     )
     parent = start(sys.executable, "-c", marked)
-    assert said(child) == said(parent) == b"up\n"
-    bears, other = sorted(psutil.Process(parent.pid).children(), key=lambda one: "ours-1" not in one.cmdline())
-    remembered = processes.identify(parent.pid)
+    assert first_line(child) == first_line(parent) == b"up\n"
+    ours, other = sorted(psutil.Process(parent.pid).children(), key=lambda one: "ours-1" not in one.cmdline())
+    recorded = processes.identify(parent.pid)
     end(parent)
-    processes.stop([remembered], grace_s=1, mark="ours-1")
-    assert gone(bears.pid)
-    assert not gone(other.pid), "in its session, without its mark"
-    assert child.poll() is None, "its mark, in another session"
+    processes.stop([recorded], grace_s=1, mark="ours-1")
+    assert gone(ours.pid)
+    assert not gone(other.pid), "in the session, without the mark"
+    assert child.poll() is None, "with the mark, in another session"
     other.kill()
 
 
-def test_who_does_not_stop_when_asked_is_killed(start: Start) -> None:
+def test_a_process_that_ignores_sigterm_is_killed(start: Start) -> None:
     child = start(sys.executable, "-c", STUBBORN)
-    assert said(child) == b"up\n"
+    assert first_line(child) == b"up\n"
     assert processes.stop([processes.identify(child.pid)], grace_s=0.3) == 1
     assert gone(child.pid)
 
@@ -152,10 +152,10 @@ def test_stopping_a_cluster_stops_its_nodes_and_keeps_the_logs(start: Start, tmp
     (temp_dir / "session_latest" / "logs").mkdir(parents=True)
     (temp_dir / "session_latest" / "logs" / "raylet.out").write_text("why")
     nodes = [RecordedNode("us", processes.identify(head.pid)), RecordedNode("eu", processes.identify(worker.pid))]
-    made = ClusterRecord("127.0.0.1:1", True, temp_dir=str(temp_dir), nodes=nodes)
-    cluster_record.save(tmp_path, made)
-    assert local_cluster.is_running(made)
-    local_cluster.stop(made, tmp_path)
+    record = ClusterRecord("127.0.0.1:1", True, temp_dir=str(temp_dir), nodes=nodes)
+    cluster_record.save(tmp_path, record)
+    assert local_cluster.is_running(record)
+    local_cluster.stop(record, tmp_path)
     assert gone(head.pid)
     assert gone(worker.pid)
     assert other.poll() is None
@@ -167,27 +167,27 @@ def test_stopping_a_cluster_stops_its_nodes_and_keeps_the_logs(start: Start, tmp
 def test_a_region_whose_node_died_is_missing(start: Start) -> None:
     head, worker = start("sleep", "60"), start("sleep", "60")
     nodes = [RecordedNode("us", processes.identify(head.pid)), RecordedNode("eu", processes.identify(worker.pid))]
-    made = ClusterRecord("127.0.0.1:1", True, nodes=nodes)
-    assert local_cluster.missing(made, ["us", "eu", "ap"]) == ["ap"]
+    record = ClusterRecord("127.0.0.1:1", True, nodes=nodes)
+    assert local_cluster.missing(record, ["us", "eu", "ap"]) == ["ap"]
     end(worker)
-    assert local_cluster.missing(made, ["us", "eu", "ap"]) == ["eu", "ap"]
+    assert local_cluster.missing(record, ["us", "eu", "ap"]) == ["eu", "ap"]
 
 
-def test_down_after_a_reboot_touches_nobody(
+def test_down_after_a_reboot_touches_no_process(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     child = start("sleep", "60")
-    stranger = replace(processes.identify(child.pid), created=1.0)
+    other = replace(processes.identify(child.pid), created=1.0)
     (tmp_path / ".swiftclaw").mkdir()
-    cluster_record.save(tmp_path / ".swiftclaw", ClusterRecord("127.0.0.1:1", True, nodes=[RecordedNode("us", stranger)]))
+    cluster_record.save(tmp_path / ".swiftclaw", ClusterRecord("127.0.0.1:1", True, nodes=[RecordedNode("us", other)]))
     assert cli.run(["down"]) == 0
     assert "stopped" in capsys.readouterr().out
     assert child.poll() is None
     assert not (tmp_path / ".swiftclaw" / cluster_record.FILE).exists()
 
 
-def test_down_says_when_the_joined_cluster_is_gone(
+def test_down_reports_that_the_joined_cluster_is_unreachable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -198,12 +198,12 @@ def test_down_says_when_the_joined_cluster_is_gone(
     assert cluster_record.load(tmp_path / ".swiftclaw") is None
 
 
-def test_what_was_begun_is_undone_only_when_the_rest_fails() -> None:
+def test_steps_are_undone_only_when_a_later_one_fails() -> None:
     done: list[str] = []
     with undoing(lambda: done.append("announced")) as undo:
         undo.by(lambda: done.append("undone"))
     with pytest.raises(CommandFailed), undoing(lambda: done.append("announced")):
-        raise CommandFailed("before anything was begun")
+        raise CommandFailed("before the first step")
     assert done == []
     with pytest.raises(KeyboardInterrupt), undoing(lambda: done.append("announced")) as undo:
         undo.by(lambda: done.append("first"))
