@@ -1,4 +1,4 @@
-"""The smallest agent: it has no handler, so its model answers, and "echo" says what it was told."""
+"""The smallest agent: it has no handler, so its model answers; "echo" repeats the message."""
 
 from swiftclaw import Agent
 

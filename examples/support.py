@@ -1,7 +1,7 @@
-"""A support desk that knows your order: it remembers within a session, streams, and brings an app along.
+"""A support desk that knows your order: it remembers a session, streams its replies, and mounts an app.
 
-Needs no key and no network. What it remembers is in its process, so it asks for session affinity: every message of a
-session reaches the instance that knows it.
+Needs no API key and no network. Its memory is in its process, so it uses session affinity: every message of a session
+reaches the same instance.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from starlette.websockets import WebSocket
 
 from swiftclaw import Agent
 
-SESSIONS = 1000  # the longest unused one is forgotten first
+SESSIONS = 1000  # the one unused for longest is forgotten first
 BLOCK = 64 * 1024
 STAGES = ("being packed", "on its way", "delivered")
 
@@ -61,7 +61,7 @@ async def help_customer(message: str, session_id: str | None) -> AsyncIterator[s
 
 
 def customer_of(session_id: str | None) -> Customer:
-    """Who talks in this session; without one, somebody new."""
+    """The customer of this session; without one, a new customer."""
     if session_id is None:
         return Customer()
     customer = customers.setdefault(session_id, Customer())
@@ -95,7 +95,7 @@ async def show_order(request: Request) -> JSONResponse:
 
 
 async def download(request: Request) -> StreamingResponse:
-    """As many bytes as asked for, made as they go out."""
+    """As many bytes as requested, generated while they are sent."""
     size: int = request.path_params["n"]
 
     async def blocks() -> AsyncIterator[bytes]:
@@ -106,7 +106,7 @@ async def download(request: Request) -> StreamingResponse:
 
 
 async def upload(request: Request) -> JSONResponse:
-    """Counts the bytes as they come in; none is kept."""
+    """Counts the bytes as they arrive; keeps none."""
     size = 0
     async for block in request.stream():
         size += len(block)
@@ -114,7 +114,7 @@ async def upload(request: Request) -> JSONResponse:
 
 
 async def talk(websocket: WebSocket) -> None:
-    """Sends back what it gets."""
+    """Echoes every message."""
     await websocket.accept()
     while (event := await websocket.receive())["type"] == "websocket.receive":
         if event.get("text") is not None:

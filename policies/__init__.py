@@ -1,4 +1,4 @@
-"""Pure judgement: which instance, whether at all, how many, which version.
+"""Pure decisions: which instance, whether any, how many, which version.
 
 `STRATEGIES` is the registry of `loadBalancing.strategy`: `STRATEGIES[name](rng, options)`. To add one: one file, one
 line here, one test file (tests/policies/strategies/test_conformance.py holds every entry to the same rules).

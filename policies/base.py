@@ -1,7 +1,7 @@
-"""What a strategy sees and what it answers.
+"""What does a strategy receive and return?
 
-A strategy is one sync method, `pick`. It gets the instances that may take the request (health, breaker, capacity,
-drain and version have been applied, once, by the caller), never changes them, and returns one of them or None.
+A strategy is one sync method, `pick`. It receives the instances that may take the request (the caller has
+applied health, breaker, capacity, drain and version, once), never changes them, and returns one of them or None.
 The caller counts. Time and chance come in from outside, so that every decision can be replayed.
 """
 
@@ -18,7 +18,7 @@ from policies.load.distance import Distances
 class Instance:
     """One instance of an agent as a strategy sees it; owned and kept up to date by the gateway.
 
-    Strategies look at the first seven fields. The others are for who is allowed to be picked (levels, chooser).
+    Strategies read the first seven fields. The others decide which instances are eligible (levels, chooser).
     `id` and `region` stay the same for as long as the object lives; everything else may change between two picks.
     """
 
@@ -30,14 +30,14 @@ class Instance:
     load: float = 0  # requests in flight, as best known here (policies/load/load_view.py)
     slowness: float = 1.0  # its time over the fleet's at the same load; 1 = as fast as the median (see slowness)
     healthy: bool = True  # its checks pass and its breaker lets requests through
-    checked: bool = True  # False until the first verdict on it: it counts neither for nor against its level
-    draining: bool = False  # keeps the sessions that are pinned to it, gets no new ones
-    capacity: int = 0  # most requests in flight; 0: no limit
+    checked: bool = True  # False until its first health check: it counts neither for nor against its level
+    draining: bool = False  # keeps the sessions that are pinned to it, receives no new ones
+    capacity: int = 0  # maximum of requests in flight; 0: no limit
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is known of a request when an instance is chosen for it."""
+    """A request at the time when an instance is chosen for it."""
 
     agent: str = ""
     session: str | None = None  # the session's name, if it has one
@@ -45,12 +45,12 @@ class Request:
     now: float = 0.0  # monotonic seconds
     pin: str | None = None  # the instance that a valid session token names
     fresh: bool = False  # the session was made for this request: no other gateway can know it yet
-    version: str | None = None  # the one that should answer; None: all are alike
+    version: str | None = None  # the version that should answer; None: any
 
 
 @dataclass(frozen=True)
 class Options:
-    """What some strategies want to know beyond the instances. Every strategy is built as `(rng, options)`."""
+    """What some strategies need beyond the instances. Every strategy is built as `(rng, options)`."""
 
     regions: tuple[str, ...] = ()  # geographic: the regions to route among; (): all
     distances: Distances = field(default_factory=Distances)

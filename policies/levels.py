@@ -1,10 +1,10 @@
-"""Which level of instances takes this request?
+"""Which level of instances takes a request?
 
-A level is a priority, or with geographic a place in the order of distance from the client. Loads follow
+A level is a priority, or with geographic a rank in the order of distance from the client. Loads follow
 policies/priority.py and are drawn evenly, not by chance: 70 and 30 are seven and three of every ten. A session gives its own
 point between 0 and 100 instead, so that all gateways send it to the same level. A level more than 80 % full passes its
-requests down until it is below 70 %. In a level that does not panic only the healthy are left; in panic all that answer.
-Not for choosing within a level: that is the strategy's.
+requests down until it is below 70 %. In a level that does not panic only healthy instances are eligible; in panic all
+that answer. Not for choosing within a level: that is the strategy's.
 Source: Envoy's priority levels; spilling by fullness with hysteresis is our own.
 """
 
@@ -20,13 +20,13 @@ from policies.strategies.geographic import priorities
 from policies.weighted import SmoothWeighted
 
 FULL_PERCENT, ROOM_PERCENT = 80, 70
-MOST_VIEWS = 64  # client regions that are told apart at a time
+MOST_VIEWS = 64  # client regions that are distinguished at a time
 
 
 class LevelOrder(Protocol):
-    """How instances are put into levels, first level first; the labels name levels for good."""
+    """How instances are put into levels, first level first; a level's label never changes."""
 
-    by_client: bool  # does it depend on where the client is?
+    by_client: bool  # whether it depends on the client's region
 
     @property
     def stamp(self) -> int: ...  # changes when the answer may have changed
@@ -39,10 +39,10 @@ class ByPriority:
     stamp = 0
 
     def levels(self, instances: Iterable[Instance], client_region: str) -> list[tuple[str, list[Instance]]]:
-        found: dict[int, list[Instance]] = {}
+        by_priority: dict[int, list[Instance]] = {}
         for instance in instances:
-            found.setdefault(instance.priority, []).append(instance)
-        return [(f"priority {number}", found[number]) for number in sorted(found)]
+            by_priority.setdefault(instance.priority, []).append(instance)
+        return [(f"priority {number}", by_priority[number]) for number in sorted(by_priority)]
 
 
 class ByDistance:
@@ -57,17 +57,17 @@ class ByDistance:
         return self._distances.stamp
 
     def levels(self, instances: Iterable[Instance], client_region: str) -> list[tuple[str, list[Instance]]]:
-        found: dict[str, list[Instance]] = {}
+        by_region: dict[str, list[Instance]] = {}
         for instance in instances:
             if not self._regions or instance.region in self._regions:
-                found.setdefault(instance.region, []).append(instance)
-        first = priorities((instance for members in found.values() for instance in members), found)
+                by_region.setdefault(instance.region, []).append(instance)
+        first = priorities((instance for members in by_region.values() for instance in members), by_region)
         places = self._distances.order(client_region, first)
-        return [(" ".join(place), [instance for region in place for instance in found[region]]) for place in places]
+        return [(" ".join(place), [instance for region in place for instance in by_region[region]]) for place in places]
 
 
 class _View:
-    """The levels as one kind of client sees them."""
+    """The levels as the clients of one region see them."""
 
     __slots__ = ("labels", "loads", "members", "of", "panic", "plain", "turns")
 
@@ -83,7 +83,7 @@ class _View:
 
 
 class LevelChooser:
-    """Keeps the turns of each kind of client and which levels are spilling; everything else is read each time."""
+    """Keeps the turns for each client region and which levels are spilling; reads everything else each time."""
 
     def __init__(self, rng: Random, order: LevelOrder | None = None) -> None:
         self._rng = rng
@@ -111,12 +111,12 @@ class LevelChooser:
         point: float | None = None,
         stamp: object = None,
     ) -> tuple[str, Sequence[Instance]]:
-        """The label of the level that takes this request, and those of `eligible` that are in it; empty when nobody can.
+        """The label of the level that takes this request, and its members among `eligible`; empty when none can.
 
-        `everyone`: all that are known, for the totals. `point`: 0 to 100, a session's own. `stamp`: anything that the
-        caller changes whenever it changes `everyone` or a flag of an instance; None: it is found out, for 0.1 us each.
+        `everyone`: all instances, for the totals. `point`: 0 to 100, a session's own. `stamp`: anything that the
+        caller changes whenever it changes `everyone` or a flag of an instance; None: `narrow` compares them, 0.1 us each.
         """
-        self._notice(everyone, stamp)
+        self._sync(everyone, stamp)
         view = self._view(request.region, everyone)
         if not view.labels:
             return "", ()
@@ -124,13 +124,13 @@ class LevelChooser:
             return view.labels[0], _allowed(view, 0, eligible, whole=not self._order.by_client)
         start = self._draw(view, point)
         for index in self._places(view, start):
-            found = _allowed(view, index, eligible)
-            if found:
-                return view.labels[index], found
+            members = _allowed(view, index, eligible)
+            if members:
+                return view.labels[index], members
         return "", ()
 
-    def _notice(self, everyone: Sequence[Instance], stamp: object) -> None:
-        """Throws the views away when what they were made from has changed."""
+    def _sync(self, everyone: Sequence[Instance], stamp: object) -> None:
+        """Discards the views when their inputs have changed."""
         order_stamp = self._order.stamp
         if stamp is not None and stamp == self._stamp and order_stamp == self._order_stamp:
             return
@@ -145,9 +145,9 @@ class LevelChooser:
         view = self._views.get(client)
         if view is None:
             turns = self._turns.pop(client, None) or SmoothWeighted({}, self._rng)
-            for held in (self._views, self._turns):
-                while len(held) >= MOST_VIEWS:
-                    del held[next(iter(held))]
+            for cache in (self._views, self._turns):
+                while len(cache) >= MOST_VIEWS:
+                    del cache[next(iter(cache))]
             self._turns[client] = turns
             view = self._views[client] = _View(self._order.levels(everyone, region), turns)
         return view
@@ -164,7 +164,7 @@ class LevelChooser:
         return 0
 
     def _places(self, view: _View, start: int) -> Iterator[int]:
-        """Where to look: from the drawn level down where there is room, then where there is not, then above."""
+        """The levels to try: from the drawn one down those with room, then the full ones, then those above."""
         full = []
         for index in range(start, len(view.labels)):
             if self._is_full(view, index):
@@ -190,7 +190,7 @@ class LevelChooser:
 
 
 def _flags(everyone: Sequence[Instance]) -> list[list[int]]:
-    """What levels are made from and may change while an instance lives; by columns, which is the cheapest way."""
+    """The fields that decide levels and may change while an instance lives; by columns, which is cheapest."""
     return [
         [instance.healthy for instance in everyone],
         [instance.checked for instance in everyone],
@@ -200,7 +200,7 @@ def _flags(everyone: Sequence[Instance]) -> list[list[int]]:
 
 
 def _allowed(view: _View, index: int, eligible: Sequence[Instance], whole: bool = False) -> Sequence[Instance]:
-    """Those of `eligible` in the level that may take something new. `whole`: there is no other level."""
+    """The instances of `eligible` in the level that may take a new request. `whole`: there is no other level."""
     if whole and view.plain[index]:
         return eligible
     of, panic = view.of, view.panic[index]

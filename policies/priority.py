@@ -3,8 +3,8 @@
 Integer percentages: a level can carry min(100, 140 * healthy // total); levels are filled in order until 100 is
 reached, and when all together carry less than 100 each gets its part of that. So a level keeps all its traffic until
 71 % of it is healthy, and the next one takes over gradually. Below 50 % healthy while the levels together carry less
-than 100, a level panics: checks are then no guide, and it spreads over all its instances that answer at all. When every
-level panics, traffic is divided by size. Instances never checked yet leave the denominator.
+than 100, a level panics: health checks no longer guide it, and it spreads over all instances that answer at all. When every
+level panics, traffic is divided by size. Instances that were never checked are left out of the denominator.
 Not a draw: policies/levels.py does that. Source: Envoy, priority levels, degraded hosts and panic threshold.
 """
 
@@ -46,11 +46,11 @@ def level_loads(levels: Sequence[Level], overprovision: int = 140, panic: int = 
     nothing = [0] * len(levels)
     if all(panics) or norm == 0:
         return LevelLoads(_by_size(levels), nothing, panics)
-    healthy_loads, left = _fill(healthy, norm, 100)
-    degraded_loads, left = _fill(degraded, norm, left)
-    if left:  # what rounding has left over goes to the first that can take it
+    healthy_loads, remaining = _fill(healthy, norm, 100)
+    degraded_loads, remaining = _fill(degraded, norm, remaining)
+    if remaining:  # the remainder of rounding goes to the first level that can take it
         loads, available = (healthy_loads, healthy) if any(healthy) else (degraded_loads, degraded)
-        loads[_first(available)] += left
+        loads[_first(available)] += remaining
     return LevelLoads(healthy_loads, degraded_loads, panics)
 
 
@@ -65,13 +65,13 @@ def _share(level: Level) -> int:
     return 100 * level.healthy // level.counted + 100 * level.degraded // level.counted
 
 
-def _fill(available: Sequence[int], norm: int, left: int) -> tuple[list[int], int]:
+def _fill(available: Sequence[int], norm: int, remaining: int) -> tuple[list[int], int]:
     loads = []
     for percent in available:
-        load = min(left, percent * 100 // norm)
+        load = min(remaining, percent * 100 // norm)
         loads.append(load)
-        left -= load
-    return loads, left
+        remaining -= load
+    return loads, remaining
 
 
 def _by_size(levels: Sequence[Level]) -> list[int]:

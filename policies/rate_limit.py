@@ -1,10 +1,10 @@
-"""How much may one user ask?
+"""How many requests may one user send?
 
 `LIMITERS` is the registry of `rateLimit.strategy`. Sliding window (the default) is exact: never more than `requests` in
-any window, nobody refused below that, one timestamp per request remembered. Fixed window remembers one number per key
-and lets twice the limit through around a boundary. Token bucket: a burst of `requests`, then an even flow.
-Refusals never count, and keys share nothing. Several gateways hold one limit by telling each other whom they have
-admitted (`drain_admissions`, `absorb`): it is exceeded by no more than what arrives elsewhere between two exchanges.
+any window, no refusal below that, one timestamp kept per request. Fixed window keeps one number per key and allows
+twice the limit around a boundary. Token bucket: a burst of `requests`, then an even flow.
+Refusals never count, and keys share nothing. Several gateways share one limit by exchanging their admissions
+(`drain_admissions`, `absorb`): it is exceeded by no more than what arrives elsewhere between two exchanges.
 Source: the sliding log; headers are those of draft-ietf-httpapi-ratelimit-headers-10.
 """
 
@@ -23,7 +23,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 T = TypeVar("T")
 
 MOST_KEYS = 1_000_000  # per limiter; above that the least recently admitted are forgotten early
-MOST_UNTOLD = 100_000  # admissions kept for the other gateways while nobody asks for them
+MAX_UNSENT = 100_000  # admissions kept for the other gateways until the next exchange
 LONGEST_KEY = 64
 SHARDS = 64
 DOUBLE = 8  # bytes
@@ -50,10 +50,10 @@ class Decision(NamedTuple):
 
 
 class ExpiringKeys(Generic[T]):
-    """A dict whose keys leave some time after they were last put: a few at a time, so that nobody waits for it.
+    """A dict whose keys expire some time after they were last put: a few at a time, so that no request waits for it.
 
-    What is put goes into the young half. Each `idle_s` the young half becomes the old one; what is still there another
-    `idle_s` later has not been put since. In shards: a dict of a million that grows would stop everything.
+    Keys are put into the young half. Each `idle_s` the young half becomes the old one; a key that is still there another
+    `idle_s` later has not been put since. In shards: growing a dict of a million would stall the process.
     """
 
     __slots__ = ("_left", "_most", "_old", "_size", "_turned", "_young", "idle_s")
@@ -102,11 +102,11 @@ class ExpiringKeys(Generic[T]):
 
 
 class Limiter(ABC, Generic[T]):
-    """At most `requests` per `window_s` seconds and key. `shared`: there are other gateways to be told."""
+    """At most `requests` per `window_s` seconds and key. `shared`: other gateways must receive the admissions."""
 
     def __init__(self, requests: int, window_s: float, shared: bool = False) -> None:
         self._keys: ExpiringKeys[T] = ExpiringKeys(window_s)
-        self._untold: deque[tuple[str, float]] | None = deque(maxlen=MOST_UNTOLD) if shared else None
+        self._unsent: deque[tuple[str, float]] | None = deque(maxlen=MAX_UNSENT) if shared else None
         self.update(requests, window_s)
 
     def __len__(self) -> int:
@@ -133,29 +133,29 @@ class Limiter(ABC, Generic[T]):
 
     @abstractmethod
     def peek(self, key: str, now: float) -> Decision:
-        """What `admit` would answer; counts nothing."""
+        """What `admit` would return; counts nothing."""
 
     def commit(self, key: str, now: float) -> None:
         """Counts a request that `peek` has allowed."""
         self._count(key, (now,), now)
-        if self._untold is not None:
-            self._untold.append((key, now))
+        if self._unsent is not None:
+            self._unsent.append((key, now))
 
     def absorb(self, key: str, timestamps: Iterable[float], now: float) -> None:
-        """Counts what other gateways have admitted; their times by this gateway's clock, in any order."""
+        """Counts the admissions of other gateways; their times by this gateway's clock, in any order."""
         times = sorted(min(time, now) for time in timestamps)
         if times:
             self._count(key, times, now)
 
     def drain_admissions(self) -> list[tuple[str, float]]:
         """Key and time of each admission here since the last call."""
-        told = list(self._untold or ())
-        if self._untold:
-            self._untold.clear()
-        return told
+        admissions = list(self._unsent or ())
+        if self._unsent:
+            self._unsent.clear()
+        return admissions
 
     def sweep(self, now: float, most: int = 2) -> None:
-        """Lets idle keys go. Admissions and refusals do so in passing; a periodic call does when nobody asks."""
+        """Drops idle keys. Admissions and refusals do so in passing; call it periodically for times without requests."""
         self._keys.sweep(now, most)
 
     @abstractmethod
@@ -166,8 +166,8 @@ class Limiter(ABC, Generic[T]):
 class SlidingWindow(Limiter[bytearray]):
     """The times of each key's newest admissions, ascending. What was admitted at 0 is forgotten at `window_s`.
 
-    Packed doubles: no object of Python takes less, is shortened at its front for nothing, and is of no interest to the
-    garbage collector, which looking through a million would stop everything.
+    Packed doubles: no Python object takes less memory, is shortened at its front as cheaply, and is ignored by the garbage
+    collector, which would stall the process when scanning a million objects.
     """
 
     def peek(self, key: str, now: float) -> Decision:
@@ -258,32 +258,32 @@ LIMITERS: dict[str, type[SlidingWindow] | type[FixedWindow] | type[TokenBucket]]
 
 
 class TightestLimit(NamedTuple):
-    """What several limits say together: the decision of the tightest, and which that is."""
+    """The result of several limits: the decision of the tightest one, and that limiter."""
 
     decision: Decision
     limiter: Limiter[Any]
 
 
 def admit_all(limits: Iterable[tuple[Limiter[Any], str]], now: float) -> TightestLimit | None:
-    """Asks every limit, each with its key; the request counts with all of them or with none. No limits: None.
+    """Checks every limit, each with its key; the request counts for all of them or for none. No limits: None.
 
     The tightest is the refusal that lasts longest, or else the one that leaves the fewest requests.
     """
-    asked = [(limiter, key, limiter.peek(key, now)) for limiter, key in limits]
-    if not asked:
+    peeks = [(limiter, key, limiter.peek(key, now)) for limiter, key in limits]
+    if not peeks:
         return None
-    allowed = all(decision.allowed for _, _, decision in asked)
-    for limiter, key, _ in asked:
+    allowed = all(decision.allowed for _, _, decision in peeks)
+    for limiter, key, _ in peeks:
         if allowed:
             limiter.commit(key, now)
         else:
             limiter.sweep(now)
-    limiter, _, tightest = min(asked, key=lambda each: _room(each[2]))
+    limiter, _, tightest = min(peeks, key=lambda each: _room(each[2]))
     return TightestLimit(tightest, limiter)
 
 
 def headers(decision: Decision, requests: int, window_s: float, name: str = "default") -> dict[str, str]:
-    """What an answer says about the limit, admitted or not. Whole seconds, rounded up."""
+    """The response headers about the limit, admitted or not. Whole seconds, rounded up."""
     least_s = 0 if decision.allowed else 1
     fields = {
         "RateLimit-Policy": f'"{name}";q={requests};w={_whole(window_s, 1)}',
@@ -295,14 +295,14 @@ def headers(decision: Decision, requests: int, window_s: float, name: str = "def
 
 
 def key_of(value: str) -> str:
-    """A key that takes no more memory than it should, however long the name a client gives itself."""
+    """A key of bounded size, however long the name that a client sends."""
     if len(value) <= LONGEST_KEY:
         return value
     return "#" + blake2b(value.encode("utf-8", "surrogatepass"), digest_size=32).hexdigest()  # longer than any short one
 
 
 def _past(times: Sequence[float], horizon: float) -> int:
-    """How many of the ascending times are not after `horizon`; mostly none."""
+    """How many of the ascending times are not after `horizon`; usually none."""
     return bisect_right(times, horizon) if times and times[0] <= horizon else 0
 
 

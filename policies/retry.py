@@ -1,9 +1,9 @@
 """May a request that failed be sent again, and when?
 
-If it had provably not begun, always (the caller knows: refused, reset before a byte was sent, a "not executed" refusal,
-draining). Otherwise only where the method or an Idempotency-Key makes repeating harmless, and never after the first
-byte of an answer. A budget keeps retries from multiplying an overload: at once no more than a percentage of the
-requests in hand, but always a few. An instance's "not executed" refusal costs no budget: it cost the instance nothing.
+If it had provably not begun, always (the caller decides: connection refused, reset before a byte was sent, a "not
+executed" refusal, draining). Otherwise only where the method or an Idempotency-Key makes repeating harmless, and never
+after the first byte of a response. A budget keeps retries from multiplying an overload: at most a percentage of the
+active requests at any time, but always a few. A "not executed" refusal costs no budget: it cost the instance nothing.
 Source: Envoy, retry budgets and its back-off (25 ms, full jitter); RFC 9110 on idempotent methods.
 """
 
@@ -31,7 +31,7 @@ def repeatable(method: str, has_idempotency_key: bool) -> bool:
 
 
 class Budget:
-    """Counts the requests in hand and those of them that retry. Its settings may be changed at any time."""
+    """Counts the active requests and how many of them retry. Its settings may be changed at any time."""
 
     __slots__ = ("active", "budget_percent", "minimum", "retrying")
 
@@ -60,7 +60,7 @@ class Spending:
         budget.active += 1
 
     def retry(self) -> bool:
-        """Asked before each retry: may this request do so? A request that retries already may go on retrying."""
+        """Whether this request may retry; call it before each retry. A request that retries already may continue."""
         budget = self._budget
         if self._retries:
             return True
@@ -71,7 +71,7 @@ class Spending:
         return True
 
     def answered(self) -> None:
-        """A retry has got its answer: what streams from here on is no retry any more."""
+        """The retry has its response: the stream that follows no longer counts as a retry."""
         if self._retries:
             self._retries = False
             self._budget.retrying -= 1

@@ -1,10 +1,10 @@
-"""Which version answers, and may the new one have more?
+"""Which version answers a request, and may the canary get more traffic?
 
 Sessions lie on a line of 0 to 100 by a hash of (agent, session); those below the canary's percentage are the canary's, so
 raising it moves sessions only from stable to canary, each at most once, and lowering it only back. Requests without a
 session take turns: N of every 100 at each gateway, evenly spread, not by chance. The analysis compares the canary with
-stable over the same time; too few requests say nothing, and what says nothing never promotes. Not for keeping a session
-where it is: that is the token's or the remembered place's (policies/sessions/affinity.py).
+stable over the same time; too few requests are inconclusive, and an inconclusive result never promotes. Not for
+keeping a session on its instance: that is the session token's (policies/sessions/affinity.py).
 Source: Bresenham's line for the turns; Kayenta and Flagger for the analysis.
 """
 
@@ -24,7 +24,7 @@ Verdict = Literal["worse", "inconclusive", "better-or-equal"]
 
 
 def in_canary(key: str | tuple[str, ...], percent: float) -> bool:
-    """Whether the session's place on the line is below `percent`. `key` is (agent, session), the same at every gateway."""
+    """Whether the session's point on the line is below `percent`. `key` is (agent, session), the same at every gateway."""
     names = (key,) if isinstance(key, str) else key
     return 100 * hash_of("version", *names) < percent * 2.0**64  # a Python int and float compare exactly
 
@@ -33,7 +33,7 @@ class Turns:
     """Whose turn is it, for requests without a session? One per agent and gateway.
 
     Of any n requests in a row under one percentage the canary gets n * percent / 100, rounded up or down. A new
-    percentage holds from the next request, and nothing is made up for: no burst, however often it changes.
+    percentage holds from the next request, and earlier requests are not made up for: no burst, however often it changes.
     """
 
     __slots__ = ("_owed", "_step")
@@ -56,7 +56,7 @@ class Turns:
         self._step = round(percent * STEPS_PER_PERCENT)
 
     def canary(self) -> bool:
-        """Whether the next request goes to the canary. Asking is taking the turn."""
+        """Whether the next request goes to the canary. Each call takes a turn."""
         self._owed += self._step
         if self._owed < WHOLE:
             return False
@@ -66,9 +66,9 @@ class Turns:
 
 @dataclass(frozen=True, slots=True)
 class VersionStats:
-    """How one version did over a time. `latency_ms`: the same figure for both (median, mean …); None: unknown.
+    """The results of one version over a period. `latency_ms`: the same figure for both (median, mean …); None: unknown.
 
-    `is_tripped`: the circuit breakers of all its instances have opened, so that it gets hardly any more requests.
+    `is_tripped`: the circuit breakers of all its instances have opened, so that it receives hardly any requests.
     """
 
     requests: int
@@ -92,7 +92,7 @@ def judge(
 ) -> Judgement:
     """The canary against stable over the same time. `max_error_rate` in percent, `max_latency_ratio` times stable's.
 
-    One whose breakers have all opened is judged by the requests that opened them: it would never get `min_requests`.
+    A canary whose breakers have all opened is judged by the requests that opened them: it would never reach `min_requests`.
     """
     if canary.requests < min_requests and not (canary.is_tripped and canary.errors):
         return Judgement("inconclusive", f"the canary has answered {canary.requests} of the {min_requests} requests needed")
@@ -112,12 +112,12 @@ def judge(
 
 
 def next_step(steps: Sequence[float], percent: float) -> float | None:
-    """The first of the rising `steps` above `percent`; None when it has taken them all."""
+    """The first of the rising `steps` above `percent`; None after the last."""
     return next((step for step in steps if step > percent), None)
 
 
 def _over_error_rate(canary: VersionStats, stable: VersionStats, max_error_rate: float) -> Judgement:
-    """Where stable fails as much, something that both depend on is at fault: no reason to go back, and none to go on."""
+    """Where stable fails as much, a shared dependency is at fault: no reason to roll back, and none to promote."""
     fails = f"{canary.error_percent:.4g} % of the canary's {canary.requests} requests failed, allowed are {max_error_rate:g} %"
     if canary.is_tripped:
         fails += ", and all its circuit breakers are open"

@@ -1,11 +1,11 @@
-"""Whose turn is it, when some are to have more turns than others?
+"""Whose turn is it, when some names get more turns than others?
 
 Smooth weighted round-robin: in every period each name gets exactly its weight's share, spread as evenly as the
 weights allow (5, 1, 1 gives a a b a c a a). Each pick adds its weight to every name's lag; the largest lag wins
-and pays the sum. Equal weights are turn-taking: whoever waited longest, so that N picks in a row reach each of
-N once, whatever happened before. When the eligible names change, lags are kept as fractions of a pick: a
-smaller set neither repays nor forgives debts in bursts. Not for unequal work per pick: it knows nothing of load.
-Source: NGINX, upstream round robin module; that each gateway starts at a random phase is Envoy's lesson.
+and pays the sum. With equal weights the name that waited longest wins, so that N picks in a row reach
+each of N once, whatever happened before. When the eligible names change, lags are kept as fractions of a pick: a
+smaller set neither repays nor forgives debts in bursts. Not for unequal work per pick: it does not look at load.
+Source: NGINX, upstream round robin module; the random phase of each gateway is from Envoy.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PHASE_STEPS = 4096  # the most additions that finding a random phase may cost
 
 
 def weights_of(named: Mapping[str, float], names: Iterable[str]) -> dict[str, float]:
-    """A weight for each of `names`: its own, or the mean of all that are named; 1 for everybody when none is."""
+    """A weight for each of `names`: its own, or the mean of `named`; 1 for all when `named` is empty."""
     mean = sum(named.values()) / len(named) if named else 1.0
     return {name: named.get(name, mean) for name in names}
 
@@ -67,7 +67,7 @@ class SmoothWeighted:
         """One of `ids` whose weight is not 0, or None. Unknown names are never picked."""
         asked = list(ids)
         if asked != self._asked:
-            self._look_at(asked)
+            self._open_view(asked)
         if not self._names:
             return None
         standing = self._standing
@@ -82,7 +82,7 @@ class SmoothWeighted:
 
     def update(self, weights: Mapping[str, float]) -> None:
         """Replaces the weights. Names that stay keep what they are owed; names that join are owed nothing."""
-        self._look_away()
+        self._close_view()
         self._weights = {name: weight for name, weight in weights.items() if 0 < weight < inf}
         self._order = list(self._weights)
         if self._rng is not None:
@@ -94,7 +94,7 @@ class SmoothWeighted:
         self._turn = {} if fresh else {n: t for n, t in self._turn.items() if n in self._weights}
         self._lag = {} if fresh else {n: lag for n, lag in self._lag.items() if n in self._weights}
         if self._lag:
-            drift = sum(self._lag.values()) / len(self._lag)  # those that left took their lags along
+            drift = sum(self._lag.values()) / len(self._lag)  # removed names took their lags along
             self._lag = {n: lag - drift for n, lag in self._lag.items()}
         if fresh and not even and self._rng is not None:
             self._advance(self._rng)
@@ -106,13 +106,13 @@ class SmoothWeighted:
         for _ in range(rng.randrange(1 + min(period, PHASE_STEPS // len(values)))):
             self.pick(self._order)
 
-    def _look_at(self, asked: list[str]) -> None:
-        wanted = set(asked)
-        names = [name for name in self._order if name in wanted]
-        if names == self._names:  # only asked in another order
+    def _open_view(self, asked: list[str]) -> None:
+        eligible = set(asked)
+        names = [name for name in self._order if name in eligible]
+        if names == self._names:  # the same names in another order
             self._asked = asked
             return
-        self._look_away()
+        self._close_view()
         self._asked, self._names = asked, names
         self._shares = list(map(self._weights.__getitem__, names))
         self._total = sum(self._shares)
@@ -141,7 +141,7 @@ class SmoothWeighted:
     def _mid_queue(self, oldest: float, newest: float) -> float:
         return newest if self._rng is None else self._rng.uniform(oldest, newest)
 
-    def _look_away(self) -> None:
+    def _close_view(self) -> None:
         """Writes the view's state back under its names."""
         if self._even:
             self._turn.update(zip(self._names, self._standing, strict=True))

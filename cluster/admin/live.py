@@ -102,7 +102,7 @@ class Live:
 
 
 def _far(distances: Distances, one: str, other: str) -> dict[str, Any]:
-    ms, source = distances.known(one, other)
+    ms, source = distances.lookup(one, other)
     return {"ms": None if ms is None else round(ms, 1), "source": source}
 
 

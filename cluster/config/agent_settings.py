@@ -37,7 +37,7 @@ class RegionSettings:
         later=True,
     )
     priority: int = setting(
-        "priority", values.whole(0), "Served first: the lowest number. Equal ones share traffic.", default=1
+        "priority", values.whole(0), "The lowest number receives traffic first; equal ones share it.", default=1
     )
     min_instances: int | None = setting("minInstances", values.whole(0), "Default: scaling.minInstances.", default=None)
     max_instances: int | None = setting("maxInstances", values.whole(0), "Default: scaling.maxInstances.", default=None)
@@ -85,8 +85,12 @@ class HealthCheck:
     enabled: bool = setting("enabled", values.flag, "Whether the Controller checks the instances.", default=True)
     interval_s: float = setting("interval", values.seconds(), "Time between two checks of an instance.", default=30.0)
     timeout_s: float = setting("timeout", values.seconds(), "A check that takes longer has failed.", default=5.0)
-    unhealthy_threshold: int = setting("unhealthyThreshold", values.whole(1), "Failed checks in a row: unhealthy.", default=3)
-    healthy_threshold: int = setting("healthyThreshold", values.whole(1), "Passed checks in a row: healthy again.", default=2)
+    unhealthy_threshold: int = setting(
+        "unhealthyThreshold", values.whole(1), "Failed checks in a row that make an instance unhealthy.", default=3
+    )
+    healthy_threshold: int = setting(
+        "healthyThreshold", values.whole(1), "Passed checks in a row that make it healthy again.", default=2
+    )
 
 
 HEALTH_CHECK = block(HealthCheck)
@@ -97,16 +101,18 @@ class LoadBalancing:
     strategy: str = setting(
         "strategy", values.choice("strategy", *STRATEGIES), "How an instance is chosen for a request.", default="round-robin"
     )
-    window_s: float = setting("window", values.seconds(), "response-time: how far back it looks.", default=300.0)
+    window_s: float = setting(
+        "window", values.seconds(), "response-time: the age of the oldest response that counts.", default=300.0
+    )
     regions: tuple[str, ...] = setting("regions", REGION_NAMES, "geographic: regions to route among; default: all.", default=())
     weighted: dict[str, float] = setting(
-        "weighted", read_weights, "Weight of each instance by name; the others get the mean, 0 gets nothing.", factory=dict
+        "weighted", read_weights, "Weight of each instance by name. Unnamed ones have the mean; 0: no requests.", factory=dict
     )
     session_affinity: SessionAffinity = setting(
         "sessionAffinity", block(SessionAffinity), "Keeps a session's requests on one instance.", factory=SessionAffinity
     )
     slow_start_s: float = setting(
-        "slowStart", values.seconds(zero=True), "How long a new instance takes to reach its full share.", default=0.0
+        "slowStart", values.seconds(zero=True), "Time in which a new instance ramps up to its full share.", default=0.0
     )
 
 
@@ -156,7 +162,7 @@ class AccessLog:
 
 @dataclass(frozen=True, slots=True)
 class CircuitBreaker:
-    enabled: bool = setting("enabled", values.flag, "Whether failing instances are taken out.", default=True)
+    enabled: bool = setting("enabled", values.flag, "Whether failing instances stop receiving requests.", default=True)
     failure_threshold: int = setting("failureThreshold", values.whole(1), "Failures in a row that open it.", default=5)
     timeout_s: float | None = setting(
         "timeout", values.seconds(), "No response for this long is a failure. Default: the request timeout.", default=None
@@ -203,9 +209,11 @@ def read_steps(value: object, at: Location) -> tuple[float, ...]:
 
 @dataclass(frozen=True, slots=True)
 class CanarySettings:
-    """When a canary may grow by itself. Error rate in percent, latency as a multiple of the stable version's."""
+    """When a canary is promoted automatically. Error rate in percent, latency as a multiple of the stable version's."""
 
-    max_error_rate: float = setting("maxErrorRate", PERCENT, "Percent of errors above which it is rolled back.", default=5.0)
+    max_error_rate: float = setting(
+        "maxErrorRate", PERCENT, "Error rate in percent above which the canary is rolled back.", default=5.0
+    )
     max_latency_ratio: float = setting(
         "maxLatencyRatio", values.number(above=True), "Latency allowed, as a multiple of the stable version's.", default=1.5
     )
@@ -247,7 +255,7 @@ class AgentSettings:
     name: str
     agent: str = setting("agent", values.import_name, "module:attribute of the Agent, imported from this file's folder.")
     version: str = setting("version", values.version, "Name of the version that this file describes.", default="v1")
-    resources: Resources = setting("resources", block(Resources), "What Ray reserves per instance.", factory=Resources)
+    resources: Resources = setting("resources", block(Resources), "What Ray reserves for each instance.", factory=Resources)
     regions: dict[str, RegionSettings] = setting(
         "regions",
         read_regions,
@@ -266,23 +274,25 @@ class AgentSettings:
     )
     limits: Limits = setting("limits", block(Limits), "How many requests at once, and how long they may take.", factory=Limits)
     timeouts: Timeouts = setting("timeouts", block(Timeouts), "How long each part of a request may take.", factory=Timeouts)
-    rate_limit: RateLimit = setting("rateLimit", block(RateLimit), "Requests allowed per time, in all.", factory=RateLimit)
+    rate_limit: RateLimit = setting(
+        "rateLimit", block(RateLimit), "Limit on requests per time, for the whole agent.", factory=RateLimit
+    )
     circuit_breaker: CircuitBreaker = setting(
-        "circuitBreaker", block(CircuitBreaker), "Takes an instance out whose requests fail.", factory=CircuitBreaker
+        "circuitBreaker", block(CircuitBreaker), "Stops sending requests to an instance that fails.", factory=CircuitBreaker
     )
     retry: Retry = setting("retry", block(Retry), "When a failed request is sent to another instance.", factory=Retry)
-    scaling: Scaling | None = setting("scaling", block(Scaling), "Autoscaling per region. Default: fixed.", default=None)
+    scaling: Scaling | None = setting("scaling", block(Scaling), "Autoscaling per region. Default: fixed counts.", default=None)
     canary: CanarySettings | None = setting(
-        "canary", block(CanarySettings), "Lets a canary grow, or be rolled back, by itself. Default: by hand.", default=None
+        "canary", block(CanarySettings), "Promotes or rolls back a canary automatically. Default: by hand.", default=None
     )
     access_log: AccessLog = setting("accessLog", block(AccessLog), "One line of JSON per request.", factory=AccessLog)
     drain_timeout_s: float = setting(
-        "drainTimeout", values.seconds(zero=True), "How long a stopping instance may finish its requests.", default=600.0
+        "drainTimeout", values.seconds(zero=True), "Time that a stopping instance has to finish its requests.", default=600.0
     )
     runtime_env: dict[str, object] = setting(
         "runtimeEnv",
         read_runtime_env,
-        "What Ray installs and sets for the instances.",
+        "Packages and environment variables of the instances.",
         factory=dict,
         write=_write_runtime_env,
     )

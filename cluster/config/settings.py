@@ -37,7 +37,7 @@ class TlsSettings:
 @dataclass(frozen=True, slots=True)
 class GatewaySettings:
     region: str = setting("region", values.region, "Where it runs. Default: the first region of the first agent.", later=True)
-    host: str = setting("host", values.host, "Address to listen on; 0.0.0.0 opens it to other machines.", default="127.0.0.1")
+    host: str = setting("host", values.host, "Address to listen on; 0.0.0.0 accepts other machines.", default="127.0.0.1")
     port: int = setting("port", PORT, "The public port.", default=8000)
     replicas: int = setting("replicas", values.whole(1), "Gateway processes that share the port.", default=2)
     tls: TlsSettings | None = setting("tls", block(TlsSettings), "Speaks HTTPS with this certificate.", default=None)
@@ -103,12 +103,12 @@ class Settings:
         "clientRegions", values.client_regions, "geographic: the region of clients, by network.", factory=dict
     )
     trusted_proxies: tuple[str, ...] = setting(
-        "trustedProxies", each(values.network, "networks"), "Networks whose x-forwarded-for is believed.", default=()
+        "trustedProxies", each(values.network, "networks"), "Proxies whose x-forwarded-for header is trusted.", default=()
     )
     distances_ms: dict[str, dict[str, float]] = setting(
         "distances",
         _read_distances,
-        "Round-trip times between regions, valid both ways. Default: measured.",
+        "Round-trip times between regions, the same both ways. Default: measured.",
         factory=dict,
         write=_write_distances,
     )

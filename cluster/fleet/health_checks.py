@@ -56,8 +56,8 @@ class HealthChecker:
             if settings.enabled:
                 passed, reason = await self._check(record, settings.timeout_s)
                 threshold.record(passed, settings.unhealthy_threshold, settings.healthy_threshold)
-                self._registry.judge(replica, threshold.well, reason, time.time())
-            elif threshold.well is not True:
+                self._registry.judge(replica, threshold.healthy, reason, time.time())
+            elif threshold.healthy is not True:
                 threshold = HealthThreshold(True)
                 self._registry.judge(replica, True, "", None)
             await self._pause(record)

@@ -116,7 +116,7 @@ class Backend:
     def possibly_stale(self, now: float) -> bool:
         """It is full only with the requests of other gateways, and the report of them is old: it may have capacity again."""
         loads, instance = self._loads, self.instance
-        return instance.load >= instance.capacity > loads.own(instance) and now - loads.heard_at(instance) > STALE_S
+        return instance.load >= instance.capacity > loads.own(instance) and now - loads.reported_at(instance) > STALE_S
 
     def is_probe(self, generation: int | None) -> bool:
         """Whether the request of this breaker generation is the probe of a half-open breaker."""

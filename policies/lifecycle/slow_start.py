@@ -1,8 +1,8 @@
-"""How much of its weight does an instance get while it is new?
+"""How much of its weight does a new instance have?
 
 A share that grows with its age from a tenth to all within a window, relative to the oldest one: when all are equally
-new nobody is held back. For agents that are slow until caches are warm. Not needed with least-connections alone: a
-newcomer gets no burst there unless its work ends at once. Off unless configured (`loadBalancing.slowStart`).
+new, none is held back. For agents that are slow until caches are warm. Not needed with least-connections alone: a
+new instance gets no burst there unless its requests end at once. Off unless configured (`loadBalancing.slowStart`).
 Source: Envoy's slow start mode, linear.
 """
 
@@ -19,7 +19,7 @@ def warmth(age_s: float, window_s: float) -> float:
 
 
 def warm_weights(weights: Mapping[str, float], ages_s: Mapping[str, float], window_s: float) -> dict[str, float]:
-    """The weights to route by; one whose age is unknown counts as old."""
+    """The weights to route by; an instance of unknown age counts as old."""
     shares = {name: warmth(ages_s.get(name, window_s), window_s) for name in weights}
     warmest = max(shares.values(), default=1.0)
     return {name: weight * (shares[name] / warmest) for name, weight in weights.items()}

@@ -1,7 +1,7 @@
 """How far is it from one region to another?
 
-Round-trip milliseconds: what the configuration says, else what gateways measured, else the great circle between
-known cloud regions (policies/load/cloud_regions.py), else unknown, and then priority decides. A region is always nearest
+Round-trip milliseconds: as configured, else as measured by gateways, else the great circle between known cloud
+regions (policies/load/cloud_regions.py), else unknown, and then priority decides. A region is always nearest
 to itself. Measured times less than 2 ms apart are equal: priority decides between them, not noise. Not a substitute
 for measuring: a great circle knows no cables (Cape Town to Bahrain goes through Europe).
 Source: Envoy's locality priorities, ordered per client instead of once.
@@ -17,16 +17,16 @@ from policies.load.cloud_regions import COORDINATES
 EARTH_KM = 6371.0
 MS_PER_KM = 0.014  # there and back in fibre is 0.01; cables are about 1.4 times as long as the great circle
 EQUAL_MS = 2.0
-CONFIGURED, MEASURED, ESTIMATED = "configured", "measured", "estimated"  # where a distance is known from
+CONFIGURED, MEASURED, ESTIMATED = "configured", "measured", "estimated"  # the source of a distance
 
 
 class Distances:
-    """What is known of the distances between regions. Both ways unless the configuration tells them apart."""
+    """Distances between regions. The same both ways unless the configuration distinguishes them."""
 
     def __init__(self, configured: Mapping[str, Mapping[str, float]] | None = None) -> None:
         self._configured = configured or {}
         self._measured: dict[tuple[str, str], float] = {}
-        self.stamp = 0  # changes whenever an answer may have changed
+        self.stamp = 0  # changes whenever a distance may have changed
 
     def configure(self, configured: Mapping[str, Mapping[str, float]]) -> None:
         """Other configured distances; measured ones are kept."""
@@ -34,14 +34,14 @@ class Distances:
         self.stamp += 1
 
     def measured(self, here: str, there: str, ms: float) -> None:
-        """Takes over a round-trip time; the caller smooths."""
+        """Records a round-trip time; the caller smooths."""
         pair = (min(here, there), max(here, there))
         if self._measured.get(pair) != ms:
             self._measured[pair] = ms
             self.stamp += 1
 
-    def known(self, here: str, there: str) -> tuple[float | None, str | None]:
-        """Milliseconds there and back, and where that is known from; None twice when nothing is known."""
+    def lookup(self, here: str, there: str) -> tuple[float | None, str | None]:
+        """Round-trip milliseconds and their source; None twice for an unknown distance."""
         if here == there:
             return 0.0, CONFIGURED
         for one, other in ((here, there), (there, here)):
@@ -56,19 +56,19 @@ class Distances:
         return None, None
 
     def measurements(self) -> dict[str, dict[str, float]]:
-        """What was measured, each pair once: for `measured` elsewhere."""
-        found: dict[str, dict[str, float]] = {}
+        """The measured distances, each pair once: for `measured` elsewhere."""
+        measured_ms: dict[str, dict[str, float]] = {}
         for (one, other), ms in self._measured.items():
             if one != other:
-                found.setdefault(one, {})[other] = ms
-        return found
+                measured_ms.setdefault(one, {})[other] = ms
+        return measured_ms
 
     def order(self, here: str, priorities: Mapping[str, int]) -> list[tuple[str, ...]]:
-        """The regions of `priorities`, nearest first. Equally near ones of the same priority share a place."""
-        known = sorted((*self._far(here, region), priority, region) for region, priority in priorities.items())
+        """The regions of `priorities`, nearest first. Equally near ones of the same priority share a rank."""
+        by_distance = sorted((*self._far(here, region), priority, region) for region, priority in priorities.items())
         places: list[tuple[float, int, list[str]]] = []  # rank of distance, priority, regions
         start, start_measured = -inf, False
-        for ms, measured, priority, region in known:
+        for ms, measured, priority, region in by_distance:
             near = measured and start_measured and ms - start < EQUAL_MS
             if not near and ms != start:
                 start, start_measured = ms, measured
@@ -84,7 +84,7 @@ class Distances:
     def _far(self, here: str, region: str) -> tuple[float, bool]:
         if region == here:
             return -1.0, False
-        ms, source = self.known(here, region)
+        ms, source = self.lookup(here, region)
         return (inf if ms is None else ms), source == MEASURED
 
 

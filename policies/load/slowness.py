@@ -1,6 +1,6 @@
 """How slow is an instance, compared with the others under the same load?
 
-Slowness is the median, over an instance's answers within the window, of its time divided by the fleet's median time at
+Slowness is the median, over an instance's responses within the window, of its time divided by the fleet's median time at
 the same number of requests in flight on arrival. A prior worth 20 answers draws it towards 1 (geometric mean),
 0.8 to 1.25 counts as 1, and it stays within 0.1 to 10. A failed answer counts as ten times the median however long it
 took, and each failure in a row doubles the slowness at once, until a success: so failing fast never looks fast, whether
@@ -36,18 +36,18 @@ class Slowness:
         self.refresh_s = refresh_s
         self._answers: dict[str, deque[Answer]] = {}
         self._failing: dict[str, int] = {}  # failures in a row, for those whose last answer failed
-        self._lasting: dict[str, float] = {}  # slowness but for the failures in a row
+        self._lasting: dict[str, float] = {}  # slowness without the failures in a row
         self._ratios: dict[str, float] = {}
         self._fresh_until = float("-inf")
 
     def __repr__(self) -> str:
         ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in self._ratios.items())
-        return f"<Slowness over {self.window_s:g} s: {ratios or 'nothing known'}>"
+        return f"<Slowness over {self.window_s:g} s: {ratios or 'no responses'}>"
 
     def record(self, instance: str, in_flight: float, seconds: float, now: float, failed: bool = False) -> float | None:
         """One answer. `in_flight`: at the instance when the request arrived there, itself not counted.
 
-        Answers the instance's slowness if it has changed at once: by a failure, or by the success after one.
+        Returns the instance's slowness if it changed at once: by a failure, or by the success after one.
         """
         answers = self._answers.get(instance)
         if answers is None:
@@ -74,9 +74,9 @@ class Slowness:
         return self._ratios
 
     def forget(self, instance: str) -> None:
-        """It is gone, or a new process has taken its name."""
-        for known in (self._answers, self._failing, self._lasting, self._ratios):
-            known.pop(instance, None)
+        """It was removed, or a new process has taken its name."""
+        for by_instance in (self._answers, self._failing, self._lasting, self._ratios):
+            by_instance.pop(instance, None)
 
     def _with_failures(self, instance: str) -> float:
         lasting = self._lasting.get(instance, 1.0)

@@ -1,8 +1,8 @@
 """Which instance does a session belong to?
 
 Weighted rendezvous hashing of (agent, session) over the instances, passing over those that carry more than 1.25 x the
-mean + 1, so that all gateways agree without talking; then remembered for as long as the session is in use. Losing one
-of N instances moves its own sessions and no other; a new one takes none that are remembered or hold a token
+mean + 1, so that all gateways agree without communicating; then remembered for as long as the session is in use. Losing one
+of N instances moves its own sessions and no other; a new one takes no session that is remembered or holds a token
 (policies/sessions/session_token.py). Not for spreading load: a few heavy sessions stay where they are.
 Source: Thaler & Ravishankar 1998; weights by Schindelhauer & Schomaker 2005; the bound is Mirrokni et al. 2018.
 """
@@ -24,7 +24,7 @@ MASK = (1 << 64) - 1
 
 
 class Rendezvous:
-    """Every gateway gives the same answer for the same instances. The only state is hashes of instance names."""
+    """Every gateway picks the same instance from the same instances. The only state is hashes of instance names."""
 
     __slots__ = ("_names",)
 
@@ -56,7 +56,7 @@ class Rendezvous:
 
 
 def within_bound(instances: Sequence[Instance]) -> Sequence[Instance]:
-    """Those whose load is not above 1.25 x their share of the load + 1; all, if that is nobody."""
+    """The instances whose load is at most 1.25 x their share of the load + 1; all, if there are none."""
     load = sum([instance.load for instance in instances])
     if load == 0:
         return instances
@@ -68,7 +68,7 @@ def within_bound(instances: Sequence[Instance]) -> Sequence[Instance]:
 
 
 def point_of(agent: str, session: str) -> float:
-    """A point from 0 up to 100 of the session's own, the same at every gateway."""
+    """The session's own point from 0 up to 100, the same at every gateway."""
     return 100 * (hash_of("level", agent, session) / (MASK + 1))
 
 
@@ -94,7 +94,7 @@ def _unit(bits: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class SessionHome:
-    """Where a session lives."""
+    """The instance and version that serve a session."""
 
     instance: str
     version: str
@@ -103,39 +103,39 @@ class SessionHome:
 class SessionHomes:
     """Where sessions were sent, for as long as they are in use: `ttl_s` counts from the last request.
 
-    Bounded: the session that was idle longest leaves first.
+    Bounded: the session that was idle longest is forgotten first.
     """
 
     def __init__(self, ttl_s: float = 3600.0, most: int = MOST_SESSIONS) -> None:
         self.ttl_s = ttl_s
         self._most = most
-        self._places: OrderedDict[tuple[str, str], tuple[SessionHome, float]] = OrderedDict()  # idle longest first
+        self._homes: OrderedDict[tuple[str, str], tuple[SessionHome, float]] = OrderedDict()  # idle longest first
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._homes)
 
     def get(self, agent: str, session: str, now: float) -> SessionHome | None:
-        """Looking it up is using it."""
+        """A look-up counts as use."""
         self._expire(now)
         key = (agent, session)
-        found = self._places.get(key)
-        if found is None:
+        entry = self._homes.get(key)
+        if entry is None:
             return None
-        self._places[key] = (found[0], now)
-        self._places.move_to_end(key)
-        return found[0]
+        self._homes[key] = (entry[0], now)
+        self._homes.move_to_end(key)
+        return entry[0]
 
-    def put(self, agent: str, session: str, place: SessionHome, now: float) -> None:
+    def put(self, agent: str, session: str, home: SessionHome, now: float) -> None:
         key = (agent, session)
-        self._places[key] = (place, now)
-        self._places.move_to_end(key)
+        self._homes[key] = (home, now)
+        self._homes.move_to_end(key)
         self._expire(now)
-        while len(self._places) > self._most:
-            self._places.popitem(last=False)
+        while len(self._homes) > self._most:
+            self._homes.popitem(last=False)
 
     def _expire(self, now: float) -> None:
-        while self._places:
-            key, (_, used) = next(iter(self._places.items()))
+        while self._homes:
+            key, (_, used) = next(iter(self._homes.items()))
             if now - used <= self.ttl_s:
                 return
-            del self._places[key]
+            del self._homes[key]

@@ -1,8 +1,8 @@
 """Which of these instances costs least?
 
-The one loop behind least-connections and response-time: every instance is looked at once and ties are broken at
-random, each with the same chance. Above `FULL_SCAN` instances a random draw of that many is looked at instead: its
-best is in the best few percent of any fleet, and gateways that know the same do not all run to the same one.
+The one loop behind least-connections and response-time: it looks at every instance once and breaks ties at
+random, each with the same chance. Above `FULL_SCAN` instances it looks at a random draw of that many instead: its
+best is in the best few percent of any fleet, and gateways with the same view do not all pick the same instance.
 """
 
 from __future__ import annotations

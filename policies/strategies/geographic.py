@@ -1,9 +1,9 @@
-"""geographic: who is nearest to the client?
+"""geographic: which instance is nearest to the client?
 
 The nearest region that has an instance (policies/load/distance.py; equally near ones by priority), and the least busy
 instance in it. How much of a half-healthy or full region's traffic goes on to the next one is decided before, by
-policies/levels.py over regions in the order of distance. Use it when the way to the client is a good part of the
-answer's time. Not for turns of many seconds, where a free instance far away answers sooner than a busy one here.
+policies/levels.py over regions in the order of distance. Use it when the network path to the client is a good part of
+the response time. Not for turns of many seconds, where a free instance far away answers sooner than a busy one here.
 Source: Envoy's locality-aware balancing.
 """
 
@@ -31,8 +31,8 @@ class Geographic:
         if len(allowed) <= 1 and allowed == regions:
             return self._inside.pick(instances, request)
         for place in self._distances.order(request.region, priorities(instances, allowed)):
-            there = [instance for instance in instances if instance.region in place]
-            chosen = self._inside.pick(there, request)
+            members = [instance for instance in instances if instance.region in place]
+            chosen = self._inside.pick(members, request)
             if chosen is not None:
                 return chosen
         return None
@@ -40,10 +40,10 @@ class Geographic:
 
 def priorities(instances: Iterable[Instance], regions: Iterable[str]) -> dict[str, int]:
     """The priority of each of `regions`: its first instance's, the lowest number where they differ."""
-    found: dict[str, int] = {}
+    lowest: dict[str, int] = {}
     wanted = frozenset(regions)
     for instance in instances:
         region = instance.region
-        if region in wanted and instance.priority < found.get(region, instance.priority + 1):
-            found[region] = instance.priority
-    return found
+        if region in wanted and instance.priority < lowest.get(region, instance.priority + 1):
+            lowest[region] = instance.priority
+    return lowest

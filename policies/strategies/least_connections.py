@@ -1,8 +1,8 @@
-"""least-connections: who has the least in hand?
+"""least-connections: which instance has the fewest requests in flight?
 
 The lowest (load + 1) / weight, load being the requests in flight at the instance as best known here. The default for
-agents: it needs no history and follows turns of any length. Not where instances differ in speed and nobody has set
-weights (response-time finds that out), and not with one instance that fails at once and no breaker: idle for ever, it
+agents: it needs no history and suits turns of any length. Not where instances differ in speed and no weights are
+set (response-time measures that), and not with one instance that fails at once and no breaker: idle for ever, it
 would draw most requests. With weights an idle fleet sends to the heaviest first: they mean speed, not shares.
 Source: shortest queue / shortest expected delay; NGINX least_conn.
 """

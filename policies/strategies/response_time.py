@@ -1,9 +1,9 @@
-"""response-time: who would be done first?
+"""response-time: which instance would finish first?
 
 The lowest (load + 1) * slowness / weight. `slowness` compares an instance with the fleet at the same load
 (policies/load/slowness.py), so that being busy is not mistaken for being slow; a new instance has 1. Use it when
 instances differ in speed, or one may freeze or fail fast. Not needed where all are alike: there it equals
-least-connections. Never route on a plain mean of times: it herds and knows nothing of what is still running.
+least-connections. Never route on a plain mean of times: it herds and ignores requests that are still running.
 Source: shortest expected delay with measured speeds; the idea of comparing at equal load is Prequal's (NSDI 2024).
 """
 

@@ -2,8 +2,8 @@
 
 Smooth weighted round-robin over `Instance.weight`. With equal weights every N picks in a row reach each of N
 instances once; with weights each gets exactly its share of a period. Use it when instances and requests are
-alike, or when weights are meant to be obeyed to the letter. Not for agents, whose turns last from milliseconds
-to minutes: it goes on sending to an instance that is busy or slow (least-connections, response-time).
+alike, or when weights must be exact shares. Not for agents, whose turns last from milliseconds
+to minutes: it keeps sending to an instance that is busy or slow (least-connections, response-time).
 Source: NGINX, upstream round robin module.
 """
 
@@ -15,15 +15,15 @@ from random import Random
 from policies.base import Instance, Options, Request
 from policies.weighted import SmoothWeighted
 
-MOST_KNOWN = 8192  # names are reused, so this is never reached; a bound all the same
+MAX_NAMES = 8192  # names are reused, so this bound should never be reached
 
 
 class RoundRobin:
-    __slots__ = ("_by_id", "_ids", "_instances", "_known", "_turns", "_weights")
+    __slots__ = ("_all_weights", "_by_id", "_ids", "_instances", "_turns", "_weights")
 
     def __init__(self, rng: Random, options: Options | None = None) -> None:
         self._turns = SmoothWeighted({}, rng)
-        self._known: dict[str, float] = {}  # weights, also of those that are not eligible just now
+        self._all_weights: dict[str, float] = {}  # weights, also of instances that are not eligible now
         self._by_id: dict[str, Instance] = {}
         self._instances: list[Instance] = []
         self._weights: list[float] = []
@@ -32,16 +32,16 @@ class RoundRobin:
     def pick(self, instances: Sequence[Instance], request: Request) -> Instance | None:
         weights = [instance.weight for instance in instances]
         if weights != self._weights or list(instances) != self._instances:
-            self._meet(instances, weights)
+            self._sync(instances, weights)
         winner = self._turns.pick(self._ids)
         return None if winner is None else self._by_id[winner]
 
-    def _meet(self, instances: Sequence[Instance], weights: list[float]) -> None:
+    def _sync(self, instances: Sequence[Instance], weights: list[float]) -> None:
         self._instances, self._weights = list(instances), weights
         self._ids = [instance.id for instance in instances]
         self._by_id = dict(zip(self._ids, instances, strict=True))
         current = dict(zip(self._ids, weights, strict=True))
-        if not current.items() <= self._known.items():
-            kept = self._known if len(self._known) < MOST_KNOWN else {}
-            self._known = kept | dict(sorted(current.items()))  # sorted: the order of the input must not matter
-            self._turns.update(self._known)
+        if not current.items() <= self._all_weights.items():
+            kept = self._all_weights if len(self._all_weights) < MAX_NAMES else {}
+            self._all_weights = kept | dict(sorted(current.items()))  # sorted: the order of the input must not matter
+            self._turns.update(self._all_weights)

@@ -36,7 +36,7 @@ def test_the_map_has_the_big_clouds() -> None:
     ],
 )
 def test_estimates_are_near_what_people_measure(one: str, other: str, least: float, most: float) -> None:
-    ms = Distances().known(one, other)[0]
+    ms = Distances().lookup(one, other)[0]
     assert ms is not None
     assert least <= ms <= most
 
@@ -53,16 +53,16 @@ def test_configured_wins_over_measured_and_measured_over_the_map() -> None:
     distances.measured("eu-west-1", "us-east-1", 90.0)
     distances.measured("eu-west-1", "eu-central-1", 25.0)
     distances.measured("x", "b", 7.0)
-    assert distances.known("eu-west-1", "us-east-1")[0] == 300.0
-    assert distances.known("eu-central-1", "eu-west-1")[0] == 25.0
-    assert (distances.known("b", "a")[0], distances.known("b", "x")[0], distances.known("a", "x")[0]) == (1.0, 7.0, None)
+    assert distances.lookup("eu-west-1", "us-east-1")[0] == 300.0
+    assert distances.lookup("eu-central-1", "eu-west-1")[0] == 25.0
+    assert (distances.lookup("b", "a")[0], distances.lookup("b", "x")[0], distances.lookup("a", "x")[0]) == (1.0, 7.0, None)
 
 
 def test_it_says_where_a_distance_is_known_from() -> None:
     distances = Distances({"a": {"b": 1.0}})
     distances.measured("b", "x", 7.0)
-    assert [distances.known("b", other) for other in "axy"] == [(1.0, "configured"), (7.0, "measured"), (None, None)]
-    assert distances.known("eu-west-1", "us-east-1")[1] == "estimated"
+    assert [distances.lookup("b", other) for other in "axy"] == [(1.0, "configured"), (7.0, "measured"), (None, None)]
+    assert distances.lookup("eu-west-1", "us-east-1")[1] == "estimated"
 
 
 def test_what_was_measured_here_can_be_taken_over_elsewhere() -> None:
@@ -77,7 +77,7 @@ def test_what_was_measured_here_can_be_taken_over_elsewhere() -> None:
 
 def test_what_is_configured_each_way_is_kept_apart() -> None:
     distances = Distances({"a": {"b": 1.0}, "b": {"a": 2.0}})
-    assert (distances.known("a", "b")[0], distances.known("b", "a")[0]) == (1.0, 2.0)
+    assert (distances.lookup("a", "b")[0], distances.lookup("b", "a")[0]) == (1.0, 2.0)
 
 
 def test_the_next_region_is_the_nearest_on_the_map() -> None:
@@ -88,7 +88,7 @@ def test_the_next_region_is_the_nearest_on_the_map() -> None:
 def test_a_region_is_nearest_to_itself_whatever_is_said() -> None:
     distances = Distances({"a": {"b": 0.0}})
     assert order(distances, "a", "b", "a") == ["a", "b"]
-    assert distances.known("nowhere", "nowhere")[0] == 0.0
+    assert distances.lookup("nowhere", "nowhere")[0] == 0.0
 
 
 def test_measured_times_within_2_ms_are_equal_and_priority_decides() -> None:

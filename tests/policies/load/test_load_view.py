@@ -175,7 +175,7 @@ def test_a_new_process_under_an_old_name_starts_with_nothing_and_is_not_charged_
 
 def test_it_says_what_it_knows() -> None:
     view, (instance,) = LoadView(), fleet(1)
-    assert repr(view) == "<LoadView, fading in 1 s: nothing known>"
+    assert repr(view) == "<LoadView, fading in 1 s: no instances>"
     view.reported(instance, 3, 1.0)
     assert repr(view) == "<LoadView, fading in 1 s: instance-1 3.0>"
 
