@@ -1,8 +1,8 @@
 """The calls that commands make to the Controller, through its Serve handle. They need an open driver.
 
-Each call is written against the Controller class itself, so the type checker compares arguments and results on both sides;
-the class is not imported for it, which would take seconds. All of them raise CommandFailed when the Controller is not
-running, does not reply in time, or rejects the request.
+Each call is written against the protocol that the Controller serves (cluster/controller_api.py), so the type checker compares
+arguments and results on both sides; it is not imported at run time, which would take seconds. All of them raise CommandFailed
+when the Controller is not running, does not reply in time, or rejects the request.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from swiftclaw.cli.errors import CommandFailed, first_line
 
 if TYPE_CHECKING:
-    from cluster.controller import Controller
+    from cluster.controller_api import OperatorApi
     from cluster.desired.rollout_manager import DeployRequest
 
 T = TypeVar("T")
@@ -101,13 +101,13 @@ class _Remote:
         return getattr(self._handle, method).remote
 
 
-def _call(request: Callable[[Controller], Coroutine[Any, Any, T]]) -> T:
+def _call(request: Callable[[OperatorApi], Coroutine[Any, Any, T]]) -> T:
     from ray import serve
     from ray.exceptions import RayActorError
     from ray.serve.exceptions import RayServeException
 
     try:
-        response: Any = request(cast("Controller", _Remote(serve.get_app_handle(APP))))
+        response: Any = request(cast("OperatorApi", _Remote(serve.get_app_handle(APP))))
         return cast("T", response.result(timeout_s=REPLY_S))
     except TimeoutError:
         raise CommandFailed(f"the Controller did not reply within {REPLY_S:.0f} s; {SEE_STATUS}") from None
