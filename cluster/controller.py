@@ -171,7 +171,7 @@ class Controller:
         What could not start is tried again.
         """
         if parse(args, Path(folder)).admin != self._desired.settings.admin:
-            raise ValueError("admin: cannot change while SwiftClaw runs; use `swiftclaw down` first")
+            raise ValueError("admin: cannot be changed while SwiftClaw is running; run `swiftclaw down` first")
         before = self._desired.file
         self._desired.apply_file(args, folder)
         self._recorder.applied(before, self._desired.file)
@@ -233,8 +233,9 @@ class Controller:
     async def take_away(self, agent: str, instance: str, mode: str, seconds: float) -> None:
         """For `swiftclaw test failover`: see cluster/fleet/fault_injection.py. Raises ValueError when it cannot be done."""
         await self._take_away.inject(agent, instance, mode, seconds)
-        said = f"`swiftclaw test failover` takes {instance} away: {mode}" if seconds else f"{instance} is no longer taken out"
-        self.events.add("instance", said, agent=agent, instance=instance, mode=mode, seconds=seconds)
+        action = f"took {instance} out of service ({mode})" if seconds else f"returned {instance} to service"
+        message = f"`swiftclaw test failover` {action}"
+        self.events.add("instance", message, agent=agent, instance=instance, mode=mode, seconds=seconds)
 
     async def stop_gateways(self) -> list[str]:
         """The first half of `down`: no new connections, and what runs goes on. The apps that will be gone then."""

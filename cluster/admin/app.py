@@ -1,4 +1,4 @@
-"""The admin port: what the Controller knows, as JSON, as Prometheus text, as a stream, and as a page. Read-only."""
+"""The admin port: the cluster's state as JSON, Prometheus text, event streams and the dashboard page. Read-only."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from cluster.telemetry.history import COLUMNS
 from cluster.view import ClusterView
 
 DASHBOARD = Path(__file__).parent / "dashboard"
-POINTS = 120  # of a history, unless asked for otherwise
-MOST_POINTS = 1440
+POINTS = 120  # of a history, by default
+MAX_POINTS = 1440
 EVERY_S = 1.0
-SILENCE_S = 10.0  # a stream of events says this often that it is still there
-POLICY = b"default-src 'self'; style-src 'self' 'unsafe-inline'; frame-ancestors 'self'"
-STREAM = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+KEEPALIVE_S = 10.0  # a stream without events sends a comment this often
+CONTENT_POLICY = b"default-src 'self'; style-src 'self' 'unsafe-inline'; frame-ancestors 'self'"
+STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
 class BadQuery(ValueError):
-    """A parameter that cannot be; the text names it and what is allowed."""
+    """An invalid query parameter. The message names it and what is allowed."""
 
 
 class AdminApp:
-    """Routes to the views of one Controller."""
+    """Routes requests to the views of one cluster."""
 
     def __init__(self, view: ClusterView) -> None:
         self._view = view
@@ -74,53 +74,53 @@ class AdminApp:
 
     async def history(self, request: Request) -> Response:
         agent = request.path_params["agent"]
-        if not self._views.known(agent):
+        if not self._views.has(agent):
             return _unknown(agent)
-        window_s, points = _duration(request, "window", "15m"), _whole(request, "points", POINTS, MOST_POINTS)
+        window_s, points = _duration(request, "window", "15m"), _whole(request, "points", POINTS, MAX_POINTS)
         columns = request.query_params.get("columns", ",".join(COLUMNS)).split(",")
         if wrong := [name for name in columns if name not in COLUMNS]:
-            raise BadQuery(f"columns: {wrong[0]!r} is not one of {', '.join(COLUMNS)}")
+            raise BadQuery(f"columns: {wrong[0]!r} is not a column (allowed: {', '.join(COLUMNS)})")
         return JSONResponse(self._live.history(agent, window_s, points, columns))
 
     async def live(self, request: Request) -> Response:
-        """The dashboard's data, once a second, as server-sent events; `?once=1`: one of them as JSON."""
+        """The dashboard's data once a second, as server-sent events. With `?once=1`, a single frame as JSON."""
         agent = request.path_params["agent"]
-        if not self._views.known(agent):
+        if not self._views.has(agent):
             return _unknown(agent)
         if _flag(request, "once"):
             return JSONResponse(self._live.now(agent))
-        return StreamingResponse(self._frames(agent), media_type="text/event-stream", headers=STREAM)
+        return StreamingResponse(self._frames(agent), media_type="text/event-stream", headers=STREAM_HEADERS)
 
     async def _frames(self, agent: str) -> AsyncIterator[str]:
-        while self._views.known(agent):
+        while self._views.has(agent):
             yield _sse(self._live.now(agent))
             await asyncio.sleep(EVERY_S)
         yield "event: gone\ndata: {}\n\n"
 
     async def events(self, request: Request) -> Response:
-        """The newest `limit`, oldest first; `?follow=1`: and every later one, as server-sent events."""
+        """The newest `limit` events, oldest first. With `?follow=1`, also every later one, as server-sent events."""
         query = request.query_params
         agent, kind = query.get("agent"), query.get("kind")
         if kind is not None and kind not in KINDS:
-            raise BadQuery(f"kind: {kind!r} is no kind of event ({', '.join(KINDS)})")
+            raise BadQuery(f"kind: {kind!r} is not an event kind (allowed: {', '.join(KINDS)})")
         limit = _whole(request, "limit", 100, 10_000)
         resumed = request.headers.get("last-event-id", "")
         after = int(resumed) if resumed.isdecimal() else _whole(request, "after", -1, 2**53)
         if _flag(request, "follow"):
-            stream = self._later(agent, kind, after, limit)
-            return StreamingResponse(stream, media_type="text/event-stream", headers=STREAM)
-        found = self._view.events.find(agent=agent, kind=kind, after=after, limit=limit)
-        return JSONResponse([event.as_json() for event in found])
+            stream = self._follow(agent, kind, after, limit)
+            return StreamingResponse(stream, media_type="text/event-stream", headers=STREAM_HEADERS)
+        matching = self._view.events.find(agent=agent, kind=kind, after=after, limit=limit)
+        return JSONResponse([event.as_json() for event in matching])
 
-    async def _later(self, agent: str | None, kind: str | None, after: int, limit: int | None) -> AsyncIterator[str]:
+    async def _follow(self, agent: str | None, kind: str | None, after: int, limit: int | None) -> AsyncIterator[str]:
         events = self._view.events
         while True:
-            upto = events.last
+            newest = events.last
             for event in events.find(agent=agent, kind=kind, after=after, limit=limit):
                 yield _sse(event.as_json(), event.id)
-            after, limit = max(after, upto), None
-            if not await events.wait(after, SILENCE_S):
-                yield ": still here\n\n"
+            after, limit = max(after, newest), None
+            if not await events.wait(after, KEEPALIVE_S):
+                yield ": keepalive\n\n"
 
     async def dashboard(self, request: Request) -> Response:
         query = f"?{request.url.query}" if request.url.query else ""
@@ -129,26 +129,26 @@ class AdminApp:
     def _of_agent(self, view: Callable[[str], object]) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:
             agent = request.path_params["agent"]
-            return JSONResponse(view(agent)) if self._views.known(agent) else _unknown(agent)
+            return JSONResponse(view(agent)) if self._views.has(agent) else _unknown(agent)
 
         return answer
 
 
 class _Page(StaticFiles):
-    """The dashboard's files; the browser is told to load nothing from elsewhere."""
+    """The dashboard's files, with headers that forbid the browser to load anything from other origins."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def guarded(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] += [
-                    (b"content-security-policy", POLICY),
+                    (b"content-security-policy", CONTENT_POLICY),
                     (b"x-content-type-options", b"nosniff"),
                     (b"referrer-policy", b"no-referrer"),
                     (b"cache-control", b"no-cache"),
                 ]
             await send(message)
 
-        await super().__call__(scope, receive, guarded)
+        await super().__call__(scope, receive, send_with_headers)
 
 
 def _sse(content: object, number: int | None = None) -> str:
@@ -160,12 +160,12 @@ def _flag(request: Request, name: str) -> bool:
     return request.query_params.get(name, "").lower() in ("1", "true", "yes")
 
 
-def _whole(request: Request, name: str, default: int, most: int) -> int:
+def _whole(request: Request, name: str, default: int, maximum: int) -> int:
     text = request.query_params.get(name)
     if text is None:
         return default
-    if not text.isdecimal() or int(text) > most:
-        raise BadQuery(f"{name}: {text!r} is not a whole number from 0 to {most}")
+    if not text.isdecimal() or int(text) > maximum:
+        raise BadQuery(f"{name}: {text!r} is not a whole number from 0 to {maximum}")
     return int(text)
 
 
@@ -176,7 +176,7 @@ def _duration(request: Request, name: str, default: str) -> float:
     except (ConfigError, ValueError):
         seconds = 0.0
     if seconds <= 0:
-        raise BadQuery(f"{name}: {text!r} is not a duration such as 15m or 24h")
+        raise BadQuery(f"{name}: {text!r} is not a duration (examples: 15m, 24h)")
     return seconds
 
 

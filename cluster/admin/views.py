@@ -1,6 +1,6 @@
-"""What the Controller knows, in the shapes that the admin port answers with. All sync and without side effects.
+"""The cluster's state as the JSON objects of the admin API. Sync and without side effects.
 
-Made to be asked often: 200 instances cost milliseconds. What the dashboard shows besides: cluster/admin/live.py.
+Cheap enough to be called often: 200 instances take milliseconds. What only the dashboard needs is in cluster/admin/live.py.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from cluster.config import AgentSettings
 from cluster.desired.rollout import Rollout
 from cluster.fleet.registry import InstanceRecord
 from cluster.instance_state import DRAINING, EJECTED, HEALTHY, STARTING, STOPPED, UNHEALTHY
-from cluster.telemetry.tally import Key
-from cluster.telemetry.totals import WINDOW_S, RecentStats
+from cluster.telemetry.totals import WINDOW_S
 from cluster.view import ClusterView
 from policies.weighted import weights_of
 
@@ -27,16 +27,16 @@ HEALTH_OF = {
 
 
 class Views:
-    """Over one Controller."""
+    """Builds the objects from one `ClusterView`."""
 
     def __init__(self, view: ClusterView) -> None:
         self._view = view
 
-    def known(self, agent: str) -> bool:
+    def has(self, agent: str) -> bool:
         return agent in self._view.settings.agents
 
     def status(self) -> dict[str, Any]:
-        """The cluster at a glance: what `swiftclaw up` waits for."""
+        """Agents, gateways and Serve apps at a glance; `swiftclaw up` waits for it to be complete."""
         view = self._view
         return {
             "agents": self.agents(),
@@ -64,96 +64,96 @@ class Views:
 
     def agent(self, name: str) -> dict[str, Any]:
         view = self._view
-        settings = view.settings.agents[name]
-        records = view.registry.of(name)
-        rollout = view.rollouts.rollouts[name]
+        settings, rollout, records = view.settings.agents[name], view.rollouts.rollouts[name], view.registry.of(name)
         versions = sorted({*(one.name for one in rollout.versions), *(record.registration.version for record in records)})
-        weights = self._version_weights(name)
         counts = [view.totals.requests(record.key) for record in records]
+        refused, limited = view.totals.refused(name), view.totals.rate_limited(name)
         return {
             "name": name,
             "strategy": settings.load_balancing.strategy,
             "session_affinity": view.keeps_sessions(settings),
-            "versions": [
-                {
-                    "version": version,
-                    "role": _role(version, rollout),
-                    "weight": weights.get(version, 0),
-                    "instances": sum(record.registration.version == version for record in records),
-                    **self._of_version(name, version),
-                }
-                for version in versions
-            ],
-            "regions": {
-                region: {
-                    "instances": wanted.instances,
-                    "healthy": sum(
-                        record.state == HEALTHY
-                        and record.registration.region == region
-                        and record.registration.version == rollout.stable.name  # as `instances`; the others are in `versions`
-                        for record in records
-                    ),
-                    "priority": wanted.priority,
-                    **self._scaled(name, region, records),
-                }
-                for region, wanted in settings.regions.items()
-            },
-            "rollout": {**_rollout(rollout), "analysis": view.analysis.notes.get(name, "")},
-            "requests": sum(requests for requests, _ in counts) + view.totals.refused(name),
-            "errors": sum(errors for _, errors in counts)
-            + view.totals.refused(name)
-            - view.totals.rate_limited(name),  # those are no errors of the agent's
+            "versions": [self._version_row(name, version, rollout) for version in versions],
+            "regions": {region: self._region_row(settings, region, rollout, records) for region in settings.regions},
+            "rollout": self._rollout_row(name, rollout),
+            "requests": sum(requests for requests, _ in counts) + refused,
+            "errors": sum(errors for _, errors in counts) + refused - limited,  # a rate limit is not the agent's error
         }
 
-    def _of_version(self, agent: str, version: str) -> dict[str, Any]:
-        """Its instances that should be and that are healthy, and its requests of the last minute."""
-        records = self._view.registry.of(agent, version)
-        wanted = (count for name, one, _, count in self._view.desired_instances() if (name, one) == (agent, version))
+    def _version_row(self, agent: str, version: str, rollout: Rollout) -> dict[str, Any]:
+        """Its share, its instances, and its requests of the last minute."""
+        view, records = self._view, self._view.registry.of(agent, version)
+        desired = (count for name, one, _, count in view.desired_instances() if (name, one) == (agent, version))
+        recent = view.totals.recently([record.key for record in records], time.monotonic())
+        weights = {one: percent for name, one, percent in view.weights() if name == agent}
         return {
-            "desired": sum(wanted),
+            "version": version,
+            "role": _role(version, rollout),
+            "weight": weights.get(version, 0),
+            "instances": len(records),
+            "desired": sum(desired),
             "healthy": sum(record.state == HEALTHY for record in records),
-            **self._together([record.key for record in records], time.monotonic()),
+            **vars(recent),
+            "error_rate": recent.error_rate,
         }
 
-    def _scaled(self, name: str, region: str, records: list[InstanceRecord]) -> dict[str, Any]:
-        """The count of the stable version: how many there should be, how many there are, why it was last changed."""
-        settings = self._view.settings.agents[name]
-        reason, at = self._view.autoscaling.last(name, region)
-        own = [r for r in records if r.registration.version == settings.version and r.registration.region == region]
+    def _region_row(
+        self, settings: AgentSettings, region: str, rollout: Rollout, records: list[InstanceRecord]
+    ) -> dict[str, Any]:
+        """The stable version's instances in the region, and why their number last changed. A canary's are in `versions`."""
+        wanted, autoscaling = settings.regions[region], self._view.autoscaling
+        reason, changed_at = autoscaling.last(settings.name, region)
+        local = [record for record in records if record.registration.region == region]
         return {
-            "desired": settings.regions[region].instances,
-            "least": self._view.autoscaling.least(settings, region),
-            "actual": sum(not record.draining for record in own),
+            "instances": wanted.instances,
+            "healthy": sum(r.state == HEALTHY and r.registration.version == rollout.stable.name for r in local),
+            "priority": wanted.priority,
+            "desired": wanted.instances,
+            "least": autoscaling.least(settings, region),
+            "actual": sum(not r.draining and r.registration.version == settings.version for r in local),
             "reason": reason,
-            "at": at,
+            "at": changed_at,
+        }
+
+    def _rollout_row(self, agent: str, rollout: Rollout) -> dict[str, Any]:
+        """`canary` is null without one. `target`: its share once enough of its instances are healthy."""
+        canary = rollout.canary
+        return {
+            "stable": rollout.stable.name,
+            "canary": canary.version.name if canary else None,
+            "percent": canary.percent if canary else 0.0,
+            "target": canary.target if canary else 0.0,
+            "changed_at": canary.changed_at if canary else None,
+            "paused": canary.paused if canary else False,
+            "note": canary.note if canary else "",
+            "last": rollout.last,
+            "analysis": self._view.analysis.notes.get(agent, ""),
         }
 
     def instances(self, agent: str) -> list[dict[str, Any]]:
         records = self._view.registry.of(agent)
-        named = self._view.settings.agents[agent].load_balancing.weighted
-        weights = weights_of(named, (record.id for record in records))
+        configured = self._view.settings.agents[agent].load_balancing.weighted
+        weights = weights_of(configured, (record.id for record in records))
         now = time.monotonic()
-        return [self._instance(record, weights[record.id], self._view.totals.recent(record.key, now)) for record in records]
+        return [self._instance_row(record, weights[record.id], now) for record in records]
 
-    def _instance(self, record: InstanceRecord, weight: float, recent: RecentStats) -> dict[str, Any]:
-        view = self._view
-        known = record.registration
-        requests, errors = view.totals.requests(record.key)
+    def _instance_row(self, record: InstanceRecord, weight: float, now: float) -> dict[str, Any]:
+        totals, registration = self._view.totals, record.registration
+        (requests, errors), recent = totals.requests(record.key), totals.recent(record.key, now)
         return {
             "id": record.id,
-            "version": known.version,
-            "region": known.region,
-            "node": known.node,
+            "version": registration.version,
+            "region": registration.region,
+            "node": registration.node,
             "state": record.state,
             "health": {
                 "status": HEALTH_OF[record.state],
                 "reason": record.held or record.reason,
                 "checked_at": record.checked_at,
             },
-            "circuit": view.breakers.state(known.replica, time.monotonic()),
+            "circuit": self._view.breakers.state(registration.replica, now),
             "weight": weight,
             "connections": record.in_flight,
-            "active_connections": view.totals.active(record.key),
+            "active_connections": totals.active(record.key),
             "requests": requests,
             "errors": errors,
             "error_rate": recent.error_rate,
@@ -162,8 +162,8 @@ class Views:
             "p95_ms": recent.p95_ms,
             "p99_ms": recent.p99_ms,
             "cpu": record.cpu_percent,
-            "uptime_s": round(time.time() - known.started_at, 1),
-            "pid": known.pid,
+            "uptime_s": round(time.time() - registration.started_at, 1),
+            "pid": registration.pid,
         }
 
     def load(self, agent: str) -> dict[str, Any]:
@@ -189,31 +189,9 @@ class Views:
             ],
         }
 
-    def _together(self, keys: list[Key], now: float) -> dict[str, Any]:
-        recent = self._view.totals.recently(keys, now)
-        return {**vars(recent), "error_rate": recent.error_rate}
-
-    def _version_weights(self, agent: str) -> dict[str, float]:
-        return {version: percent for name, version, percent in self._view.weights() if name == agent}
-
 
 def _role(version: str, rollout: Rollout) -> str:
-    """stable, canary, or leaving: it gets nothing new."""
+    """stable, canary, or leaving: its instances drain and receive no new sessions."""
     if version == rollout.stable.name:
         return "stable"
     return "canary" if rollout.canary is not None and version == rollout.canary.version.name else "leaving"
-
-
-def _rollout(rollout: Rollout) -> dict[str, Any]:
-    """`canary` null: there is none. `target`: the share that it gets when it has the instances for it."""
-    canary = rollout.canary
-    return {
-        "stable": rollout.stable.name,
-        "canary": canary.version.name if canary else None,
-        "percent": canary.percent if canary else 0.0,
-        "target": canary.target if canary else 0.0,
-        "changed_at": canary.changed_at if canary else None,
-        "paused": canary.paused if canary else False,
-        "note": canary.note if canary else "",
-        "last": rollout.last,
-    }

@@ -1,8 +1,8 @@
-"""What happened in the cluster, newest last: a bounded log that the API, the command line and the dashboard read.
+"""A bounded log of cluster events, oldest first, read by the admin API, the command line and the dashboard.
 
-It lives in the Controller's memory only: a Controller that restarts begins anew. Not for what a program must act on (that is
-state) and not for single requests (that is the access log). Ids are milliseconds since the epoch, made unique, so that they
-grow across a restart and a reader that resumes behind the last id it saw misses nothing that is still kept.
+It is kept in the Controller's memory only and starts empty after a restart. Not for anything that a program must act on (that
+is state) and not for single requests (that is the access log). Ids are milliseconds since the epoch, made unique: they keep
+growing across a restart, so a reader that resumes after the last id it received misses no event that is still kept.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ KEPT = 2_000
 
 @dataclass(frozen=True)
 class Event:
-    """One of them. `at` is in seconds since the epoch; `details` are numbers and names that the message is made of."""
+    """One event. `at` is in seconds since the epoch; `details` holds the values that the message was composed from."""
 
     id: int
     at: float
@@ -38,13 +38,13 @@ class Event:
 
 
 class Events:
-    """To be used on one event loop; `add` may be called without one."""
+    """The log. Used on one event loop; `add` may be called without one."""
 
     def __init__(self, kept: int = KEPT, clock: Callable[[], float] = time.time) -> None:
         self._log: deque[Event] = deque(maxlen=kept)
         self._clock = clock
         self._last = 0
-        self._more = asyncio.Event()
+        self._added = asyncio.Event()
 
     def add(
         self,
@@ -57,41 +57,44 @@ class Events:
         region: str | None = None,
         **details: Any,
     ) -> Event:
-        """Raises ValueError for a kind that is none."""
+        """Append an event. Raises ValueError for an unknown kind."""
         if kind not in KINDS:
-            raise ValueError(f"{kind!r} is no kind of event ({', '.join(KINDS)})")
+            raise ValueError(f"{kind!r} is not an event kind (allowed: {', '.join(KINDS)})")
         now = self._clock()
         self._last = max(self._last + 1, int(now * 1000))
         event = Event(self._last, now, kind, message, agent, instance, version, region, details)
         self._log.append(event)
-        self._more.set()
-        self._more = asyncio.Event()
+        self._added.set()
+        self._added = asyncio.Event()
         return event
+
+    def __repr__(self) -> str:
+        return f"<Events: {len(self._log)} of at most {self._log.maxlen}, last id {self._last}>"
 
     @property
     def last(self) -> int:
-        """The newest id; 0 before there is one."""
+        """The newest id; 0 while the log is empty."""
         return self._last
 
     def find(
         self, *, agent: str | None = None, kind: str | None = None, after: int | None = None, limit: int | None = None
     ) -> list[Event]:
-        """Those that match, oldest first; the newest `limit` of them."""
-        found: list[Event] = []
+        """The newest `limit` matching events, oldest first."""
+        matching: list[Event] = []
         for event in reversed(self._log):
-            if (after is not None and event.id <= after) or (limit is not None and len(found) >= limit):
+            if (after is not None and event.id <= after) or (limit is not None and len(matching) >= limit):
                 break
             if agent in (None, event.agent) and kind in (None, event.kind):
-                found.append(event)
-        return found[::-1]
+                matching.append(event)
+        return matching[::-1]
 
-    async def wait(self, after: int, patience_s: float) -> bool:
-        """Returns when there is one with a higher id (True), or after that long (False)."""
-        more = self._more
+    async def wait(self, after: int, timeout_s: float) -> bool:
+        """Wait for an event with a higher id: True when there is one, False after `timeout_s`."""
+        added = self._added
         if self._last > after:
             return True
         try:
-            await asyncio.wait_for(more.wait(), patience_s)
+            await asyncio.wait_for(added.wait(), timeout_s)
         except asyncio.TimeoutError:
             return False
         return True

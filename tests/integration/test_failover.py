@@ -80,7 +80,7 @@ def test_an_instance_held_as_unhealthy_is_left_out_and_is_the_same_process_after
     assert all(one["requests"] for one in shares["instances"])
     until(lambda: example.healthy() == before, "the same processes", 30)
     said = [event["message"] for event in get(f"{example.admin}/api/events") if event["instance"] == "instance-7"]
-    assert "`swiftclaw test failover` takes instance-7 away: unhealthy" in said
+    assert "`swiftclaw test failover` took instance-7 out of service (unhealthy)" in said
 
 
 def test_the_only_healthy_instance_is_not_taken_away(example: Cluster) -> None:

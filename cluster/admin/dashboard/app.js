@@ -1,10 +1,10 @@
-// The page: which agent, view and time range, the stream that keeps it live, and what is said when it breaks.
+// The page: the selected agent, view and time range, the live stream, and what is shown while it is interrupted.
 
 import { clock, el, ms, number, percent, rate, text } from "./format.js";
 import { VIEWS } from "./views.js";
 
 const RANGES = { "1m": { seconds: 60, every: 1 }, "5m": { seconds: 300, every: 2 }, "15m": { seconds: 900, every: 5 } };
-const SILENT_MS = 5000; // a stream without a frame for this long is opened anew
+const SILENT_MS = 5000; // reopen a stream that has sent no frame for this long
 const AGAIN_MS = [500, 1000, 2000, 4000];
 
 const at = (id) => document.getElementById(id);
@@ -23,7 +23,7 @@ function remember() {
   history.replaceState(null, "", `?${now}`);
 }
 
-function say(state, words) {
+function status(state, words) {
   at("connection").dataset.state = state;
   text(at("connection"), words);
 }
@@ -38,7 +38,7 @@ const api = (path) => `/api/agents/${encodeURIComponent(page.agent)}/${path}`;
 
 async function get(path) {
   const answer = await fetch(path);
-  if (!answer.ok) throw Object.assign(new Error(`${path} answered ${answer.status}`), { status: answer.status });
+  if (!answer.ok) throw Object.assign(new Error(`${path} returned status ${answer.status}`), { status: answer.status });
   return answer.json();
 }
 
@@ -49,16 +49,16 @@ async function begin() {
     const agents = (await get("/api/agents")).map((agent) => agent.name);
     offer(agents);
     if (!agents.length) {
-      say("live", "Connected");
-      empty("No agent runs here yet. `swiftclaw deploy AGENT`, or an entry under `agents` in cluster.yaml, starts one.");
+      status("live", "Connected");
+      empty("No agents are running. Start one with `swiftclaw deploy AGENT`, or add it under `agents` in cluster.yaml.");
       setTimeout(begin, 3000);
       return;
     }
     page.agent ??= agents[0];
     if (!agents.includes(page.agent)) {
-      say("live", "Connected");
-      banner(`There is no agent ${page.agent} here. Choose one of: ${agents.join(", ")}.`, true);
-      empty("Choose an agent above.");
+      status("live", "Connected");
+      banner(`Unknown agent: ${page.agent}. Available agents: ${agents.join(", ")}.`, true);
+      empty("Select an agent above.");
       setTimeout(() => { if (!stream) begin(); }, 3000);
       return;
     }
@@ -77,7 +77,7 @@ function open() {
     silence = setTimeout(() => lost(open), SILENT_MS);
     if (page.paused) return;
     page.frame = JSON.parse(message.data);
-    say("live", "Live");
+    status("live", "Live");
     banner(page.frame.warnings.join(" ") || null);
     offer(page.frame.agents);
     draw();
@@ -93,14 +93,14 @@ function lost(again) {
   stream?.close();
   stream = null;
   const wait = AGAIN_MS[Math.min(page.failures++, AGAIN_MS.length - 1)];
-  say("lost", "Reconnecting");
-  const since = page.frame ? ` The numbers are of ${clock(page.frame.at)}.` : "";
-  banner(`The Controller does not answer; trying again.${since} Requests are served meanwhile: gateways do not need it.`, true);
-  if (!page.frame) empty("Waiting for the Controller.");
+  status("lost", "Reconnecting");
+  const since = page.frame ? ` Values shown are from ${clock(page.frame.at)}.` : "";
+  banner(`Lost the connection to the Controller; reconnecting.${since} Gateways keep serving requests in the meantime.`, true);
+  if (!page.frame) empty("Waiting for the Controller …");
   silence = setTimeout(again, wait);
 }
 
-// The chart's history and the events, when they are due.
+// Fetches the chart's history and the events when they are due.
 async function follow(now = false) {
   const range = RANGES[page.range];
   const due = now || Date.now() - page.historyAt >= 1000 * range.every - 200;
@@ -109,10 +109,10 @@ async function follow(now = false) {
       page.historyAt = Date.now();
       const [agent, columns] = [page.agent, view.columns];
       const fine = page.frame.instances.length <= 20 && !view.coarse;
-      const found = await get(`${api("history")}?window=${page.range}&points=${fine ? Math.min(range.seconds, 300) : 120}&columns=${columns.join(",")}`);
+      const fetched = await get(`${api("history")}?window=${page.range}&points=${fine ? Math.min(range.seconds, 300) : 120}&columns=${columns.join(",")}`);
       if (agent !== page.agent || columns !== view.columns) return;
-      found.several = new Set(found.instances.map((one) => one.version)).size > 1;
-      page.history = found;
+      fetched.several = new Set(fetched.instances.map((one) => one.version)).size > 1;
+      page.history = fetched;
     }
     if (page.frame.last_event !== page.lastEvent) {
       page.lastEvent = page.frame.last_event;
@@ -120,12 +120,12 @@ async function follow(now = false) {
     }
     draw();
   } catch (error) {
-    page.lastEvent = -1; // the stream says when the Controller is back
-    if (error.status) banner(`The Controller could not answer: ${error.message}.`, true);
+    page.lastEvent = -1; // the stream shows when the Controller is back
+    if (error.status) banner(`Request to the Controller failed: ${error.message}.`, true);
   }
 }
 
-// --- what is shown ----------------------------------------------------------------------------------------------------
+// --- rendering ----------------------------------------------------------------------------------------------------
 
 function empty(words) {
   view?.destroy();
@@ -150,7 +150,7 @@ function figures(frame) {
   const slow = frame.agent.versions.map((version) => version.p95_ms).filter((value) => value != null);
   const healthy = frame.instances.filter((one) => one.state === "healthy").length;
   const facts = {
-    "Requests/s": [rate(seconds), ""], "Requests, 1 min": [number(frame.total), ""], "p95": [slow.length ? ms(Math.max(...slow)) : "–", ""],
+    "Requests/s": [rate(seconds), ""], "Requests, last minute": [number(frame.total), ""], "p95": [slow.length ? ms(Math.max(...slow)) : "–", ""],
     "Errors": [frame.total ? percent((100 * errors) / frame.total) : "–", ""], "In flight": [number(frame.limits.in_flight), ""],
     "Healthy": [String(healthy), ` of ${frame.instances.length}`], "Gateways": [String(frame.gateways.length), ` of ${frame.desired_gateways}`],
   };
@@ -173,7 +173,7 @@ function offer(agents) {
   select.replaceChildren(...names.map((name) => el("option", { value: name, selected: name === page.agent }, name)));
 }
 
-// --- what can be done -------------------------------------------------------------------------------------------------
+// --- controls -------------------------------------------------------------------------------------------------
 
 function show(name, focus) {
   page.view = name;
@@ -211,7 +211,7 @@ at("tabs").addEventListener("keydown", (pressed) => {
   if (step) show(names[(names.indexOf(page.view) + step + names.length) % names.length], true);
 });
 for (const name of Object.keys(RANGES)) {
-  const input = el("input", { type: "radio", name: "range", value: name, checked: name === page.range, "aria-label": `last ${name}` });
+  const input = el("input", { type: "radio", name: "range", value: name, checked: name === page.range, "aria-label": `Last ${name}` });
   input.addEventListener("change", () => { page.range = name; page.history = null; remember(); if (page.frame) follow(true); });
   at("range").append(el("label", {}, input, name));
 }
@@ -227,15 +227,15 @@ at("pause").addEventListener("click", () => {
   page.paused = !page.paused;
   at("pause").setAttribute("aria-pressed", page.paused);
   text(at("pause"), page.paused ? "Resume" : "Pause");
-  if (page.paused) say("paused", page.frame ? `Paused at ${clock(page.frame.at)}` : "Paused");
-  else say("connecting", "Connecting");
+  if (page.paused) status("paused", page.frame ? `Paused at ${clock(page.frame.at)}` : "Paused");
+  else status("connecting", "Connecting");
 });
 at("theme").addEventListener("click", () => {
   const other = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
   localStorage.setItem("theme", other);
   theme(other);
 });
-addEventListener("pagehide", () => { clearTimeout(silence); stream?.close(); stream = null; }); // kept pages would keep their connections
+addEventListener("pagehide", () => { clearTimeout(silence); stream?.close(); stream = null; }); // a page in the back/forward cache would keep its connections
 addEventListener("pageshow", (shown) => { if (shown.persisted) begin(); });
 const system = matchMedia("(prefers-color-scheme: dark)");
 system.addEventListener("change", () => { if (!localStorage.getItem("theme")) theme(system.matches ? "dark" : "light"); });

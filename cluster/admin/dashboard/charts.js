@@ -1,4 +1,4 @@
-// Lines over time, by uPlot: made anew when the series or the theme change, else only given new numbers.
+// Line charts, drawn by uPlot: rebuilt when the series or the theme change, otherwise only updated with new values.
 
 import { el } from "./format.js";
 
@@ -10,7 +10,7 @@ const COLOURS = {
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 export class Chart {
-  // `label`: what is drawn, for who cannot see it; `format`: a value as text.
+  // `label` describes the chart to screen readers; `format` renders a value as text.
   constructor(label, format, { height = 220, whole = false, top = 0 } = {}) {
     this.top = top;
     this.whole = whole;
@@ -24,7 +24,7 @@ export class Chart {
     this.watcher.observe(this.holder);
   }
 
-  // `lines`: [{name, values}], as long as `times` (seconds).
+  // `lines`: [{name, values}], each as long as `times` (seconds); `nothing` is shown when there are no values.
   show(times, lines, nothing) {
     const empty = !lines.some((line) => line.values.some((value) => value != null));
     this.holder.hidden = empty;

@@ -1,4 +1,4 @@
-// Numbers as people read them, and the elements that show them.
+// Formatting of numbers, and the elements that show them.
 
 export const NONE = "–";
 
@@ -43,7 +43,7 @@ const TONES = {
   healthy: "good", closed: "good", draining: "warn", "half-open": "warn", starting: "warn", unhealthy: "bad", ejected: "bad", open: "bad",
 };
 
-// Cells of a table that may change: (cell, value) writes only what differs.
+// Table cells that are updated in place: (cell, value) writes only what differs.
 export const cells = {
   text: (cell, value) => text(cell, value ?? NONE),
   state(cell, value) {
@@ -51,9 +51,9 @@ export const cells = {
     text(badge, value ?? NONE);
     if (badge.dataset.tone !== (TONES[value] ?? "")) badge.dataset.tone = TONES[value] ?? "";
   },
-  share(cell, [value, largest]) { // the bar is as long as the share is to the largest one
+  share(cell, [value, largest]) { // the bar's length is relative to the largest share
     if (!cell.firstElementChild) {
-      const meter = el("meter", { min: 0, max: 100, "aria-label": "share of the requests" });
+      const meter = el("meter", { min: 0, max: 100, "aria-label": "Share of requests" });
       cell.append(el("span", { class: "share" }, meter, el("span")));
     }
     const [meter, label] = cell.firstElementChild.children;

@@ -1,10 +1,11 @@
-// The views: each builds its elements once and is then shown what is new, a frame a second.
+// The views. Each builds its elements once; `show` then updates them with one frame per second.
 
 import { ago, cells, clock, el, ms, number, percent, rate, Table, text } from "./format.js";
 import { Chart } from "./charts.js";
 
 const MOST_LINES = 10;
 const NO_TRAFFIC = "No requests in this time range.";
+const NO_DATA = "No data for this time range yet.";
 
 function card(title, size, ...children) {
   return el("section", { class: `card ${size}`, "aria-label": title }, el("div", { class: "head" }, el("h2", {}, title)), children);
@@ -16,7 +17,7 @@ function choice(label, options, chosen, changed) {
   return el("label", { class: "field" }, label, " ", select);
 }
 
-// Lines of one column, by instance, region or version; `join` puts several instances together.
+// Lines of one column, grouped by instance, region or version; `join` combines the instances of a group.
 function lines(history, column, by, join) {
   const groups = new Map();
   for (const instance of history.instances) {
@@ -36,7 +37,7 @@ const distance = ({ ms: value, source }) => [ms(value), source ? el("small", {},
 const sum = (values) => (values.length ? values.reduce((a, b) => a + b, 0) : null);
 const most = (values) => (values.length ? Math.max(...values) : null);
 
-// Observations come once a second, a little early or late: the mean of five seconds is what can be read.
+// Observations arrive about once a second, slightly early or late: smooth them with a five-second mean.
 function smooth(values, step) {
   const wide = step > 1 ? 1 : 5;
   return values.map((value, at) => {
@@ -60,7 +61,7 @@ class Events {
   constructor(title, kinds, size = "") {
     this.kinds = kinds;
     this.list = el("ol", { class: "events", tabindex: 0, "aria-label": title });
-    this.nothing = el("p", { class: "empty" }, "Nothing has happened since the Controller started.");
+    this.nothing = el("p", { class: "empty" }, "No events since the Controller started.");
     this.element = card(title, size, this.list, this.nothing);
   }
 
@@ -103,13 +104,13 @@ export class Load extends Grouped {
       { title: "Errors", value: (row) => percent(row.error_rate), number: true },
       { title: "CPU", value: (row) => (row.cpu == null ? "–" : percent(row.cpu)), number: true },
     ], key);
-    this.matrix = el("div", { class: "scroll matrix", tabindex: 0, role: "region", "aria-label": "Regions and distances" });
+    this.matrix = el("div", { class: "scroll matrix", tabindex: 0, role: "region", "aria-label": "Traffic and round-trip times by region" });
     const first = card("Requests per second", "half", this.requests.element);
     first.querySelector(".head").append(choice("by", ["instance", "region", "version"], by.value ?? "instance", (value) => by.set(value)));
     this.grouped = first.querySelector("select");
     this.elements = [
       first, card("Connections", "half", this.connections.element), card("Instances", "", this.table.element),
-      card("Regions: distance, and where the traffic goes", "", this.matrix),
+      card("Regions: traffic and round-trip times", "", this.matrix),
     ];
   }
 
@@ -119,7 +120,7 @@ export class Load extends Grouped {
     if (history) {
       this.requests.show(history.times, rates(history, by), NO_TRAFFIC);
       const open = lines(history, "connections", by, sum).map((line) => ({ ...line, values: smooth(line.values, history.step_s) }));
-      this.connections.show(history.times, open, "Nothing is known of this time range yet.");
+      this.connections.show(history.times, open, NO_DATA);
     }
     const largest = Math.max(...frame.instances.map((row) => row.share), 0.1);
     this.table.show(frame.instances.map((row) => ({ ...row, largest })));
@@ -137,14 +138,14 @@ export class Load extends Grouped {
     const heads = to.map((name) => el("th", { scope: "col" }, name));
     const traffic = to.map((name) => {
       const { healthy, instances, priority } = frame.agent.regions[name];
-      const spill = priority > first && share[name] > 0 ? `, spilled over from priority ${first}` : "";
+      const spill = priority > first && share[name] > 0 ? `, overflow from priority ${first}` : "";
       return el("td", {}, el("b", {}, percent(share[name])), el("small", {}, `${healthy} of ${instances} healthy, priority ${priority}${spill}`));
     });
     const rows = Object.entries(frame.distances).map(([from, far]) => el("tr", {},
-      el("th", { scope: "row" }, `${from}${edges.includes(from) ? " (gateway)" : ""}`), to.map((name) => el("td", {}, from === name ? "here" : distance(far[name])))));
-    this.matrix.replaceChildren(el("table", {}, el("caption", { class: "hidden" }, "Regions and distances"),
-      el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "from"), heads)),
-      el("tbody", {}, el("tr", {}, el("th", { scope: "row" }, "traffic, last minute"), traffic), rows)));
+      el("th", { scope: "row" }, `from ${from}${edges.includes(from) ? " (gateway)" : ""}`), to.map((name) => el("td", {}, from === name ? "same region" : distance(far[name])))));
+    this.matrix.replaceChildren(el("table", {}, el("caption", { class: "hidden" }, "Traffic and round-trip times by region"),
+      el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "region"), heads)),
+      el("tbody", {}, el("tr", {}, el("th", { scope: "row" }, "share of requests, last minute"), traffic), rows)));
   }
 
   destroy() {
@@ -161,10 +162,10 @@ export class Health {
       NAME, REGION, VERSION, STATE, { title: "Breaker", value: (row) => row.circuit, cell: cells.state },
       { title: "Last check", value: (row) => (row.health.checked_at ? `${ago(row.now - row.health.checked_at)} ago` : "never") },
       { title: "Reason", value: (row) => row.health.reason || "–", wide: true },
-      { title: "Up", value: (row) => ago(row.uptime_s), number: true }, { title: "Process", value: (row) => row.pid, number: true },
+      { title: "Uptime", value: (row) => ago(row.uptime_s), number: true }, { title: "PID", value: (row) => row.pid, number: true },
     ], key);
     this.errors = new Chart("Errors per second", rate, { height: 180 });
-    this.events = new Events("What happened", ["instance", "health", "breaker", "gateway", "region", "scale"]);
+    this.events = new Events("Events", ["instance", "health", "breaker", "gateway", "region", "scale"]);
     this.elements = [card("Instances", "", this.table.element), card("Errors per second", "half", this.errors.element), this.events.element];
     this.events.element.classList.add("half");
   }
@@ -173,7 +174,7 @@ export class Health {
     this.table.show(frame.instances.map((row) => ({ ...row, now: frame.at })));
     if (history) {
       const made = lines(history, "errors", frame.instances.length > MOST_LINES ? "region" : "instance", sum);
-      this.errors.show(history.times, made.map((line) => ({ ...line, values: perSecond(line.values, history.step_s) })), "Nothing is known of this time range yet.");
+      this.errors.show(history.times, made.map((line) => ({ ...line, values: perSecond(line.values, history.step_s) })), NO_DATA);
     }
     this.events.show(events);
   }
@@ -185,7 +186,7 @@ export class Health {
 
 export class Latency extends Grouped {
   columns = ["p50_ms", "p95_ms", "p99_ms"];
-  coarse = true; // percentiles of single seconds are noise
+  coarse = true; // percentiles of single seconds are too noisy
 
   constructor(by) {
     super(by);
@@ -201,13 +202,13 @@ export class Latency extends Grouped {
       this.which = value;
       if (this.last) this.show(...this.last);
     }));
-    this.elements = [first, card("Versions, all requests of the last minute", "", this.versions.element), card("Instances", "", this.instances.element)];
+    this.elements = [first, card("Versions, last minute", "", this.versions.element), card("Instances", "", this.instances.element)];
   }
 
   show(frame, history, events) {
     this.last = [frame, history, events];
     const by = this.grouping(frame);
-    text(this.note, by === "instance" ? `${this.which} of each instance` : `${this.which} of the slowest instance of each ${by}`);
+    text(this.note, by === "instance" ? `${this.which} of each instance` : `highest ${this.which} of any instance in each ${by}`);
     if (history) this.chart.show(history.times, lines(history, `${this.which}_ms`, by, most), NO_TRAFFIC);
     this.versions.show(frame.agent.versions);
     this.instances.show(frame.instances);
@@ -223,19 +224,19 @@ export class Rollout {
 
   constructor() {
     this.chart = new Chart("Requests per second by version", rate);
-    this.weights = new Chart("Weight of each version", percent, { height: 180, top: 101 });
+    this.weights = new Chart("Traffic share by version", percent, { height: 180, top: 101 });
     this.events = new Events("Rollout events", ["rollout", "config", "scale"]);
     this.cards = new Map();
     this.state = el("p", { class: "card note" });
-    this.elements = [this.state, card("Requests per second by version", "half", this.chart.element), card("Weight of each version", "half", this.weights.element), this.events.element];
+    this.elements = [this.state, card("Requests per second by version", "half", this.chart.element), card("Traffic share by version", "half", this.weights.element), this.events.element];
   }
 
   show(frame, history, events) {
     const ordered = [...frame.agent.versions].sort((one, other) => (one.role === "stable" ? -1 : other.role === "stable" ? 1 : 0));
     const { canary, target, percent: now, note, last, analysis, paused } = frame.agent.rollout;
-    const moving = canary && now !== target ? `${canary} gets ${target} % when its instances for that are healthy.` : "";
-    const said = [canary ? moving : "No canary runs.", paused && "Its analysis pauses.", note && `${canary} ${note}.`, analysis && `Analysis: ${analysis}.`, last && `Last: ${last}.`];
-    text(this.state, said.filter(Boolean).join(" ") || `${canary} has its ${target} %.`);
+    const moving = canary && now !== target ? `${canary} receives ${target} % once enough of its instances are healthy.` : "";
+    const sentences = [canary ? moving : "No canary is running.", paused && "Canary analysis is paused.", note && `${canary} ${note}.`, analysis && `Analysis: ${analysis}.`, last && `Last: ${last}.`];
+    text(this.state, sentences.filter(Boolean).join(" ") || `${canary} receives its target share of ${target} %.`);
     for (const version of ordered) this.side(version, ordered.length > 1);
     for (const [name, made] of this.cards) {
       if (!ordered.some((one) => one.version === name)) {
@@ -245,7 +246,7 @@ export class Rollout {
     }
     if (history) {
       this.chart.show(history.times, rates(history, "version"), NO_TRAFFIC);
-      this.weights.show(history.times, Object.entries(history.weights).map(([name, values]) => ({ name, values })), "Nothing is known of this time range yet.");
+      this.weights.show(history.times, Object.entries(history.weights).map(([name, values]) => ({ name, values })), NO_DATA);
     }
     this.events.show(events);
   }
@@ -280,13 +281,13 @@ export class Limits {
 
   constructor() {
     this.figures = el("dl", { class: "side" });
-    this.chart = new Chart("Requests that no instance got, per second", rate);
-    this.queue = new Chart("Waiting in line", number, { whole: true });
-    this.meter = el("meter", { min: 0, max: 100, low: 70, high: 90, optimum: 0, "aria-label": "capacity in use" });
-    this.events = new Events("When limits were reached", ["limit", "breaker", "scale"]);
+    this.chart = new Chart("Rejected requests per second", rate);
+    this.queue = new Chart("Requests in the wait queue", number, { whole: true });
+    this.meter = el("meter", { min: 0, max: 100, low: 70, high: 90, optimum: 0, "aria-label": "Capacity in use" });
+    this.events = new Events("Limit events", ["limit", "breaker", "scale"]);
     this.elements = [
       card("Capacity", "half", el("div", { class: "meter" }, this.meter), this.figures), this.events.element,
-      card("Refused and rate-limited, per second", "half", this.chart.element), card("Waiting in line", "half", this.queue.element),
+      card("Rejected requests per second", "half", this.chart.element), card("Requests in the wait queue", "half", this.queue.element),
     ];
     this.events.element.classList.add("half");
   }
@@ -295,21 +296,21 @@ export class Limits {
     const limits = frame.limits;
     this.meter.value = limits.capacity ? (100 * limits.in_flight) / limits.capacity : 0;
     const facts = {
-      "In flight": `${number(limits.in_flight)} of ${number(limits.capacity)} places (${number(limits.max_connections_per_instance)} per instance)`,
-      "Waiting in line": `${number(limits.queued)} of at most ${number(limits.max_connections)}`,
-      "Refused": `${number(limits.refused)} since the Controller started`,
+      "In flight": `${number(limits.in_flight)} of ${number(limits.capacity)} (limit: ${number(limits.max_connections_per_instance)} per instance)`,
+      "In the wait queue": `${number(limits.queued)} of at most ${number(limits.max_connections)}`,
+      "Rejected, other": `${number(limits.refused)} since the Controller started`,
       "Rate-limited": `${number(limits.rate_limited)} since the Controller started`,
       "Retries": `${number(limits.retries)} since the Controller started`,
-      "Rate limit": limits.rate_limit ? `${number(limits.rate_limit.requests)} per ${ago(limits.rate_limit.window_s)} and user` : "none in the file",
+      "Rate limit": limits.rate_limit ? `${number(limits.rate_limit.requests)} per ${ago(limits.rate_limit.window_s)}, for the whole agent` : "not configured",
     };
     if (!this.figures.children.length) for (const name of Object.keys(facts)) this.figures.append(el("dt", {}, name), el("dd"));
     Object.values(facts).forEach((value, index) => text(this.figures.children[2 * index + 1], value));
     if (history) {
       const { requests, rate_limited, queued } = history.refused;
       this.chart.show(history.times, [
-        { name: "refused", values: perSecond(requests, history.step_s) }, { name: "rate-limited", values: perSecond(rate_limited, history.step_s) },
-      ], "Nothing is known of this time range yet.");
-      this.queue.show(history.times, [{ name: "waiting", values: queued }], "Nothing is known of this time range yet.");
+        { name: "rejected, other", values: perSecond(requests, history.step_s) }, { name: "rate-limited", values: perSecond(rate_limited, history.step_s) },
+      ], NO_DATA);
+      this.queue.show(history.times, [{ name: "queued", values: queued }], NO_DATA);
     }
     this.events.show(events);
   }

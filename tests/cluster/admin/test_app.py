@@ -117,8 +117,8 @@ async def test_history_has_the_columns_that_are_asked_for_and_all_requests(port:
     [
         ("/api/agents/my-agent/history?window=soon", "window: 'soon' is not a duration"),
         ("/api/agents/my-agent/history?points=many", "points: 'many' is not a whole number"),
-        ("/api/agents/my-agent/history?columns=p42", "columns: 'p42' is not one of"),
-        ("/api/events?kind=gossip", "kind: 'gossip' is no kind of event"),
+        ("/api/agents/my-agent/history?columns=p42", "columns: 'p42' is not a column (allowed: requests, "),
+        ("/api/events?kind=gossip", "kind: 'gossip' is not an event kind (allowed: instance, "),
         ("/api/events?limit=-1", "limit: '-1' is not a whole number"),
     ],
 )

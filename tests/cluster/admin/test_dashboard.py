@@ -167,7 +167,7 @@ async def test_it_shows_the_canarys_share_moving(port: Port, tab: Tab) -> None:
     text = "document.querySelector('section[data-version=\"{}\"]')?.innerText"
     await tab.until(f"{text.format('v2')}?.includes('10 %') && {text.format('v1')}.includes('90 %')")
     assert "stable" in await tab.evaluate(text.format("v1")) and "canary" in await tab.evaluate(text.format("v2"))
-    assert "v2 gets 50 %" in await tab.evaluate("document.querySelector('#panel').innerText")
+    assert "v2 receives 50 %" in await tab.evaluate("document.querySelector('#panel').innerText")
     share(50)
     await tab.until(f"{text.format('v2')}?.includes('50 %')")
 
@@ -183,7 +183,7 @@ async def test_it_survives_a_controller_that_restarts(tmp_path: Path) -> None:
         await listener.close()
         await tab.until("document.querySelector('#connection').dataset.state === 'lost'")
         said = await tab.evaluate("document.querySelector('#banner').innerText")
-        assert "does not answer" in said and "The numbers are of" in said
+        assert "Lost the connection to the Controller" in said and "Values shown are from" in said
         assert len(await tab.evaluate(ROWS)) == 7
         cluster = seven(tmp_path / "after")
         listener = Listener(AdminApp(cluster.view).app(), bind("127.0.0.1", number), grace_s=0)
@@ -202,11 +202,11 @@ async def test_it_says_so_when_there_is_no_agent_no_such_agent_or_no_traffic(por
     await look(tab, port)
     await tab.until("document.querySelector('#panel').innerText.includes('No requests in this time range.')")
     await tab.open(f"{port.url}/dashboard?agent=nobody")
-    await tab.until("document.querySelector('#banner').innerText.includes('There is no agent nobody here')")
+    await tab.until("document.querySelector('#banner').innerText.includes('Unknown agent: nobody')")
     none = Listener(AdminApp(StandIn(tmp_path / "none", {}).view).app(), bind("127.0.0.1", 0), grace_s=0)
     await none.start()
     await tab.open(f"http://127.0.0.1:{none.port}/dashboard")
-    await tab.until("document.querySelector('#panel').innerText.includes('No agent runs here yet')")
+    await tab.until("document.querySelector('#panel').innerText.includes('No agents are running')")
     await none.close()
     await tab.open("about:blank#")
     tab.urls.clear()

@@ -55,8 +55,8 @@ def test_they_are_found_by_agent_kind_and_id() -> None:
     assert events.find(kind="config")[0].as_json()["details"] == {"changes": {"x": 1}}
 
 
-def test_a_kind_that_is_none_is_refused() -> None:
-    with pytest.raises(ValueError, match="no kind of event"):
+def test_an_unknown_kind_is_rejected() -> None:
+    with pytest.raises(ValueError, match="not an event kind"):
         Events().add("oops", "")
 
 
