@@ -46,18 +46,18 @@ class AgentTable:
             if pool is None:
                 pool = Pool(name, view, self._rng, self.distances, keys, now)
             else:
-                pool.describe(view, self.distances, keys, now)
+                pool.update(view, self.distances, keys, now)
             if restarted:
-                pool.circuits.retell()
-            pool.adopt(snapshot.circuits, self.gateway, now)
+                pool.breakers.resend_all()
+            pool.merge_breakers(snapshot.circuits, self.gateway, now)
             self.pools[name] = pool
             for backend in pool.backends():
                 removed.pop(id(backend), None)
         self.snapshot = snapshot
         for pool in previous.values():
-            pool.line.dismiss(UnknownAgent(f"agent {pool.name!r} was removed", agent=pool.name))
+            pool.wait_queue.dismiss(UnknownAgent(f"agent {pool.name!r} was removed", agent=pool.name))
         for pool in self.pools.values():
-            pool.line.move(now)
+            pool.wait_queue.move(now)
         return list(removed.values())
 
     def tick(self, now: float) -> None:

@@ -44,20 +44,20 @@ class Pool:
         self.rng = rng
         self.slowness = Slowness()
         self.loads = LoadView()
-        self.circuits = Breakers(lambda backend: self.slowness.forget(backend.member.id))
-        self.line = AgentWaitQueue(name, self.choose, self.may_have_capacity)
+        self.breakers = Breakers(lambda backend: self.slowness.forget(backend.member.id))
+        self.wait_queue = AgentWaitQueue(name, self.choose, self.may_have_capacity)
         self.budget = Budget(view.settings.retry.budget_percent)
         self.retries = 0  # since the last observation
         self.unreachable: set[str] = set()  # replicas that refused a connection since the last observation
-        self.describe(view, distances, keys, now)
+        self.update(view, distances, keys, now)
 
     def __repr__(self) -> str:
         healthy = sum(backend.healthy for backend in self._by_id.values())
         active = sum(backend.tally.active for backend in self._by_id.values())
         counts = f"{healthy} of {len(self._by_id)} instances healthy, {active} requests in flight from here"
-        return f"<Pool of {self.name}: {counts}, {len(self.line)} waiting>"
+        return f"<Pool of {self.name}: {counts}, {len(self.wait_queue)} waiting>"
 
-    def describe(self, view: AgentView, distances: Distances, keys: Sequence[bytes], now: float) -> None:
+    def update(self, view: AgentView, distances: Distances, keys: Sequence[bytes], now: float) -> None:
         """Apply a new snapshot of the agent; the counts, turns, breakers and sessions of instances that stay are kept."""
         self.view, self.settings = view, view.settings
         balancing, limits = view.settings.load_balancing, view.settings.limits
@@ -73,10 +73,10 @@ class Pool:
         self._by_slowness = balancing.strategy == "response-time"
         self.slowness.window_s = balancing.window_s
         self.budget.budget_percent = view.settings.retry.budget_percent
-        self.line.configure(limits.max_connections)
+        self.wait_queue.configure(limits.max_connections)
         self._sync_members(view.members, limits.max_connections_per_instance)
         self._limited_in_all = limits.max_connections < limits.max_connections_per_instance * len(self._everyone)
-        self.circuits.configure(view.settings.circuit_breaker, view.settings.request_timeout_s, self._backends.values(), now)
+        self.breakers.configure(view.settings.circuit_breaker, view.settings.request_timeout_s, self._backends.values(), now)
         self._refresh_at = 0.0
 
     def _sync_members(self, members: Sequence[Member], capacity: int) -> None:
@@ -115,8 +115,8 @@ class Pool:
         """
         if now >= self._refresh_at:
             self._refresh(now)
-        self.circuits.refresh(now)
-        if self.circuits.changed != self._candidates_of:
+        self.breakers.refresh(now)
+        if self.breakers.changed != self._candidates_of:
             self._rebuild_candidates(now)
         if not self._is_ready:  # a level panics only while some instance is healthy: with none, every request gets the reason
             raise self._why_unavailable(tried, now)
@@ -136,7 +136,7 @@ class Pool:
 
     def _rebuild_candidates(self, now: float) -> None:
         """After a change of health or of a breaker: the instances that may be asked, and what the levels are made of."""
-        self._candidates_of = self.circuits.changed
+        self._candidates_of = self.breakers.changed
         self._revision += 1
         self._reachable = [
             backend.instance for backend in self._by_id.values() if backend.reachable and backend.breaker_allows(now)
@@ -174,7 +174,7 @@ class Pool:
         if any(backend.breaker_allows(now) and backend.full for backend in candidates):
             return NoCapacity()
         # The rest have open breakers: the first probe may be sent in `wait_s`.
-        wait_s = self.circuits.wait_s(candidates, now)
+        wait_s = self.breakers.wait_s(candidates, now)
         if wait_s is not None:
             return CircuitOpen(
                 f"the circuit breaker of every healthy instance of {self.name} is open",
@@ -199,13 +199,13 @@ class Pool:
 
     def sent(self, backend: Backend, now: float) -> int | None:
         self.loads.sent(backend.instance)
-        return self.circuits.sent(backend, now)
+        return self.breakers.sent(backend, now)
 
     def load_reported(self, backend: Backend, in_flight: int, now: float) -> None:
         self.loads.reported(backend.instance, in_flight, now)
 
     def judged(self, backend: Backend, ok: bool | None, now: float, generation: int) -> None:
-        self.circuits.judge(backend, ok, now, generation)
+        self.breakers.judge(backend, ok, now, generation)
 
     def released(self, lease: Lease, status: int | None, now: float) -> None:
         """Free the capacity, learn from the time that the answer took, and let the next waiting request have it."""
@@ -218,26 +218,26 @@ class Pool:
                 instance.slowness = slowness
             if status < 500:
                 self.loads.answered(now - lease.started_at)
-        self.line.move(now)
+        self.wait_queue.move(now)
 
     # --- what else is learned -----------------------------------------------------------------------------------------
 
-    def suspect(self, backend: Backend, now: float) -> None:
-        """The instance refused a connection: it gets no request for a moment."""
+    def mark_unreachable(self, backend: Backend, now: float) -> None:
+        """The instance refused a connection: it gets no request for a moment, and the Controller gets a report."""
         backend.suspect_until = now + SUSPECT_S
         self.unreachable.add(backend.member.replica)
         self._suspects = True
 
-    def adopt(self, told: Mapping[str, BreakerReport], gateway: str, now: float) -> None:
+    def merge_breakers(self, reports: Mapping[str, BreakerReport], gateway: str, now: float) -> None:
         """Merge what other gateways report about the breakers of this agent's instances."""
-        self.circuits.adopt(told, gateway, self._backends, now)
+        self.breakers.merge_remote(reports, gateway, self._backends, now)
 
     def tick(self, now: float) -> None:
         """Do what is due by time alone: overdue requests, expired waits; called several times a second."""
-        self.circuits.overdue(self._backends.values(), now)
-        if len(self.line):
-            self.line.expire(now)
-            self.line.move(now)
+        self.breakers.overdue(self._backends.values(), now)
+        if len(self.wait_queue):
+            self.wait_queue.expire(now)
+            self.wait_queue.move(now)
 
     def _refresh(self, now: float) -> None:
         """Bring up to date what changes with time: weights during slow start, slowness, suspicions that have expired."""

@@ -1,8 +1,9 @@
-"""Which version answers? First the version, then the strategy among its instances.
+"""Which version answers a request: first the version is chosen, then an instance of it.
 
-Looks like a `Chooser`, and has one for each version, so that levels, turns and sessions of the two do not mix. The version
-of a request is decided once, before its first try (`of`), and kept through its retries. Only one that has nobody who is
-well is passed over: rather the other version than no answer. Without a share (`VersionShare`) all instances are alike.
+Has the interface of a `Chooser`, and one chooser for each version, so that levels, turns and sessions of versions do not mix.
+The version of a request is decided once, before its first attempt (`version_for`), and kept through its retries. Only a version
+without a healthy instance is passed over: an answer of another version is better than none. Without a share (`VersionShare`)
+versions make no difference.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from policies.rollout import Turns, in_canary
 
 
 class VersionRouter:
-    """One agent's at one gateway."""
+    """The versions of one agent at one gateway."""
 
     def __init__(self, agent: str, make: Callable[[], Chooser], rng: Random) -> None:
         self._agent, self._make, self._rng = agent, make, rng
@@ -32,7 +33,7 @@ class VersionRouter:
         return f"<VersionRouter of {self._agent}: {self._share}>"
 
     def update_share(self, share: VersionShare | None) -> None:
-        """The Controller's word. Takes effect with the next request."""
+        """Apply the Controller's newest share; takes effect with the next request."""
         before, self._share = self._share, share
         self._stamp = None
         if share is None:
@@ -42,8 +43,8 @@ class VersionRouter:
             self._turns = Turns(percent, self._rng)
         else:
             self._turns.update(percent)
-        known = (share.stable, *([share.canary] if share.canary else []), *share.leaving)
-        self._choosers = {name: self._choosers.get(name) or self._make() for name in known}
+        names = (share.stable, *([share.canary] if share.canary else []), *share.leaving)
+        self._choosers = {name: self._choosers.get(name) or self._make() for name in names}
 
     def configure(self, strategy: str, options: Options, affinity_ttl_s: float | None) -> None:
         self._make = _maker(self._rng, strategy, options, affinity_ttl_s)
@@ -51,12 +52,12 @@ class VersionRouter:
             chooser.configure(strategy, options, affinity_ttl_s)
 
     def version_for(self, session: str | None, pinned: str | None = None, *, fresh: bool = False) -> str | None:
-        """The version for a new request. `pinned`: what a valid token says; `fresh`: the session was made for this one."""
+        """The version for a new request. `pinned`: of its session token; `fresh`: the session was created for this request."""
         share = self._share
         if share is None:
             return None
         if pinned is not None and pinned in self._choosers:
-            return pinned  # `choose` passes over it when nobody of it is well
+            return pinned  # `choose` passes over it when it has no healthy instance
         if share.canary is None:
             return share.stable
         of_canary = self._turns.canary() if session is None or fresh else in_canary((self._agent, session), share.percent)
@@ -65,7 +66,7 @@ class VersionRouter:
     def choose(
         self, eligible: Sequence[Instance], everyone: Sequence[Instance], request: Request, stamp: object = None
     ) -> Instance | None:
-        """As `Chooser.choose`, among the instances of the request's version; of another one if that has nobody."""
+        """As `Chooser.choose`, among the instances of the request's version; of another version if that has none for it."""
         if self._share is None:
             return self._all.choose(eligible, everyone, request, stamp)
         if stamp is None or stamp != self._stamp:
@@ -93,7 +94,7 @@ class VersionRouter:
         self._by_version = {name: [i for i in everyone if i.version == name] for name in self._choosers}
 
     def _order(self, wanted: str | None) -> list[str]:
-        """The wanted version first; those without anybody who is well last."""
+        """The versions to try, the wanted one first; those without a healthy instance are left out."""
         share = self._share
         assert share is not None
         others = [name for name in self._choosers if name != wanted and name not in share.leaving]

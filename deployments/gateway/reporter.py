@@ -61,7 +61,7 @@ class Reporter:
             instances={key: replace(counted.instances.get(key, NO_COUNTS), active=active.get(key, 0)) for key in keys},
             unreachable=counted.unreachable | {(name, replica) for name, pool in pools.items() for replica in pool.unreachable},
             circuits={**counted.circuits, **self._breaker_updates()},
-            queued={name: len(pool.line) for name, pool in pools.items()},
+            queued={name: len(pool.wait_queue) for name, pool in pools.items()},
             distances_ms=self._agents.distances.measurements(),
         )
         for pool in pools.values():
@@ -80,7 +80,7 @@ class Reporter:
     @property
     def is_urgent(self) -> bool:
         """Whether an observation should not wait for the next round: an instance refused a connection, a breaker changed."""
-        return any(pool.unreachable or pool.circuits.untold for pool in self._agents.pools.values())
+        return any(pool.unreachable or pool.breakers.has_updates for pool in self._agents.pools.values())
 
     def _refuse(self, agent: str | None, status: int) -> None:
         name = agent if agent in self._agents.pools else None
@@ -113,7 +113,7 @@ class Reporter:
         return {
             (name, replica): update
             for name, pool in self._agents.pools.items()
-            for replica, update in pool.circuits.news(now).items()
+            for replica, update in pool.breakers.take_updates(now).items()
         }
 
     def _backends(self) -> Iterator[Backend]:

@@ -1,6 +1,6 @@
-"""What the instance process needs of the user's agent, and how it gets hold of it.
+"""The interface that an instance process needs of the user's agent, and how it is imported.
 
-This package does not import `swiftclaw` (imports point the other way); any object of this shape can be hosted.
+This package does not import `swiftclaw` (imports point the other way); any object with this interface can be hosted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ AsgiApp = Callable[[Any, Any, Any], Awaitable[None]]
 
 @dataclass(frozen=True)
 class RequestInfo:
-    """The request as a handler may see it. `body` is the JSON that was sent."""
+    """The request as a handler sees it. `body`: the JSON object that was sent."""
 
     headers: Mapping[str, str]
     body: Mapping[str, object]
@@ -29,7 +29,7 @@ class RequestInfo:
 
 @dataclass(frozen=True)
 class Turn:
-    """One message to the agent."""
+    """One message to the agent, with what its handler may ask for."""
 
     message: object
     session_id: str | None
@@ -39,6 +39,8 @@ class Turn:
 
 @runtime_checkable
 class HostedAgent(Protocol):
+    """`app`: the mounted ASGI app. `answer` gets a `Turn`; `check` returns whether the agent is healthy, and why not."""
+
     name: str
     session_affinity: bool
     rate_limits: Sequence[RateRule]
@@ -51,20 +53,20 @@ class HostedAgent(Protocol):
 
 
 class NotAnAgent(Exception):
-    """`agent:` names something that cannot be hosted. Its text is for the operator."""
+    """The target of `agent:` cannot be hosted. The text is the reason, for the operator."""
 
 
 def load_agent(target: str, folder: str) -> HostedAgent:
-    """`module:attribute`, with `folder` first on the import path. Raises NotAnAgent."""
+    """Import `module:attribute`, with `folder` first on the import path. Raises NotAnAgent."""
     if sys.path[:1] != [folder]:
         sys.path.insert(0, folder)
     module_name, _, attribute = target.partition(":")
     try:
-        found: Any = importlib.import_module(module_name)
+        target_object: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
-            found = getattr(found, part)
+            target_object = getattr(target_object, part)
     except Exception as error:
         raise NotAnAgent(f"{target} cannot be imported: {type(error).__name__}: {error}") from error
-    if not isinstance(found, HostedAgent):
-        raise NotAnAgent(f"{target} is a {type(found).__name__}, not a swiftclaw.Agent")
-    return found
+    if not isinstance(target_object, HostedAgent):
+        raise NotAnAgent(f"{target} is a {type(target_object).__name__}, not a swiftclaw.Agent")
+    return target_object

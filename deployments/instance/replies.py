@@ -1,6 +1,6 @@
-"""What a handler says, as HTTP: one JSON body, or server-sent events; a native message, or OpenAI's chat.
+"""A handler's reply as HTTP: one JSON body or server-sent events, in the native form or in that of OpenAI's chat API.
 
-Nothing is counted or refused here (deployments/instance/server.py does that): a request comes in that is to be answered.
+Requests are counted and refused elsewhere (deployments/instance/server.py): every request that arrives here is answered.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from policies.errors import BadRequest
 
 
 class Replies:
-    """One agent's. `instance`: the name that it has at this moment. An exception of the handler comes through."""
+    """The replies of one agent. `instance`: the instance's current name. Raises BadRequest, and what the handler raises."""
 
     def __init__(self, agent: HostedAgent, spec: InstanceSpec) -> None:
         self._agent, self._spec = agent, spec
@@ -28,7 +28,7 @@ class Replies:
     async def message(self, exchange: Exchange, instance: str) -> None:
         body = _json_object(await exchange.whole_body())
         if "message" not in body:
-            raise BadRequest("message: is missing")
+            raise BadRequest("message: is required")
         for name in ("session_id", "user_id"):
             if not isinstance(body.get(name), (str, type(None))):
                 raise BadRequest(f"{name}: must be a string")
@@ -46,25 +46,26 @@ class Replies:
         try:
             await exchange.answer(200, {"reply": reply, "session_id": session})
         except (TypeError, ValueError) as error:
-            raise TypeError(f"the handler returned a {type(reply).__name__}, which is not JSON: {error}") from error
+            kind = type(reply).__name__
+            raise TypeError(f"the handler returned a {kind}, which cannot be encoded as JSON: {error}") from error
 
     async def chat(self, exchange: Exchange, instance: str) -> None:
         body = _json_object(await exchange.whole_body())
-        asked = openai.ChatRequest.parse(body)
-        session = _session(exchange, asked.session_id)
-        message = openai.last_user_text(asked.messages)
-        turn = Turn(message, session, asked.user_id, self._info(exchange, body, instance))
+        chat_request = openai.ChatRequest.parse(body)
+        session = _session(exchange, chat_request.session_id)
+        message = openai.last_user_text(chat_request.messages)
+        turn = Turn(message, session, chat_request.user_id, self._info(exchange, body, instance))
         reply = await self._agent.answer(turn)
         answer_id, created = f"chatcmpl-{exchange.request_id}", int(time.time())
-        if asked.stream:
-            shape = openai.Chunks(answer_id, created, asked.model, asked.messages, asked.include_usage)
+        if chat_request.stream:
+            shape = openai.Chunks(answer_id, created, chat_request.model, chat_request.messages, chat_request.include_usage)
             await self._stream(exchange, _chat_chunks(shape, _pieces(reply)))
             return
         if isinstance(reply, AsyncIterator):
             reply = await _joined(reply)
         await exchange.answer(
             200,
-            openai.completion(reply, id=answer_id, created=created, model=asked.model, messages=asked.messages),
+            openai.completion(reply, id=answer_id, created=created, model=chat_request.model, messages=chat_request.messages),
         )
 
     async def _stream(self, exchange: Exchange, chunks: AsyncGenerator[object, None]) -> None:
@@ -84,18 +85,18 @@ class Replies:
 
 
 def _session(exchange: Exchange, from_body: str | None) -> str | None:
-    told = exchange.header(SESSION_HEADER)
-    return unquote(told.decode("latin-1"), errors="surrogatepass") if told else from_body
+    name = exchange.header(SESSION_HEADER)
+    return unquote(name.decode("latin-1"), errors="surrogatepass") if name else from_body
 
 
 def _json_object(body: bytes) -> dict[str, object]:
     try:
-        found = json.loads(body)
+        value = json.loads(body)
     except ValueError as error:
-        raise BadRequest(f"the body is not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise BadRequest("the body must be a JSON object")
-    return found
+        raise BadRequest(f"the request body is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise BadRequest("the request body must be a JSON object")
+    return value
 
 
 def _text(value: object) -> str | None:
@@ -122,7 +123,7 @@ async def _chat_chunks(shape: openai.Chunks, pieces: AsyncGenerator[str, None]) 
 
 
 async def _pieces(reply: object) -> AsyncGenerator[str, None]:
-    """Any reply as pieces of text, its iterator closed when the reader leaves."""
+    """Any reply as pieces of text; its iterator is closed when the reader stops."""
     if not isinstance(reply, AsyncIterator):
         yield openai.text_of(reply)
         return

@@ -46,13 +46,13 @@ class Attempts:
     async def place(self) -> Lease:
         """A place on an instance that was not asked yet, at once or after waiting. Raises SwiftClawError."""
         pool = self._pool
-        lease = None if self._waiting else pool.line.take(self._request, self._tried, time.monotonic())
+        lease = None if self._waiting else pool.wait_queue.take(self._request, self._tried, time.monotonic())
         if lease is None:
             timeout_s = pool.settings.limits.connection_timeout_s
             self._exchange.deadline(timeout_s + LEEWAY_S)
             for observer in self._exchange.observers:
                 observer.queued(time.monotonic())
-            self._waiting = await pool.line.wait(self._request, self._tried, timeout_s, self._waiting)
+            self._waiting = await pool.wait_queue.wait(self._request, self._tried, timeout_s, self._waiting)
             lease = self._waiting.future.result()
             self._exchange.deadline(pool.settings.request_timeout_s)
         self._asked += 1

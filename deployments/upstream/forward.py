@@ -118,7 +118,7 @@ class Forwarder:
                 return True
         except NotConnected:
             code, ok = None, False
-            pool.suspect(lease.backend, time.monotonic())
+            pool.mark_unreachable(lease.backend, time.monotonic())
             attempts.skip(lease)
             return False
         except ConnectionBroken as error:

@@ -67,7 +67,7 @@ class WebSocketForwarder:
             return True
         except NotConnected:
             code, ok = None, False
-            pool.suspect(lease.backend, time.monotonic())
+            pool.mark_unreachable(lease.backend, time.monotonic())
             attempts.skip(lease)
             return False
         except asyncio.TimeoutError:

@@ -122,7 +122,7 @@ def test_a_new_process_under_the_old_name_starts_with_a_closed_one() -> None:
 
 def report(gateway: AgentTable, shared: SharedBreakers, now: float) -> None:
     """Deliver the gateway's breaker changes to the Controller."""
-    shared.observe(gateway.gateway, gateway.pool("a").circuits.news(now), now)
+    shared.observe(gateway.gateway, gateway.pool("a").breakers.take_updates(now), now)
 
 
 def test_one_gateways_trip_reaches_the_others_through_the_controller_and_so_does_its_recovery(
@@ -138,7 +138,7 @@ def test_one_gateways_trip_reaches_the_others_through_the_controller_and_so_does
             routing.apply(made_of)
 
     fail(one.pool("a"), "instance-1", 3, clock[0])
-    assert one.pool("a").circuits.untold
+    assert one.pool("a").breakers.has_updates
     report(one, shared, clock[0])
     assert shared.state("r1", clock[0]) == "open"
     push("x.2")
@@ -156,10 +156,10 @@ def test_one_gateways_trip_reaches_the_others_through_the_controller_and_so_does
 def test_a_controller_that_has_forgotten_is_told_again() -> None:
     routing = made()
     fail(routing.pool("a"), "instance-1", 3, 1.0)
-    assert routing.pool("a").circuits.news(1.0)
-    assert not routing.pool("a").circuits.untold
+    assert routing.pool("a").breakers.take_updates(1.0)
+    assert not routing.pool("a").breakers.has_updates
     routing.apply(snapshot(member(1), member(2), version="another.1", blocks=BREAKER))
-    assert list(routing.pool("a").circuits.news(1.0)) == ["r1"]
+    assert list(routing.pool("a").breakers.take_updates(1.0)) == ["r1"]
 
 
 class TestOverRealSockets:

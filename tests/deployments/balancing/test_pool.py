@@ -80,4 +80,4 @@ def test_repr_states_the_situation() -> None:
     assert repr(made) == "<Pool of a: 2 of 3 instances healthy, 1 requests in flight from here, 0 waiting>"
     lease.release(200, 2.0)
     assert repr(made) == "<Pool of a: 2 of 3 instances healthy, 0 requests in flight from here, 0 waiting>"
-    assert repr(made.line) == "<AgentWaitQueue of a: 0 of 1000 requests waiting>"
+    assert repr(made.wait_queue) == "<AgentWaitQueue of a: 0 of 1000 requests waiting>"

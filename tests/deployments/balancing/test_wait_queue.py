@@ -68,7 +68,7 @@ async def start(plane: DataPlane, count: int = 1, **limits: Any) -> Gate:
 
 
 def line(plane: DataPlane) -> int:
-    return len(plane.agents.pool("a").line)
+    return len(plane.agents.pool("a").wait_queue)
 
 
 async def test_above_the_cap_requests_wait_and_are_answered_in_the_order_in_which_they_came(plane: DataPlane) -> None:

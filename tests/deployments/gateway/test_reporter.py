@@ -67,7 +67,7 @@ def test_an_undelivered_batch_is_sent_again_before_what_was_counted_since() -> N
 def test_a_batch_that_is_sent_again_has_the_old_counts_and_the_states_of_now() -> None:
     site = Site()
     site.reporter.observation()
-    site.agents.pool("a").suspect(site.lease().backend, 0.0)
+    site.agents.pool("a").mark_unreachable(site.lease().backend, 0.0)
     observation = site.reporter.observation()
     assert observation.instances[KEY].active == 1
     assert observation.unreachable == site.reporter.observation().unreachable == {("a", "r1")}
@@ -88,7 +88,7 @@ def test_an_unreachable_instance_and_a_breaker_that_opened_are_urgent_until_they
     assert not site.reporter.is_urgent
     lease = site.lease()
     lease.release(None, 0.5)
-    site.agents.pool("a").suspect(lease.backend, 0.0)
+    site.agents.pool("a").mark_unreachable(lease.backend, 0.0)
     assert site.reporter.is_urgent
     site.reporter.observation()
     assert not site.reporter.is_urgent

@@ -120,7 +120,7 @@ async def test_who_waits_in_the_line_is_told_with_the_time_also_when_he_waits_in
     plane.blocks["a"]["limits"] = {**limits, "connectionTimeout": "30s"}
     plane.announce()
     second = asyncio.create_task(ask(plane, "hi"))
-    await until(lambda: len(plane.agents.pools["a"].line) == 1)
+    await until(lambda: len(plane.agents.pools["a"].wait_queue) == 1)
     await asyncio.sleep(0.1)
     first.cancel()
     assert await second == 200
