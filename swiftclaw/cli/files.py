@@ -23,12 +23,12 @@ def load(file: Path) -> Settings:
 
     from cluster import config
 
+    if not file.exists():
+        raise Misconfigured([f"{file}: no such file; run the command in the folder of cluster.yaml, or give its path"])
     try:
         return config.load(file)
     except config.ConfigError as error:
         raise Misconfigured(error.mistakes) from None
-    except FileNotFoundError:
-        raise Misconfigured([f"{file}: no such file; run the command where cluster.yaml is, or give its path"]) from None
     except OSError as error:
         raise Misconfigured([f"{file}: cannot be read ({error.strerror})"]) from None
 

@@ -1,4 +1,4 @@
-"""`swiftclaw schema`: what cluster.yaml may say, for editors."""
+"""`swiftclaw schema`: the JSON schema of cluster.yaml, for editors."""
 
 from __future__ import annotations
 
