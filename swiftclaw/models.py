@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import aiohttp
 
+from cluster.transport.sse import EventParser
 from deployments.request.openai import content_text, text_of
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -211,22 +212,13 @@ def model_for(model: str | Callable[..., Any], *, base_url: str | None = None, a
 
 
 async def _events(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-    """The data of each server-sent event. Splits bytes, because a chunk may end in the middle of a character."""
-    rest = b""
-    data: list[bytes] = []
+    """The data of each server-sent event."""
+    parser = EventParser()
     async for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            line = line.removesuffix(b"\r")
-            if line.startswith(b"data:"):
-                data.append(line[5:].removeprefix(b" "))
-            elif not line and data:
-                yield b"\n".join(data)
-                data = []
-    if rest.startswith(b"data:"):
-        data.append(rest[5:].strip())
-    if data == [b"[DONE]"]:  # the only event that counts without its empty line
-        yield data[0]
+        for event in parser.feed(chunk):
+            yield event.data
+    for event in parser.end():
+        yield event.data
 
 
 def _chat_messages(message: object) -> list[dict[str, Any]]:

@@ -169,17 +169,17 @@ def shop(shared: Cluster) -> Cluster:
 
 
 async def test_from_10_percent_to_all_of_it_and_no_request_fails(shop: Cluster) -> None:
-    assert "nothing to do" in await ok(shop, "deploy", "shop", "--canary", "10")
+    assert "nothing to deploy" in await ok(shop, "deploy", "shop", "--canary", "10")
     write(shop, "two")
     async with load(shop) as made:
-        assert await ok(shop, "deploy", "shop", "--canary", "10") == "v2 has 10 % of the traffic of shop"
+        assert await ok(shop, "deploy", "shop", "--canary", "10") == "v2 receives 10 % of the traffic to shop"
         assert await answers(shop, 1000) == {("v1", "one !"): 900, ("v2", "two !"): 100}
         for percent in (25, 50):
             await ok(shop, "promote", "shop", "--canary", str(percent))
             assert (await answers(shop, 200))["v2", "two !"] == 2 * percent
         both = await ok(shop, "status", "shop")
         assert re.search(r"v1 +stable +50 %", both) and re.search(r"v2 +canary +50 %", both)
-        assert await ok(shop, "promote", "shop", "--canary", "100") == "v2 has all the traffic of shop"
+        assert await ok(shop, "promote", "shop", "--canary", "100") == "v2 receives all traffic to shop"
         assert await answers(shop, 50) == {("v2", "two !"): 50}
         await asyncio.sleep(1)
     assert running_versions(shop) == {"v2"}
@@ -195,7 +195,7 @@ async def test_an_instance_that_restarts_runs_its_versions_code_whatever_is_on_d
     until(lambda: pid not in shop.healthy("shop").values() and len(shop.healthy("shop")) == 4, "another one", 60)
     assert await answers(shop, 40) == {(now, "two !"): 40}
     write(shop, "two")
-    assert "nothing to do" in await ok(shop, "deploy", "shop")
+    assert "nothing to deploy" in await ok(shop, "deploy", "shop")
 
 
 async def test_a_version_that_never_gets_well_never_gets_a_request_and_is_gone(shop: Cluster) -> None:
