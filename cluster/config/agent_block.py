@@ -37,12 +37,12 @@ def _schema() -> Schema:
 @reads(_schema())
 def read_agent(value: object, at: Location) -> AgentSettings:
     """The settings of the agent whose name is the last step of the path."""
-    said, moved = _hoisted(value)
+    settings, moved = _hoisted(value)
     for steps, real in moved.items():
         at.log.origins[at.steps + steps] = (None, at.steps + real)
-    if isinstance(said, Mapping) and said.get("config") is not None:
-        said = _with_file(said, at.step("config"), at)
-    agent = read_block(AgentSettings, said, at, also={"config": CONFIG}, name=str(at.steps[-1]))
+    if isinstance(settings, Mapping) and settings.get("config") is not None:
+        settings = _with_file(settings, at.step("config"), at)
+    agent = read_block(AgentSettings, settings, at, also={"config": CONFIG}, name=str(at.steps[-1]))
     agent = _settled(agent, at)
     _check_regions(agent, at)
     depth = len(at.steps)
@@ -50,15 +50,15 @@ def read_agent(value: object, at: Location) -> AgentSettings:
     return replace(agent, written=frozenset(map(dotted, written)))
 
 
-def _with_file(said: Mapping[Any, Any], at: Location, agent: Location) -> Mapping[Any, Any]:
+def _with_file(settings: Mapping[Any, Any], at: Location, agent: Location) -> Mapping[Any, Any]:
     """The block with what the file at `config` adds to it."""
-    rest = {name: item for name, item in said.items() if name != "config"}
+    rest = {name: item for name, item in settings.items() if name != "config"}
     at.log.note(at.steps)
-    path = at.read(values.file_path, said["config"])
+    path = at.read(values.file_path, settings["config"])
     document = path and at.read(lambda given, _: read_document(Path(str(given))), path)
     if not document:
         return rest
-    name = str(said["config"])
+    name = str(settings["config"])
     if not isinstance(document.content, Mapping):
         at.mistake(f"{name} must hold an agent's blocks, and holds {shown(document.content)}")
         return rest
@@ -66,14 +66,14 @@ def _with_file(said: Mapping[Any, Any], at: Location, agent: Location) -> Mappin
     for steps, sentence in document.complaints:
         at.log.mistakes.append((at.steps, f"{name}: {dotted(steps)}: {sentence}"))
     for steps in (*only_in(added, rest), *moved):
-        if not _said(rest, steps):
+        if not _value_at(rest, steps):
             agent.log.origins[agent.steps + steps] = (name, moved.get(steps, steps))
     return merged(rest, added)
 
 
 def _hoisted(value: Any) -> tuple[Any, dict[Steps, Steps]]:
     """The block with loadBalancing.healthCheck moved out, where the outer one wins; and where what moved came from."""
-    inner = _said(value, INNER_HEALTH)
+    inner = _value_at(value, INNER_HEALTH)
     if inner is None:
         return value, {}
     outer = value.get("healthCheck")
@@ -87,7 +87,7 @@ def _hoisted(value: Any) -> tuple[Any, dict[Steps, Steps]]:
     return block, {}
 
 
-def _said(block: Any, steps: Steps) -> Any:
+def _value_at(block: Any, steps: Steps) -> Any:
     for step in steps:
         block = block.get(step) if isinstance(block, Mapping) else None
     return block
@@ -99,8 +99,8 @@ def _settled(agent: AgentSettings, at: Location) -> AgentSettings:
     if scaling and scaling.target_cpu is None and scaling.target_connections is None:
         scaling = replace(scaling, target_cpu=70.0, target_connections=80.0)
     least = scaling.min_instances if scaling else 1
-    unsaid = at.step("regions").steps not in at.log.written or not agent.regions
-    regions = {"local": RegionSettings(least)} if unsaid else agent.regions
+    is_default = at.step("regions").steps not in at.log.written or not agent.regions
+    regions = {"local": RegionSettings(least)} if is_default else agent.regions
     return replace(
         agent,
         scaling=scaling,
@@ -109,7 +109,7 @@ def _settled(agent: AgentSettings, at: Location) -> AgentSettings:
 
 
 def _started(region: RegionSettings, least: int) -> RegionSettings:
-    own: int | None = region.instances  # None as long as nothing said it
+    own: int | None = region.instances  # None: not set
     if own is None:
         own = least if region.min_instances is None else region.min_instances
     return replace(region, instances=own)

@@ -1,7 +1,7 @@
-"""What does a YAML or JSON file say, and what in it would be read otherwise than it was meant?
+"""What does a YAML or JSON file contain, and what in it would be read differently from what was meant?
 
-Ray reads its config files as YAML 1.1, in which the second of two equal keys wins silently, 1:30 is ninety and 010 is
-eight. What has been read shows nothing of that any more, so it is looked for here, in the text.
+Ray reads its config files as YAML 1.1, where the second of two equal keys wins silently, 1:30 is ninety and 010 is
+eight. The parsed content no longer shows that, so it is checked here, in the text.
 """
 
 from __future__ import annotations
@@ -120,13 +120,13 @@ def _one_line(error: object) -> str:
 
 
 def merged(over: Mapping[Any, Any], under: Mapping[Any, Any]) -> dict[Any, Any]:
-    """`over`, and what only `under` says."""
+    """`over`, and what only `under` has."""
     result = dict(over)
     for name, item in under.items():
-        said = over.get(name)
-        if isinstance(said, Mapping) and isinstance(item, Mapping):
-            result[name] = merged(said, item)
-        elif said is None:
+        own = over.get(name)
+        if isinstance(own, Mapping) and isinstance(item, Mapping):
+            result[name] = merged(own, item)
+        elif own is None:
             result[name] = item
     return result
 
@@ -134,9 +134,9 @@ def merged(over: Mapping[Any, Any], under: Mapping[Any, Any]) -> dict[Any, Any]:
 def only_in(under: Mapping[Any, Any], over: Mapping[Any, Any], steps: Steps = ()) -> Iterator[Steps]:
     """The paths that a merge takes from `under`, each the topmost."""
     for name, item in under.items():
-        said = over.get(name)
+        own = over.get(name)
         spot = (*steps, name if isinstance(name, str) else shown(name))
-        if said is None:
+        if own is None:
             yield spot
-        elif isinstance(said, Mapping) and isinstance(item, Mapping):
-            yield from only_in(item, said, spot)
+        elif isinstance(own, Mapping) and isinstance(item, Mapping):
+            yield from only_in(item, own, spot)
