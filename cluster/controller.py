@@ -1,7 +1,7 @@
-"""The Controller: what should run, what does run, and what gateways are told of it.
+"""The Controller: wires the control plane's parts together and serves its two call surfaces (cluster/controller_api.py).
 
-One replica of the Serve app `swiftclaw`. It reconciles (compares desired with observed and acts on the difference), so a
-crash between two steps is repaired by the next round. Nothing on the request path waits for it.
+One replica of the Serve app `swiftclaw`. It reconciles (compares the desired with the observed state and acts on the
+difference), so a crash between two steps is repaired by the next round. Nothing on the request path waits for it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ log = logging.getLogger("swiftclaw.controller")
 
 
 class Controller:
-    """Methods are called by instances and gateways through its control port, by the command line through a Serve handle."""
+    """Instances and gateways call it through its control port, the command line through a Serve handle."""
 
     def __init__(self, args: dict[str, Any], folder: str, placement: Placement, instance_host: str = "") -> None:
         self._instance_host = instance_host
@@ -88,10 +88,10 @@ class Controller:
         self._control = RpcServer(control_methods(self), self._key)
         self._admin: Listener | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._down_within_s: float | None = None  # set by `down`: how long requests in flight may take
+        self._down_within_s: float | None = None  # set by `down`: time limit for requests in flight
 
     async def start(self) -> None:
-        """Open the admin port and begin to reconcile. Raises PortInUse."""
+        """Open the admin port and start to reconcile. Raises PortInUse."""
         admin = self._desired.settings.admin
         self._admin = Listener(AdminApp(self.view).app(), await bind_in_time(admin.host, admin.port), grace_s=1)
         await self._admin.start()
@@ -111,18 +111,17 @@ class Controller:
         if self._admin is not None:
             await self._admin.close()
 
-    # --- what instances and gateways call (by cluster/transport/rpc.py) -------------------------------------------------
+    # --- called by instances and gateways (by cluster/transport/rpc.py) -------------------------------------------------
 
     async def control(self) -> RpcAddress:
-        """Where they call: the only thing that they ask for by a handle."""
+        """The address of the control port: the only call that instances and gateways make by Serve handle."""
         while not self._control.address.port:
             await asyncio.sleep(0.05)
         return self._control.address
 
     async def register(self, new: Registration) -> RegistrationReply:
-        """An instance presents itself; its peers are asked first, so that a dead one's name is free again."""
-        known = self.registry.get(new.replica)
-        if known is None:
+        """Register an instance. Its peers are checked first, so that the name of a dead one is free again."""
+        if self.registry.get(new.replica) is None:
             await asyncio.gather(*(self._watch.verify(peer) for peer in self.registry.of(new.agent)))
         record = self.registry.admit(new)
         self._reconciler.problems.pop(new.app, None)
@@ -131,17 +130,17 @@ class Controller:
         return RegistrationReply(record.id, self._key, self._drain_terms(new.agent) or DrainTerms(), wants_code)
 
     async def deregister_instance(self, replica: str, agent: str) -> DrainTerms | None:
-        """An instance is about to stop: it gets nothing new. None: its agent is gone, and nobody waits for sessions."""
+        """Drain an instance that is about to stop. None: its agent was removed, and sessions are not waited for."""
         self.registry.drain(replica, "stopping")
         return self._drain_terms(agent)
 
     async def cannot_start(self, app: str, reason: str) -> None:
-        """A replica of `app` gave up while starting."""
+        """Record that a replica of `app` gave up while starting."""
         self._reconciler.problems[app] = reason
         log.error("%s cannot start: %s", app, reason)
 
     async def next_snapshot(self, hello: GatewayHello, version: str | None) -> Snapshot | None:
-        """The newest snapshot as soon as it differs from the one the gateway has; None when nothing is new."""
+        """Wait for a snapshot newer than the gateway's `version`; None when there is none in time."""
         self._gateways.observe(hello, version)
         self._reconciler.problems.pop(hello.app, None)
         if not await self._gateways.wait_for_change(version, self._reconciler.knows):
@@ -149,12 +148,12 @@ class Controller:
         return self._snapshots.build(self._session_keys, time.monotonic())
 
     async def observe(self, observation: Observation) -> None:
-        """What a gateway saw since its last observation."""
+        """Take in what a gateway counted since its last observation."""
         self._gateways.acknowledge(observation.gateway)
         if not self._totals.add(observation, time.monotonic()):
             return
         self._autoscaling.observe(observation, time.monotonic())
-        self._hear_of_circuits(observation)
+        self._share_breakers(observation)
         for _, replica in observation.unreachable:
             record = self.registry.get(replica)
             if record is not None:
@@ -163,12 +162,12 @@ class Controller:
     async def deregister_gateway(self, gateway: str) -> None:
         self._gateways.forget(gateway, "it was stopped")
 
-    # --- what the command line calls ------------------------------------------------------------------------------
+    # --- called by the command line ------------------------------------------------------------------------------
 
     async def apply(self, args: dict[str, Any], folder: str) -> None:
-        """The new desired state. Returns when it is remembered and a round of reconciling has begun to act on it.
+        """Apply cluster.yaml. Returns when it is saved and a reconciliation round has started to act on it.
 
-        What could not start is tried again.
+        Apps that failed to start are tried again.
         """
         if parse(args, Path(folder)).admin != self._desired.settings.admin:
             raise ValueError("admin: cannot be changed while SwiftClaw is running; run `swiftclaw down` first")
@@ -180,38 +179,38 @@ class Controller:
         await self._reconciler.round()
 
     async def current(self) -> tuple[dict[str, Any], str]:
-        """(args, folder) as they are desired now."""
+        """(args, folder) of the desired state."""
         return dict(self._state.config.args), self._state.config.folder
 
     async def deploy(self, agent: str, wish: DeployRequest) -> tuple[str, str]:
-        """For `swiftclaw deploy`: (what is done about it, the version). Raises ValueError with a sentence."""
+        """For `swiftclaw deploy`: (the action taken, the version). Raises ValueError with a sentence."""
         taken = {app.version for app in self._state.apps.values() if app.agent == agent}
         taken |= {record.registration.version for record in self.registry.of(agent)}
-        done = self.versions.deploy(agent, wish, sorted(taken))
+        action, version = self.versions.deploy(agent, wish, sorted(taken))
         self._reconciler.act()
-        return done
+        return action, version
 
     async def promote(self, agent: str, percent: float) -> str:
-        """The version that is to get that share. Raises ValueError with a sentence."""
+        """Set the canary's target share; returns its version. Raises ValueError with a sentence."""
         return self._acted(self.versions.promote(agent, percent))
 
     async def pause(self, agent: str, paused: bool) -> str:
-        """The version whose analysis pauses or goes on. Raises ValueError with a sentence."""
+        """Pause or resume the canary analysis; returns the canary's version. Raises ValueError with a sentence."""
         return self._acted(self.versions.pause(agent, paused))
 
     async def rollback(self, agent: str) -> str:
-        """The version that goes. Raises ValueError with a sentence."""
+        """Send all traffic to the stable version; returns the version that is removed. Raises ValueError with a sentence."""
         return self._acted(self.versions.take_back(agent, "by an operator"))
 
     async def has_package(self, digest: str) -> bool:
         return self.versions.packages.has(digest)
 
     async def take_package(self, digest: str, content: bytes) -> None:
-        """From whoever deploys, or from an instance that runs it when the state folder was lost."""
+        """Store a package: from `swiftclaw deploy`, or from a running instance after the state folder was lost."""
         await asyncio.to_thread(self.versions.packages.put, Package(digest, content))
 
     async def package(self, digest: str) -> bytes | None:
-        """For instances that are to run it."""
+        """Read a package, for the instances that will run it."""
         return await asyncio.to_thread(self.versions.packages.get, digest)
 
     def _acted(self, version: str) -> str:
@@ -219,38 +218,38 @@ class Controller:
         return version
 
     async def rotate_session_key(self) -> None:
-        """Sign session tokens with a new key; those signed with the one before stay valid."""
+        """Sign session tokens with a new key; tokens signed with the previous key stay valid."""
         self._session_keys = self._store.rotate_session_key(self._session_keys)
         self._changed()
 
     async def scale(self, agent: str, region: str | None, instances: int) -> str:
-        """For `swiftclaw scale`. What was changed, as a sentence. Raises ValueError where the bounds forbid it."""
+        """For `swiftclaw scale`: the change, as a sentence. Raises ValueError if the bounds forbid it."""
         change = self._autoscaling.fix(self._desired.file, agent, region, instances, time.time())
         self._desired.scaled([change])
         await self._reconciler.round()
         return str(change)
 
     async def take_away(self, agent: str, instance: str, mode: str, seconds: float) -> None:
-        """For `swiftclaw test failover`: see cluster/fleet/fault_injection.py. Raises ValueError when it cannot be done."""
+        """Inject a fault, for `swiftclaw test failover` (cluster/fleet/fault_injection.py). Raises ValueError."""
         await self._take_away.inject(agent, instance, mode, seconds)
         action = f"took {instance} out of service ({mode})" if seconds else f"returned {instance} to service"
         message = f"`swiftclaw test failover` {action}"
         self.events.add("instance", message, agent=agent, instance=instance, mode=mode, seconds=seconds)
 
     async def stop_gateways(self) -> list[str]:
-        """The first half of `down`: no new connections, and what runs goes on. The apps that will be gone then."""
+        """First half of `down`: accept no new connections, finish requests in flight. Returns the gateways' apps."""
         return await self._stop([name for name, app in self._state.apps.items() if not app.agent])
 
     async def stop_apps(self, within_s: float) -> list[str]:
-        """Delete every app that was started; what remains is the Controller itself. Their names.
+        """Delete every app but the Controller itself; returns their names.
 
-        What is in flight is cut off after `within_s`; nobody waits for sessions.
+        Requests in flight are aborted after `within_s`; sessions are not waited for.
         """
         self._down_within_s = within_s
         return await self._stop(list(self._state.apps))
 
     async def in_flight(self) -> dict[str, int]:
-        """Agent -> requests that its instances work on."""
+        """Agent -> requests in flight on its instances."""
         counts: dict[str, int] = {}
         for record in self.registry:
             agent = record.registration.agent
@@ -276,7 +275,7 @@ class Controller:
         return DrainTerms(settings.request_timeout_s, settings.drain_timeout_s, self.view.keeps_sessions(settings))
 
     def _recover(self) -> State:
-        """The remembered state if it is of this Ray cluster."""
+        """The saved state, if it belongs to this Ray cluster."""
         cluster = ray.get_runtime_context().get_node_id()
         state = self._store.load()
         return state if state is not None and state.ray_cluster == cluster else State(ray_cluster=cluster)
@@ -285,13 +284,13 @@ class Controller:
         replicas = [record.registration.replica for record in self.registry.of(agent, version)]
         return self._breakers.all_tripped(replicas, time.monotonic())
 
-    def _hear_of_circuits(self, seen: Observation) -> None:
-        """What one gateway has found out reaches the others with the next snapshot."""
-        present = {replica: record for _, replica in seen.circuits if (record := self.registry.get(replica)) is not None}
-        told = {replica: news for (_, replica), news in seen.circuits.items() if replica in present}
-        for replica, (_, state) in self._breakers.observe(seen.gateway, told, time.monotonic()).items():
+    def _share_breakers(self, observation: Observation) -> None:
+        """Pass breaker changes of one gateway on to the others, with the next snapshot."""
+        present = {replica: record for _, replica in observation.circuits if (record := self.registry.get(replica)) is not None}
+        updates = {replica: update for (_, replica), update in observation.circuits.items() if replica in present}
+        for replica, (_, state) in self._breakers.observe(observation.gateway, updates, time.monotonic()).items():
             self._recorder.circuit(present[replica], state)
-        if any(news.state != "half-open" for news in told.values()):  # probing is one gateway's own affair
+        if any(update.state != "half-open" for update in updates.values()):  # probing is local to one gateway
             self._changed()
 
     def _attend(self, record: InstanceRecord) -> None:
@@ -303,7 +302,7 @@ class Controller:
         return settings.health_check if settings else None
 
     def _changed(self) -> None:
-        """What gateways are told has changed: remembered, told as events, and announced to them."""
+        """Save a change that gateways must know of, record it as events, and announce it to them."""
         self._gateways.count_change()
         self._breakers.keep({record.registration.replica for record in self.registry})
         self._snapshots.remember_rules()

@@ -1,6 +1,7 @@
-"""What the processes tell each other: instances and gateways to the Controller, the Controller to gateways.
+"""The messages between processes: what instances and gateways report to the Controller, and what it sends to gateways.
 
-Plain frozen dataclasses, pickled by Ray. A gateway works from its last `Snapshot` for as long as it must.
+Plain frozen dataclasses. They are pickled and signed by cluster/transport/rpc.py and sent over HTTP; Ray only carries
+`InstanceSpec`. A gateway keeps working from its last `Snapshot` while the Controller is away.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ from policies.breaker import BreakerUpdate
 from policies.lifecycle.draining import DrainTerms
 from policies.rate_limit import RateRule
 
-# Headers that never leave the cluster: set by a gateway for an instance or by an instance for a gateway.
-KEY_HEADER = b"x-swiftclaw-key"  # the secret by which an instance knows a gateway
-SESSION_HEADER = b"x-swiftclaw-session"  # the session's name, percent-encoded
-LOAD_HEADER = b"x-swiftclaw-load"  # "<in flight> <in flight on arrival> <cpu percent>" of the answering instance
-LIMIT_HEADER = b"x-swiftclaw-limit"  # the most requests that an instance may have in flight
-REFUSED_HEADER = b"x-swiftclaw-not-executed"  # the instance refused before it began: safe to ask another
+# Headers between gateways and instances; they never leave the cluster.
+KEY_HEADER = b"x-swiftclaw-key"  # the cluster's secret, by which an instance recognizes a gateway
+SESSION_HEADER = b"x-swiftclaw-session"  # the session id, percent-encoded
+LOAD_HEADER = b"x-swiftclaw-load"  # "<in flight> <in flight on arrival> <cpu percent>" of the responding instance
+LIMIT_HEADER = b"x-swiftclaw-limit"  # maximum number of requests in flight on an instance
+REFUSED_HEADER = b"x-swiftclaw-not-executed"  # the instance refused the request before starting it: safe to retry elsewhere
 
-# What stands in REFUSED_HEADER.
+# Values of REFUSED_HEADER.
 FULL = b"full"
 CLOSING = b"closing"
 
-# Where an instance answers what; the mounted app has a prefix of its own, so that the two cannot collide.
+# Paths of an instance. The mounted app has a prefix of its own, so that the two cannot collide.
 MESSAGES_PATH = "/messages"
 CHAT_PATH = "/chat"
 WATCH_PATH = "/-/watch"
@@ -39,7 +40,7 @@ APP_PREFIX = "/app"
 
 @dataclass(frozen=True)
 class InstanceSpec:
-    """What a replica of an instance app is started with."""
+    """The arguments that a replica of an instance app is started with."""
 
     agent: str  # its name in this cluster
     target: str  # module:attribute
@@ -47,28 +48,28 @@ class InstanceSpec:
     version: str
     region: str
     app: str  # the Serve app it belongs to
-    host: str = ""  # where it listens; "": on its node's address
-    package: str = ""  # the digest of its version's code (cluster/desired/packages.py); "": the folder as it is
+    host: str = ""  # the address to listen on; "": the node's address
+    package: str = ""  # digest of the version's code (cluster/desired/packages.py); "": the folder as it is
 
 
 @dataclass(frozen=True)
 class Registration:
-    """An instance presents itself. `id` is set when it only says that it still runs (the Controller had gone)."""
+    """An instance registers. `id` is set when it registers again, after the Controller was away."""
 
     agent: str
     version: str
     region: str
     app: str
-    replica: str  # Serve's unique id: a restarted process has another
+    replica: str  # Serve's unique replica id; a restarted process has a new one
     host: str
     port: int
     pid: int
     node: str
     started_at: float  # seconds since the epoch
-    session_affinity: bool = False  # what Agent(session_affinity=…) says
-    rate_rules: tuple[RateRule, ...] = ()  # what @agent.rate_limit says
+    session_affinity: bool = False  # as set by Agent(session_affinity=…)
+    rate_rules: tuple[RateRule, ...] = ()  # as set by @agent.rate_limit
     id: str | None = None
-    package: str = ""  # the code it runs
+    package: str = ""  # digest of the code that it runs
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,13 @@ class RegistrationReply:
 
     id: str  # instance-N
     key: str  # the cluster's secret
-    drain: DrainTerms = field(default_factory=DrainTerms)  # for an instance that has to leave while the Controller is away
+    drain: DrainTerms = field(default_factory=DrainTerms)  # used when the instance stops while the Controller is away
     wants_code: bool = False  # the Controller has lost the package that the instance runs
 
 
 @dataclass(frozen=True)
 class Member:
-    """One instance as the gateways are told of it."""
+    """One instance, as gateways see it."""
 
     id: str
     replica: str
@@ -98,7 +99,7 @@ class Member:
 
 @dataclass(frozen=True)
 class VersionShare:
-    """Which versions of an agent get which traffic. `leaving`: sessions that live there may stay until they drain."""
+    """How an agent's traffic is split among versions. `leaving`: versions that keep existing sessions until they drain."""
 
     stable: str
     canary: str | None = None
@@ -108,17 +109,17 @@ class VersionShare:
 
 @dataclass(frozen=True)
 class AgentView:
-    """One agent as the gateways are told of it."""
+    """One agent, as gateways see it."""
 
     settings: AgentSettings
     session_affinity: bool
     members: tuple[Member, ...]
-    versions: VersionShare | None = None  # None: all members alike
-    rate_rules: tuple[RateRule, ...] = ()  # of the newest version that runs
+    versions: VersionShare | None = None  # None: all members share the traffic
+    rate_rules: tuple[RateRule, ...] = ()  # of the newest running version
 
 
 class BreakerReport(NamedTuple):
-    """The newest word of any gateway on one instance's breaker. `number` grows with each."""
+    """The latest report of any gateway about one instance's breaker. `number` grows with every report."""
 
     number: int
     gateway: str
@@ -127,7 +128,7 @@ class BreakerReport(NamedTuple):
 
 @dataclass(frozen=True)
 class Peer:
-    """A gateway, and where it listens for the others."""
+    """A gateway, and the address where it listens for other gateways."""
 
     gateway: str
     host: str
@@ -136,59 +137,59 @@ class Peer:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that a gateway needs to answer requests. Two snapshots with the same `version` are the same."""
+    """Everything that a gateway needs to serve requests. Snapshots with the same `version` are equal."""
 
     version: str
     key: str
     http: HttpSettings
     agents: dict[str, AgentView]
-    session_keys: tuple[str, ...]  # hexadecimal; the first signs, all verify
+    session_keys: tuple[str, ...]  # hexadecimal; the first one signs, all verify
     client_regions: dict[str, str] = field(default_factory=dict)
     trusted_proxies: tuple[str, ...] = ()
     distances_ms: dict[str, dict[str, float]] = field(default_factory=dict)
     circuits: dict[str, BreakerReport] = field(default_factory=dict)  # by replica
-    peers: tuple[Peer, ...] = ()  # all gateways, the reader among them
-    desired: dict[str, object] = field(default_factory=dict)  # the Controller's, kept for it should it lose its folder
+    peers: tuple[Peer, ...] = ()  # all gateways, including the receiver
+    desired: dict[str, object] = field(default_factory=dict)  # for a Controller that lost its state folder
 
 
 @dataclass(frozen=True)
 class GatewayHello:
-    """A gateway presents itself, with every request for news."""
+    """A gateway introduces itself, with every request for a snapshot."""
 
     gateway: str  # Serve's unique replica id
     app: str
     settings: GatewaySettings
     node: str
     pid: int
-    host: str = ""  # where it listens for other gateways
+    host: str = ""  # address for other gateways
     port: int = 0
-    desired: dict[str, object] = field(default_factory=dict)  # of its last snapshot
+    desired: dict[str, object] = field(default_factory=dict)  # as of its last snapshot
 
 
 @dataclass(frozen=True)
 class InstanceCounts:
-    """What one gateway saw of one instance since its last observation; `active` is what it has there now."""
+    """What one gateway counted for one instance since its last observation; `active` is the current number in flight."""
 
     active: int = 0
     codes: dict[int, int] = field(default_factory=dict)
-    durations: tuple[int, ...] = ()  # counts per bucket of `metrics.BUCKETS_S`
+    durations: tuple[int, ...] = ()  # counts per bucket of `tally.BUCKETS_S`
     duration_sum_s: float = 0.0
     first_bytes: tuple[int, ...] = ()
     first_byte_sum_s: float = 0.0
-    routings: tuple[int, ...] = ()  # counts per bucket of `metrics.ROUTING_BUCKETS_S`
+    routings: tuple[int, ...] = ()  # counts per bucket of `tally.ROUTING_BUCKETS_S`
     routing_sum_s: float = 0.0
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What one gateway saw since its last observation, keyed by (agent, version, region, instance)."""
+    """What one gateway counted since its last observation, by (agent, version, region, instance)."""
 
     gateway: str
     instances: dict[tuple[str, str, str, str], InstanceCounts]
-    refusals: dict[tuple[str, int], int] = field(default_factory=dict)  # (agent, status): no instance was reached
-    unreachable: frozenset[tuple[str, str]] = frozenset()  # (agent, replica) that refused a connection
-    circuits: dict[tuple[str, str], BreakerUpdate] = field(default_factory=dict)  # (agent, replica) whose breaker has changed
-    retries: dict[str, int] = field(default_factory=dict)  # by agent, since the last one
-    queued: dict[str, int] = field(default_factory=dict)  # by agent: requests that wait for a place now
-    batch: int = 0  # grows by one with each; what was counted is counted once, however often it comes. 0: it has none
-    distances_ms: dict[str, dict[str, float]] = field(default_factory=dict)  # between regions, as measured; each pair once
+    refusals: dict[tuple[str, int], int] = field(default_factory=dict)  # (agent, status) of requests that reached no instance
+    unreachable: frozenset[tuple[str, str]] = frozenset()  # (agent, replica) of refused connections
+    circuits: dict[tuple[str, str], BreakerUpdate] = field(default_factory=dict)  # by (agent, replica): breakers that changed
+    retries: dict[str, int] = field(default_factory=dict)  # by agent, since the last observation
+    queued: dict[str, int] = field(default_factory=dict)  # by agent: requests in the wait queue now
+    batch: int = 0  # grows by one; a batch that arrives again is not counted again. 0: unnumbered
+    distances_ms: dict[str, dict[str, float]] = field(default_factory=dict)  # measured between regions; each pair once

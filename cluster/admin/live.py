@@ -1,4 +1,4 @@
-"""What the dashboard shows of one agent: everything of now, once a second for all who watch, and the history behind it."""
+"""The dashboard's data for one agent: a frame of current values per second, shared by all viewers, and the history."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from policies.load.distance import Distances
 
 
 class Live:
-    """Over one Controller."""
+    """Builds frames from one `ClusterView`."""
 
     def __init__(self, view: ClusterView, views: Views) -> None:
         self._view, self._views = view, views
-        self._made: dict[str, tuple[float, dict[str, Any]]] = {}  # by agent: made when
+        self._frames: dict[str, tuple[float, dict[str, Any]]] = {}  # by agent: the last frame, and when it was built
 
     def history(self, agent: str, window_s: float, points: int, columns: Sequence[str] = COLUMNS) -> dict[str, Any]:
         """Series of instances (removed ones included), of refused requests, and of traffic shares."""
@@ -37,12 +37,12 @@ class Live:
         }
 
     def now(self, agent: str) -> dict[str, Any]:
-        """All that the dashboard shows of one agent now."""
-        made, frame = self._made.get(agent, (0.0, {}))
+        """The current frame; built at most once a second."""
+        built_at, frame = self._frames.get(agent, (0.0, {}))
         now = time.monotonic()
-        if now - made > 0.9 or not frame:
+        if now - built_at > 0.9 or not frame:
             frame = self._frame(agent)
-            self._made[agent] = (now, frame)
+            self._frames[agent] = (now, frame)
         return frame
 
     def _frame(self, agent: str) -> dict[str, Any]:
@@ -91,14 +91,14 @@ class Live:
         }
 
     def _distances(self, agent: str) -> dict[str, dict[str, dict[str, Any]]]:
-        """Milliseconds from each gateway's region to each of the agent's, and whether they are configured, measured or
-        estimated; null twice when nothing is known."""
+        """Round-trip milliseconds from each gateway's region to each of the agent's, and their source (configured, measured
+        or estimated); both are null when unknown."""
         settings = self._view.settings
         distances = Distances(settings.distances_ms)
         for (one, other), ms in self._view.totals.measured().items():
             distances.measured(one, other, ms)
-        here = dict.fromkeys([*(gateway.region for gateway in settings.gateways), *settings.agents[agent].regions])
-        return {one: {other: _far(distances, one, other) for other in settings.agents[agent].regions} for one in here}
+        origins = dict.fromkeys([*(gateway.region for gateway in settings.gateways), *settings.agents[agent].regions])
+        return {one: {other: _far(distances, one, other) for other in settings.agents[agent].regions} for one in origins}
 
 
 def _far(distances: Distances, one: str, other: str) -> dict[str, Any]:

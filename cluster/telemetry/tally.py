@@ -1,7 +1,7 @@
-"""Counting: a `Tally` in every gateway for each instance, and what its numbers mean.
+"""Counting requests: each gateway has a `Tally` per instance; here are its layout and the meaning of its numbers.
 
-Cheap to add to, since every request does. The Controller adds up what all gateways saw (cluster/telemetry/totals.py).
-Percentiles come from the buckets, by linear interpolation within one.
+Cheap to update, because every request does. The Controller adds up the tallies of all gateways (cluster/telemetry/totals.py).
+Percentiles are computed from the buckets, by linear interpolation within a bucket.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from cluster.messages import InstanceCounts
 
-# Upper bounds in seconds; one more bucket takes what is slower.
+# Upper bounds in seconds; one more bucket holds slower requests.
 BUCKETS_S = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
     1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0,
@@ -22,7 +22,7 @@ Key = tuple[str, str, str, str]  # agent, version, region, instance
 LABELS = ("agent", "version", "region", "instance")
 
 
-CODES = 48  # how many statuses a tally tells apart; its last place takes any other, as 0
+CODES = 48  # how many status codes a tally distinguishes; the last cell counts all others, as 0
 _DURATIONS = CODES
 _FIRST_BYTES = _DURATIONS + len(BUCKETS_S) + 1
 _ROUTINGS = _FIRST_BYTES + len(BUCKETS_S) + 1
@@ -31,7 +31,7 @@ CELLS = _SUMS_NS + 3
 
 
 def words(count: int) -> memoryview[int]:
-    """That many whole numbers, all zero."""
+    """An array of `count` integers, all zero."""
     return memoryview(bytearray(8 * count)).cast("q")
 
 
@@ -39,10 +39,10 @@ _ZEROS = words(CELLS)
 
 
 class Tally:
-    """What one gateway saw of one instance. Cheap to add to; `take()` hands over and starts anew.
+    """The requests of one gateway to one instance. `take()` returns the counts and resets them.
 
-    The numbers are flat memory, so that a gateway can keep them where they outlive it (deployments/gateway/counts_file.py).
-    There are two sides, filled by turns: what was taken last stays readable until the next is taken.
+    The counts are flat memory, so that a gateway can keep them in a file that outlives it (deployments/gateway/counts_file.py).
+    Two arrays are filled in turn: the one taken last stays readable until the next `take()`.
     """
 
     __slots__ = ("_cells", "_codes", "_other", "_places", "active")
@@ -52,12 +52,12 @@ class Tally:
         self.move(words(CODES), words(CELLS), words(CELLS))
 
     def move(self, codes: memoryview[int], filling: memoryview[int], other: memoryview[int]) -> None:
-        """Count there from now on; all of it is zero, and nothing has been counted yet."""
+        """Count in these arrays from now on. They are all zero, and nothing has been counted yet."""
         self._codes, self._cells, self._other = codes, filling, other
         self._places: dict[int, int] = {}
 
     def routed(self, seconds: float) -> None:
-        """How long it took from the request's admission to the choice of this instance, waiting in line included."""
+        """Record the time from admission to the choice of this instance, including time in the wait queue."""
         cells = self._cells
         cells[_ROUTINGS + bisect_left(ROUTING_BUCKETS_S, seconds)] += 1
         cells[_SUMS_NS + 2] += int(seconds * 1e9)
@@ -72,7 +72,7 @@ class Tally:
             cells[_SUMS_NS + 1] += int(first_byte_s * 1e9)
 
     def count(self, code: int) -> None:
-        """One whose times nobody asks for."""
+        """Count a request without its duration."""
         place = self._places.get(code)
         self._cells[self._place(code) if place is None else place] += 1
 
@@ -86,7 +86,7 @@ class Tally:
 
     @property
     def codes(self) -> dict[int, int]:
-        """Since they were taken last."""
+        """Counts by status code since the last `take()`."""
         return counts_of(self._codes, self._cells).codes
 
     def take(self) -> InstanceCounts:
@@ -97,24 +97,24 @@ class Tally:
 
 
 def counts_of(codes: Sequence[int], cells: memoryview[int], active: int = 0) -> InstanceCounts:
-    """What the numbers of a tally mean. `codes`: by place."""
-    seen = cells.tolist()
-    if not any(seen):
+    """The counts in a tally's cells. `codes[i]` is the status code that cell i counts."""
+    numbers = cells.tolist()
+    if not any(numbers):
         return InstanceCounts(active=active)
     return InstanceCounts(
         active=active,
-        codes={code: count for code, count in zip(codes, seen[:CODES], strict=True) if count},
-        durations=tuple(seen[_DURATIONS:_FIRST_BYTES]),
-        duration_sum_s=seen[_SUMS_NS] / 1e9,
-        first_bytes=tuple(seen[_FIRST_BYTES:_ROUTINGS]),
-        first_byte_sum_s=seen[_SUMS_NS + 1] / 1e9,
-        routings=tuple(seen[_ROUTINGS:_SUMS_NS]),
-        routing_sum_s=seen[_SUMS_NS + 2] / 1e9,
+        codes={code: count for code, count in zip(codes, numbers[:CODES], strict=True) if count},
+        durations=tuple(numbers[_DURATIONS:_FIRST_BYTES]),
+        duration_sum_s=numbers[_SUMS_NS] / 1e9,
+        first_bytes=tuple(numbers[_FIRST_BYTES:_ROUTINGS]),
+        first_byte_sum_s=numbers[_SUMS_NS + 1] / 1e9,
+        routings=tuple(numbers[_ROUTINGS:_SUMS_NS]),
+        routing_sum_s=numbers[_SUMS_NS + 2] / 1e9,
     )
 
 
 def merge(one: InstanceCounts, other: InstanceCounts) -> InstanceCounts:
-    """Both together, such as an old process of a name and its replacement; `active` is the later one's."""
+    """The sum of both, such as of an old process and its replacement; `active` is that of `other`."""
     codes = dict(one.codes)
     for code, count in other.codes.items():
         codes[code] = codes.get(code, 0) + count
@@ -131,14 +131,14 @@ def merge(one: InstanceCounts, other: InstanceCounts) -> InstanceCounts:
 
 
 def added(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
-    """Bucket by bucket; an empty one is all zeros."""
+    """The sum bucket by bucket; an empty tuple is all zeros."""
     if not one or not other:
         return one or other
     return tuple(a + b for a, b in zip(one, other, strict=True))
 
 
 def percentile_s(counts: Sequence[int], share: float) -> float | None:
-    """The value below which `share` (0..1) of the counted lie; None without any."""
+    """The value below which a `share` (0..1) of the counted requests lies; None without any."""
     total = sum(counts)
     if not total:
         return None

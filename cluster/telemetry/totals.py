@@ -1,9 +1,9 @@
-"""All that the gateways saw, added up: since the Controller started, and over the last minute.
+"""The observations of all gateways added up: since the Controller started, and over the last minute.
 
-Gateways send what was added since their last observation, so that a gateway's restart never makes a counter go back. An
-observation has a number: a gateway sends it until it hears that it was counted, others of its node do so when it was killed
-(deployments/gateway/counts_file.py), and here it is counted once. Sync; the caller gives the time (monotonic seconds). What
-is older than the window leaves as time passes, so that asking is cheap.
+Gateways send what was added since their last observation, so a gateway's restart never makes a counter go back. Observations
+are numbered: a gateway resends one until it is acknowledged (if the gateway was killed, another one on its node does:
+deployments/gateway/counts_file.py), and it is counted once. Sync; the caller supplies the time (monotonic seconds). Counts
+older than the window expire as time passes, so that reads are cheap.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from cluster.telemetry.tally import BUCKETS_S, Key, added, is_error, ms, percent
 
 WINDOW_S = 60.0
 RATE_LIMITED = 429
-MOST_GATEWAYS = 1000  # whose last number is known; those heard of last stay
+MOST_GATEWAYS = 1000  # whose last batch number is remembered; the most recent ones are kept
 
 
 @dataclass(frozen=True)
 class RecentStats:
-    """One instance, or several together, over the last WINDOW_S seconds."""
+    """One instance, or several combined, over the last WINDOW_S seconds."""
 
     requests: int = 0
     errors: int = 0
@@ -38,7 +38,7 @@ class RecentStats:
 
 
 class SlidingCounts:
-    """Sums over what came within the last WINDOW_S seconds."""
+    """Sums over the last WINDOW_S seconds."""
 
     def __init__(self) -> None:
         self._kept: deque[tuple[float, int, int, InstanceCounts]] = deque()
@@ -58,7 +58,7 @@ class SlidingCounts:
             _, requests, errors, counts = self._kept.popleft()
             self._count(-1, requests, errors, counts)
         if not self._kept:
-            self.duration_sum_s = 0.0  # what rounding has left
+            self.duration_sum_s = 0.0  # drop the rounding error
 
     def _count(self, sign: int, requests: int, errors: int, counts: InstanceCounts) -> None:
         self.requests += sign * requests
@@ -100,49 +100,56 @@ class InstanceTotals:
 
 
 class MetricTotals:
-    """All observations of all gateways."""
+    """The sums of all gateways' observations."""
 
     def __init__(self) -> None:
         self.instances: dict[Key, InstanceTotals] = {}
-        self.refusals: dict[tuple[str, int], int] = defaultdict(int)  # (agent, status): no instance got the request
+        self.refusals: dict[tuple[str, int], int] = defaultdict(int)  # (agent, status) of requests that reached no instance
         self.retries: dict[str, int] = defaultdict(int)  # by agent
         self._active: dict[str, dict[Key, int]] = {}  # by gateway
         self._queued: dict[str, dict[str, int]] = {}  # by gateway, then agent
         self._distances_ms: dict[str, dict[str, dict[str, float]]] = {}  # by gateway
-        self._batches: dict[str, int] = {}  # by gateway: the last that was counted, also when it is gone
+        self._batches: dict[str, int] = {}  # by gateway, removed ones too: the last batch that was counted
 
-    def add(self, seen: Observation, now: float) -> bool:
-        """False: it is older than another of that gateway, and nothing of it is news."""
-        counted = self._batches.pop(seen.gateway, 0)
-        if seen.batch:
-            self._batches[seen.gateway] = max(counted, seen.batch)
+    def __repr__(self) -> str:
+        requests = sum(totals.requests for totals in self.instances.values())
+        return f"<MetricTotals: {requests} requests to {len(self.instances)} instances, {len(self._active)} gateways>"
+
+    def add(self, observation: Observation, now: float) -> bool:
+        """Count an observation. False if it is older than the gateway's last one: then nothing of it was used."""
+        gateway = observation.gateway
+        counted = self._batches.pop(gateway, 0)
+        if observation.batch:
+            self._batches[gateway] = max(counted, observation.batch)
             if len(self._batches) > MOST_GATEWAYS:
                 del self._batches[next(iter(self._batches))]
-        if seen.batch and seen.batch < counted:
+        if observation.batch and observation.batch < counted:
             return False
-        if not seen.batch or seen.batch > counted:
-            self._count(seen, now)
-        self._active[seen.gateway] = {key: counts.active for key, counts in seen.instances.items() if counts.active}
-        self._queued[seen.gateway] = dict(seen.queued)
-        self._distances_ms[seen.gateway] = seen.distances_ms
-        if not (self._active[seen.gateway] or seen.queued or seen.distances_ms):  # as of one that is gone
-            self.forget_gateway(seen.gateway)
+        if not observation.batch or observation.batch > counted:
+            self._count(observation, now)
+        self._active[gateway] = {key: counts.active for key, counts in observation.instances.items() if counts.active}
+        self._queued[gateway] = dict(observation.queued)
+        self._distances_ms[gateway] = observation.distances_ms
+        if not (
+            self._active[gateway] or observation.queued or observation.distances_ms
+        ):  # as the last observation of a stopped gateway
+            self.forget_gateway(gateway)
         return True
 
-    def _count(self, seen: Observation, now: float) -> None:
-        for key, counts in seen.instances.items():
+    def _count(self, observation: Observation, now: float) -> None:
+        for key, counts in observation.instances.items():
             if counts.codes or counts.routings:
                 totals = self.instances.get(key)
                 if totals is None:
                     totals = self.instances[key] = InstanceTotals()
                 totals.add(counts, now)
-        for refusal, count in seen.refusals.items():
+        for refusal, count in observation.refusals.items():
             self.refusals[refusal] += count
-        for agent, count in seen.retries.items():
+        for agent, count in observation.retries.items():
             self.retries[agent] += count
 
     def forget_gateway(self, gateway: str) -> None:
-        """It is gone, and what was in flight there with it."""
+        """Drop the current values of a removed gateway; its counts stay."""
         self._active.pop(gateway, None)
         self._queued.pop(gateway, None)
         self._distances_ms.pop(gateway, None)
@@ -152,11 +159,11 @@ class MetricTotals:
         return sum(counts.get(key, 0) for counts in self._active.values())
 
     def queued(self, agent: str) -> int:
-        """Requests that wait for a place, summed over the gateways."""
+        """Requests in the wait queues, summed over the gateways."""
         return sum(counts.get(agent, 0) for counts in self._queued.values())
 
     def measured(self) -> dict[tuple[str, str], float]:
-        """Milliseconds between two regions, their names in order: the least that a gateway measured, as the rest is waiting."""
+        """Round-trip milliseconds by pair of regions (in name order): the minimum of all gateways, as the rest is queueing."""
         least: dict[tuple[str, str], float] = {}
         for measured in self._distances_ms.values():
             for one, others in measured.items():
@@ -166,23 +173,23 @@ class MetricTotals:
         return least
 
     def requests(self, key: Key) -> tuple[int, int]:
-        """(all, errors) since the Controller started."""
+        """(requests, errors) since the Controller started."""
         totals = self.instances.get(key)
         return (totals.requests, totals.errors) if totals else (0, 0)
 
     def refused(self, agent: str) -> int:
-        """Requests that no instance got, since the Controller started."""
+        """Requests that reached no instance, since the Controller started."""
         return sum(count for (name, _), count in self.refusals.items() if name == agent)
 
     def rate_limited(self, agent: str) -> int:
-        """Of these, those of users who had asked too often."""
+        """Requests rejected by a rate limit; part of `refused`."""
         return self.refusals.get((agent, RATE_LIMITED), 0)
 
     def recent(self, key: Key, now: float) -> RecentStats:
         return self.recently([key], now)
 
     def recently(self, keys: Iterable[Key], now: float) -> RecentStats:
-        """All of them together over the last WINDOW_S seconds."""
+        """All these instances combined over the last WINDOW_S seconds."""
         windows = [self.instances[key].window for key in keys if key in self.instances]
         for window in windows:
             window.expire(now)

@@ -55,6 +55,13 @@ def test_they_are_found_by_agent_kind_and_id() -> None:
     assert events.find(kind="config")[0].as_json()["details"] == {"changes": {"x": 1}}
 
 
+def test_it_states_how_full_it_is() -> None:
+    events = Events(kept=2, clock=lambda: 5.0)
+    for _ in range(3):
+        events.add("scale", "one more")
+    assert repr(events) == "<Events: 2 of at most 2, last id 5002>"
+
+
 def test_an_unknown_kind_is_rejected() -> None:
     with pytest.raises(ValueError, match="not an event kind"):
         Events().add("oops", "")

@@ -28,23 +28,23 @@ def test_taking_a_tally_starts_it_anew_but_keeps_what_is_in_flight() -> None:
     assert (tally.take().codes, tally.take().codes, tally.take().active) == ({200: 1}, {}, 2)
 
 
-def test_two_gateways_add_up_and_a_lost_gateway_takes_its_active_requests_along() -> None:
-    ledger = MetricTotals()
+def test_gateways_add_up_and_a_removed_gateway_takes_its_active_requests_along() -> None:
+    totals = MetricTotals()
     for gateway, active in (("g1", 3), ("g2", 4)):
         counts = InstanceCounts(**{**vars(tallied((200, 0.1), (502, 0.2))), "active": active})
-        ledger.add(Observation(gateway, {KEY: counts}), now=1.0)
-    assert (ledger.requests(KEY), ledger.active(KEY)) == ((4, 2), 7)
-    ledger.forget_gateway("g1")
-    assert (ledger.requests(KEY), ledger.active(KEY)) == ((4, 2), 4)
+        totals.add(Observation(gateway, {KEY: counts}), now=1.0)
+    assert (totals.requests(KEY), totals.active(KEY)) == ((4, 2), 7)
+    totals.forget_gateway("g1")
+    assert (totals.requests(KEY), totals.active(KEY)) == ((4, 2), 4)
 
 
 def test_recent_forgets_what_is_older_than_the_window_and_the_counters_do_not() -> None:
-    ledger = MetricTotals()
-    ledger.add(Observation("g", {KEY: tallied((500, 1.0))}), now=0.0)
-    ledger.add(Observation("g", {KEY: tallied((200, 0.1))}), now=WINDOW_S / 2)
-    assert (ledger.recent(KEY, WINDOW_S / 2).requests, ledger.recent(KEY, WINDOW_S / 2).errors) == (2, 1)
-    assert (ledger.recent(KEY, WINDOW_S + 1).requests, ledger.recent(KEY, WINDOW_S + 1).errors) == (1, 0)
-    assert ledger.requests(KEY) == (2, 1)
+    totals = MetricTotals()
+    totals.add(Observation("g", {KEY: tallied((500, 1.0))}), now=0.0)
+    totals.add(Observation("g", {KEY: tallied((200, 0.1))}), now=WINDOW_S / 2)
+    assert (totals.recent(KEY, WINDOW_S / 2).requests, totals.recent(KEY, WINDOW_S / 2).errors) == (2, 1)
+    assert (totals.recent(KEY, WINDOW_S + 1).requests, totals.recent(KEY, WINDOW_S + 1).errors) == (1, 0)
+    assert totals.requests(KEY) == (2, 1)
 
 
 @given(st.lists(st.floats(0, 700), min_size=1), st.floats(0.01, 1))
@@ -86,23 +86,23 @@ def test_a_removed_gateway_takes_its_wait_queue_along_and_leaves_its_counts() ->
 
 
 def test_instances_together_have_the_percentiles_of_all_their_requests() -> None:
-    ledger, other = MetricTotals(), ("a", "v1", "us", "instance-2")
-    ledger.add(Observation("g", {KEY: tallied(*[(200, 0.004)] * 98), other: tallied((500, 50.0), (200, 50.0))}), now=0.0)
-    together = ledger.recently([KEY, other], 1.0)
+    totals, other = MetricTotals(), ("a", "v1", "us", "instance-2")
+    totals.add(Observation("g", {KEY: tallied(*[(200, 0.004)] * 98), other: tallied((500, 50.0), (200, 50.0))}), now=0.0)
+    together = totals.recently([KEY, other], 1.0)
     assert (together.requests, together.errors, together.error_rate) == (100, 1, 1.0)
     assert together.p50_ms is not None and together.p50_ms < 5
     assert together.p99_ms is not None and together.p99_ms > 30_000
-    assert ledger.recently([KEY, other], WINDOW_S + 1) == ledger.recently([], 1.0)
+    assert totals.recently([KEY, other], WINDOW_S + 1) == totals.recently([], 1.0)
 
 
 def test_two_hundred_busy_instances_are_asked_in_little_time() -> None:
     """What the API does for a table of all of them; a second of it is many times what it takes."""
-    ledger = MetricTotals()
+    totals = MetricTotals()
     keys: list[Key] = [("a", "v1", "us", f"instance-{number}") for number in range(200)]
     counts = tallied(*[(200, 0.1)] * 5)
     for second in range(60):
         for gateway in ("g", "h"):
-            ledger.add(Observation(gateway, dict.fromkeys(keys, counts)), now=float(second))
+            totals.add(Observation(gateway, dict.fromkeys(keys, counts)), now=float(second))
     began = time.process_time()
-    assert sum(ledger.recent(key, 59.5).requests for key in keys) == 200 * 60 * 2 * 5
+    assert sum(totals.recent(key, 59.5).requests for key in keys) == 200 * 60 * 2 * 5
     assert time.process_time() - began < 1.0
