@@ -43,8 +43,10 @@ class HostedAgent(Protocol):
 
     name: str
     session_affinity: bool
-    rate_limits: Sequence[RateRule]
     app: AsgiApp | None
+
+    @property
+    def rate_limits(self) -> Sequence[RateRule]: ...
 
     async def start(self) -> None: ...
     async def stop(self) -> None: ...

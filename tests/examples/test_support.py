@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 import pytest
 from starlette.testclient import TestClient
 
@@ -13,7 +15,9 @@ def nobody_known():
 
 
 async def say(message, session_id=None):
-    pieces = [piece async for piece in await support.agent.answer(Turn(message, session_id, None))]
+    answer = await support.agent.answer(Turn(message, session_id, None))
+    assert isinstance(answer, AsyncIterator)
+    pieces = [piece async for piece in answer]
     assert len(pieces) > 1, "the answer is streamed"
     return "".join(pieces)
 
@@ -54,6 +58,7 @@ def test_it_asks_for_session_affinity():
 class TestApp:
     @pytest.fixture
     def client(self):
+        assert support.agent.app is not None
         return TestClient(support.agent.app)
 
     def test_an_order_is_shown_as_json(self, client):

@@ -134,7 +134,7 @@ class Cluster:
         found = [
             c.pid
             for c in psutil.net_connections("tcp")
-            if c.status == psutil.CONN_LISTEN and c.laddr.port == self.admin_port and c.pid
+            if c.status == psutil.CONN_LISTEN and c.laddr and c.laddr.port == self.admin_port and c.pid
         ]
         return found[0]
 

@@ -159,7 +159,7 @@ def block(instances: int, version: str = "v1", **blocks: Any) -> dict[str, Any]:
     }
 
 
-STICKY = {"loadBalancing": {"sessionAffinity": {"enabled": True}}}
+STICKY: dict[str, Any] = {"loadBalancing": {"sessionAffinity": {"enabled": True}}}
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +241,7 @@ async def test_an_agent_taken_out_of_the_file_finishes_what_it_has_and_is_unknow
 
 
 async def test_an_instance_that_nobody_used_leaves_at_once_whatever_the_timeouts(running: Cluster) -> None:
-    limits = {"limits": {"requestTimeout": "1h"}, "timeouts": {"request": "1h"}, "drainTimeout": "2h"}
+    limits: dict[str, Any] = {"limits": {"requestTimeout": "1h"}, "timeouts": {"request": "1h"}, "drainTimeout": "2h"}
     running.write({"my-agent": block(2, "v2", **STICKY), "idle": block(2, **{**STICKY, **limits})})
     await asyncio.to_thread(running.up)
     running.write({"my-agent": block(2, "v2", **STICKY), "idle": block(1, **{**STICKY, **limits})})

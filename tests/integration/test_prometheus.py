@@ -10,6 +10,7 @@ import subprocess
 import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -131,7 +132,7 @@ async def a_line_that_grows(cluster: Cluster, client: aiohttp.ClientSession) -> 
     for number in range(LIMIT):
         tasks.append(asyncio.create_task(ask(client, "busy")))
         if number:
-            await asyncio.to_thread(until, lambda at_least=number: waiting(cluster) >= at_least, f"{number} wait", 30)
+            await asyncio.to_thread(until, partial(waits, cluster, number), f"{number} wait", 30)
     try:
         yield
     finally:
@@ -143,6 +144,10 @@ def waiting(cluster: Cluster) -> float:
     with urllib.request.urlopen(f"{cluster.admin}/metrics", timeout=10) as answer:
         (found,) = re.findall(r'^swiftclaw_queued_requests\{agent="busy"\} (\S+)$', answer.read().decode(), re.MULTILINE)
     return float(found)
+
+
+def waits(cluster: Cluster, at_least: int) -> bool:
+    return waiting(cluster) >= at_least
 
 
 def lately(expression: str) -> str:

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ class Hosts:
                     self.net.inside(name, *command), stdout=output, stderr=output, env=environment, start_new_session=True
                 )
             self.nodes.append(node)
-            until(lambda log=log: "Ray runtime started" in log.read_text(), f"a Ray node on {name}")
+            until(partial(has_started, log), f"a Ray node on {name}")
 
     def run(self, *command: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -108,6 +109,10 @@ class Hosts:
                 node.wait(30)
             except subprocess.TimeoutExpired:
                 node.kill()
+
+
+def has_started(log: Path) -> bool:
+    return "Ray runtime started" in log.read_text()
 
 
 @pytest.fixture(scope="module")

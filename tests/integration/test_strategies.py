@@ -108,7 +108,11 @@ async def test_an_instance_ten_times_slower_gets_its_turn_or_is_spared(
 
 async def test_a_strategy_is_changed_while_requests_run_and_none_is_lost(regions: Regions) -> None:
     running = asyncio.create_task(answered(regions.url("us-east-1"), "uneven", 600, at_once=6))
-    for strategy, balancing in (("round-robin", {"weighted": {"instance-2": 1, "instance-1": 0}}), ("least-connections", {})):
+    changes: dict[str, dict[str, Any]] = {
+        "round-robin": {"weighted": {"instance-2": 1, "instance-1": 0}},
+        "least-connections": {},
+    }
+    for strategy, balancing in changes.items():
         regions.write(strategy, **balancing)
         await asyncio.to_thread(regions.cluster.up)
     assert all(await running)

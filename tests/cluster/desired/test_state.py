@@ -32,7 +32,7 @@ def test_a_file_of_an_earlier_release_is_loaded_whole(tmp_path: Path) -> None:
     assert (state.ray_cluster, len(state.started_with), state.config.folder) == ("head", 64, "/folder")
     assert dict(state.config.agents) == {"a": BLOCK}
     assert state.apps["gateway.us"] == AppRecord("26e1d039335eb3cb", 2)
-    assert state.apps["a.v2.eu"] == AppRecord("c0c1f8297d585d20", 1, "a", "v2", V2.package)
+    assert state.apps["a.v2.eu"] == AppRecord("c0c1f8297d585d20", 1, "a", "v2", V2.package or "")
     assert state.counts == {"a": {"eu": InstanceCount(2, 1, "set by an operator", 1700000000.0)}}
     rollout = state.rollouts["a"]
     assert repr(rollout) == "<Rollout: v1, v2 10 %>" and rollout.canary is not None and rollout.canary.version == V2

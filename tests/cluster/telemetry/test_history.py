@@ -91,8 +91,9 @@ def test_another_agents_series_are_not_read() -> None:
 def test_refusals_and_traffic_shares_are_series_of_their_own() -> None:
     history = MetricHistory()
     for second, (refused, limited, queued, percent) in enumerate([(3, 1, 4, 10.0), (5, 1, 0, 50.0)]):
-        samples = [sample(second), RefusalSample("a", refused, limited, queued), WeightSample("a", "v2", percent)]
-        history.add(START + second, [*samples, RefusalSample("b", 9, 9, 9), WeightSample("b", "v2", 9.0)])
+        refusals = [RefusalSample("a", refused, limited, queued), RefusalSample("b", 9, 9, 9)]
+        weights = [WeightSample("a", "v2", percent), WeightSample("b", "v2", 9.0)]
+        history.add(START + second, [sample(second), *refusals, *weights])
     read = history.read("a", START + 2, 3, 3)
     assert read.refusals == {"requests": [None, 3, 2], "rate_limited": [None, 1, 0], "queued": [None, 4, 0]}
     assert read.weights == {"v2": [None, 10, 50]}

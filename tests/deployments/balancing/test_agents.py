@@ -57,7 +57,7 @@ def test_whatever_instances_report_the_load_is_never_below_what_is_in_flight_her
     steps: list[tuple[bool, int]],
 ) -> None:
     pool = routing(member(1)).pool("a")
-    held = []
+    held: list[Any] = []
     for begin, reported in steps:
         if begin or not held:
             held.append(pool.choose(Request(now=0.0), (), 0.0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -74,9 +75,13 @@ def line(plane: DataPlane) -> int:
 async def test_above_the_cap_requests_wait_and_are_answered_in_the_order_in_which_they_came(plane: DataPlane) -> None:
     gate = await start(plane)
     tasks = []
+
+    def arrived(count: int) -> bool:
+        return len(gate.order) + line(plane) == count
+
     for number in range(5):
         tasks.append(asking(plane, str(number)))
-        await until(lambda number=number: len(gate.order) + line(plane) == number + 1)
+        await until(partial(arrived, number + 1))
     assert gate.order == ["0"] and line(plane) == 4
     gate.let_go(*map(str, range(5)))
     assert [await task for task in tasks] == [(200, str(number)) for number in range(5)]

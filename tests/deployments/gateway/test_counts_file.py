@@ -19,7 +19,6 @@ from cluster.messages import Observation
 from cluster.telemetry.tally import CODES, Tally
 from cluster.telemetry.totals import MetricTotals
 from deployments.balancing.agents import AgentTable
-from deployments.gateway import counts_file
 from deployments.gateway.counts_file import OLD_S, ROWS, CountsFile, files, held, place
 from deployments.gateway.reporter import Reporter
 from policies.base import Request
@@ -207,7 +206,7 @@ def test_a_file_that_cannot_be_understood_says_nothing_and_goes(tmp_path: Path, 
         content[0] ^= 1
     elif damage == "batches":
         content[8] = 77
-    kept.path.write_bytes({"short": content[:4], "empty": b""}.get(damage, content))
+    kept.path.write_bytes({"short": content[:4], "empty": bytearray()}.get(damage, content))
     ledger = MetricTotals()
     adopt(tmp_path, ledger)
     assert counted(ledger) == 0 and files(tmp_path) == []
@@ -222,8 +221,8 @@ def test_a_gateway_that_stops_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_only_this_user_can_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counts_file.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(counts_file.os, "access", lambda *_: False)  # no memory to share
+    monkeypatch.setattr("deployments.gateway.counts_file.tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("deployments.gateway.counts_file.os.access", lambda *_: False)  # no memory to share
     folder = place("session_1")
     kept = CountsFile(folder, "g1")
     for path, mode in ((folder, 0o700), (folder.parent, 0o700), (kept.path, 0o600)):
@@ -234,8 +233,8 @@ def test_only_this_user_can_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_what_other_clusters_have_left_behind_goes_after_an_hour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counts_file.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(counts_file.os, "access", lambda *_: False)
+    monkeypatch.setattr("deployments.gateway.counts_file.tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("deployments.gateway.counts_file.os.access", lambda *_: False)
     old, fresh, alive = (CountsFile(place(name), "g") for name in ("old", "fresh", "alive"))
     for kept in (old, fresh):
         kill(kept)

@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import openai
 import pytest
+from yarl import URL
 
 from cluster.messages import KEY_HEADER
 from deployments.gateway.in_process import InProcessRequest, events
@@ -299,7 +300,7 @@ async def mounted(plane: DataPlane) -> DataPlane:
 
 class TestMountedApp:
     async def test_the_path_arrives_without_the_prefix_and_otherwise_untouched(self, mounted: DataPlane) -> None:
-        url = aiohttp.client.URL(f"{mounted.url}/agents/web/a%2Fb/ü%20?x=1&y=%20", encoded=True)
+        url = URL(f"{mounted.url}/agents/web/a%2Fb/ü%20?x=1&y=%20", encoded=True)
         async with aiohttp.ClientSession() as client, client.get(str(url)) as response:
             seen = await response.json()
         assert seen["path"] == "/a%2Fb/%C3%BC%20"

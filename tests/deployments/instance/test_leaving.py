@@ -18,7 +18,8 @@ PATHS = (KILL_PATH, DRAIN_PATH)
 @pytest.fixture
 async def done(plane: DataPlane, monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """What the only instance did to itself."""
-    agent, found = Agent("a", model="echo"), []  # type: ignore[var-annotated]
+    agent = Agent("a", model="echo")
+    found: list[object] = []
 
     @agent.on_message
     async def handle(message: str) -> str:

@@ -66,7 +66,7 @@ async def test_a_line_says_who_answered_how_long_it_took_and_nothing_of_the_user
     await plane.add(agent(), version="v7", region="eu-west-1")
     before = time.time()
     traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-    options = {
+    options: dict[str, Any] = {
         "headers": {"traceparent": traceparent, "x-request-id": "r1", "x-session-id": "s-2"},
         "params": {"key": "secret"},
     }

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +22,7 @@ from deployments.request.openai import (
 from policies.errors import BadRequest, RateLimited, UnknownAgent
 
 MESSAGES = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello there"}]
-HEAD = {"id": "chatcmpl-1", "created": 1700000000, "model": "support", "messages": MESSAGES}
+HEAD: dict[str, Any] = {"id": "chatcmpl-1", "created": 1700000000, "model": "support", "messages": MESSAGES}
 
 
 def asked(**changes):
@@ -123,7 +125,7 @@ class TestAnswers:
         assert answer.choices[0].message.content == "two words"
         assert answer.choices[0].finish_reason == "stop"
         assert (answer.id, answer.created, answer.model) == ("chatcmpl-1", 1700000000, "support")
-        assert answer.usage.model_dump(exclude_none=True) == {
+        assert answer.usage is not None and answer.usage.model_dump(exclude_none=True) == {
             "prompt_tokens": 4,
             "completion_tokens": 2,
             "total_tokens": 6,
@@ -157,7 +159,7 @@ class TestChunks:
         chunks = Chunks(**HEAD, include_usage=True)
         assert chunks.delta("hello there")["usage"] is None
         last = ChatCompletionChunk.model_validate(chunks.last()[-1], strict=True)
-        assert last.choices == []
+        assert last.choices == [] and last.usage is not None
         assert (last.usage.prompt_tokens, last.usage.completion_tokens, last.usage.total_tokens) == (4, 2, 6)
 
     @given(st.lists(st.text(alphabet="ab \n")))

@@ -22,7 +22,7 @@ async def scripted(plane: DataPlane, *statuses: int) -> AsyncIterator[list[int]]
     """An instance per status: what it answers everything with; 0: it reads the request and dies. Yields who was asked."""
     asked: list[int] = []
 
-    def instance(number: int, status: int):  # type: ignore[no-untyped-def]
+    def instance(number: int, status: int):
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.readuntil(b"\r\n\r\n")
             asked.append(number)
@@ -97,7 +97,7 @@ async def test_who_waits_for_an_instance_that_is_given_up_is_answered_by_another
     async with frozen_first(plane, "200ms") as left:
         post = asyncio.create_task(ask("POST"))
         gets = await asyncio.gather(ask("GET"), ask("GET"))
-        assert gets == [(200, "2", "instance-2")] * 2
+        assert list(gets) == [(200, "2", "instance-2")] * 2
         assert not post.done(), "it may have been begun, and is waited for"
         await until(lambda: len(left) == 2)
         post.cancel()

@@ -15,7 +15,7 @@ from swiftclaw.cli import admin_api
 from swiftclaw.cli.commands.dashboard import VIEWS, open_in_window
 from swiftclaw.cli.commands.metrics import BAR, METRICS
 from swiftclaw.cli.errors import AdminUnreachable
-from swiftclaw.cli.output import show, tables
+from swiftclaw.cli.output import tables
 from tests.swiftclaw.cli.commands.helpers import FakeAdmin, Stop, instance
 
 ROOT = Path(__file__).parents[4]
@@ -84,7 +84,7 @@ def test_only_a_value_of_nothing_has_no_bar(value: float, largest: float, shown:
 
 
 def test_an_instance_without_requests_has_no_times(admin: FakeAdmin, capsys: pytest.CaptureFixture[str]) -> None:
-    unknown = {"mean_ms": None, "p50_ms": None, "p95_ms": None, "p99_ms": None}
+    unknown: dict[str, Any] = {"mean_ms": None, "p50_ms": None, "p95_ms": None, "p99_ms": None}
     admin.answers["/api/agents/my-agent/instances"] = [instance(1, **unknown)]
     assert cli.run(["metrics", "my-agent", "--metric", "response-times", "--admin", admin.url]) == 0
     assert capsys.readouterr().out.splitlines()[-1].split() == ["instance-1", "us-east-1", "v1", "-", "-", "-", "-"]
@@ -142,7 +142,7 @@ def test_following_shows_each_event_once_and_survives_a_restart_of_the_controlle
         return answer
 
     monkeypatch.setattr(admin_api.AdminApi, "events", fetch)
-    monkeypatch.setattr(show.time, "sleep", Stop(*[lambda: None] * 3))
+    monkeypatch.setattr("swiftclaw.cli.output.show.time.sleep", Stop(*[lambda: None] * 3))
     assert cli.run(["events", "--follow", "--json", "--admin", admin.url]) == 0
     printed = capsys.readouterr()
     assert [json.loads(line)["message"] for line in printed.out.splitlines()] == [event(1)["message"], "back"]

@@ -14,7 +14,7 @@ import pytest
 from swiftclaw import cli
 from swiftclaw.cli import admin_api
 from swiftclaw.cli.errors import AdminUnreachable, CommandFailed
-from swiftclaw.cli.output import show, tables
+from swiftclaw.cli.output import tables
 from tests.swiftclaw.cli.commands.helpers import FakeAdmin, Stop, instance, status
 
 
@@ -152,7 +152,7 @@ def test_watch_survives_a_restart_of_the_controller(
         return answer
 
     monkeypatch.setattr(admin_api.AdminApi, "status", fetch)
-    monkeypatch.setattr(show.time, "sleep", Stop(lambda: None, lambda: None))
+    monkeypatch.setattr("swiftclaw.cli.output.show.time.sleep", Stop(lambda: None, lambda: None))
     assert cli.run(["status", "--watch", "--admin", admin.url]) == 0
     shown = capsys.readouterr().out
     assert shown.count("least-connections") == 2
@@ -162,7 +162,7 @@ def test_watch_survives_a_restart_of_the_controller(
 def test_watched_json_is_one_line_per_reply(
     admin: FakeAdmin, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(show.time, "sleep", Stop(lambda: None))
+    monkeypatch.setattr("swiftclaw.cli.output.show.time.sleep", Stop(lambda: None))
     assert cli.run(["instances", "my-agent", "--watch", "--json", "--admin", admin.url]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [len(json.loads(line)) for line in lines] == [7, 7]
