@@ -16,6 +16,7 @@ import aiohttp
 import pytest
 
 from cluster.config import parse
+from cluster.instance_state import InstanceState
 from cluster.messages import AgentView, InstanceSpec, Member, RegistrationReply, Snapshot, VersionShare
 from cluster.transport.http_protocol import ConnectionLimits
 from cluster.transport.listener import Listener, bind
@@ -95,7 +96,7 @@ class DataPlane:
         """Its port refuses connections from now on; the gateway is not told."""
         await self.listeners.pop(replica).close()
 
-    def mark(self, agent: str, name: str, state: str) -> None:
+    def mark(self, agent: str, name: str, state: InstanceState) -> None:
         self.members[agent] = [replace(m, state=state) if m.id == name else m for m in self.members[agent]]
         self.announce()
 

@@ -16,6 +16,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from cluster.config import parse
+from cluster.instance_state import InstanceState
 from cluster.messages import AgentView, BreakerReport, Member, Snapshot
 from swiftclaw import Agent
 from tests.deployments.conftest import DataPlane
@@ -103,7 +104,7 @@ def own_app() -> Starlette:
     )
 
 
-def member(number: int, region: str = "us", state: str = "healthy", priority: int = 1, replica: str = "") -> Member:
+def member(number: int, region: str = "us", state: InstanceState = "healthy", priority: int = 1, replica: str = "") -> Member:
     return Member(f"instance-{number}", replica or f"r{number}", "127.0.0.1", 1, "v1", region, priority, state)
 
 

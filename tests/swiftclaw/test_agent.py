@@ -134,7 +134,7 @@ class TestHandlers:
 
 class TestSyncHandlers:
     async def test_they_run_in_a_thread_with_the_callers_context(self):
-        value = contextvars.ContextVar("value")
+        value: contextvars.ContextVar[str] = contextvars.ContextVar("value")
         value.set("from outside")
 
         def handle(message):

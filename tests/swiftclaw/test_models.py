@@ -21,6 +21,7 @@ class ChatServer:
     """A server of the chat API that answers as the test configures it and records the requests."""
 
     def __init__(self):
+        self.url = ""
         self.requests = []
         self.status = 200
         self.chunks = [b"{}"]
@@ -101,7 +102,7 @@ class TestNames:
 
     def test_a_value_that_is_neither_name_nor_callable_is_refused(self):
         with pytest.raises(TypeError, match="3 is neither"):
-            model_for(3)
+            model_for(3)  # type: ignore[arg-type]
 
     def test_every_registered_prefix_makes_a_model(self):
         assert set(MODELS) == {"echo", "openai"}

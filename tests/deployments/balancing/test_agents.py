@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.instance_state import InstanceState
 from cluster.messages import AgentView, Member, Snapshot
 from deployments.balancing.agents import AgentTable
 from deployments.balancing.backend import LoadReport
@@ -101,7 +102,7 @@ def test_a_changed_strategy_and_changed_weights_take_effect_with_the_next_reques
 
 
 def test_half_of_the_first_level_unhealthy_keeps_70_percent_there_and_all_of_it_none() -> None:
-    def pool(*states: str) -> Pool:
+    def pool(*states: InstanceState) -> Pool:
         first = [member(n, "eu", state) for n, state in enumerate(states, 1)]
         return routing(*first, member(8, "us", priority=2), member(9, "us", priority=2)).pool("a")
 
@@ -118,7 +119,7 @@ def test_geographic_answers_from_the_clients_region_and_then_from_the_next_neare
     members = [member(1, "us"), member(2, "eu"), member(3, "ap")]
     known = AgentTable(Random(1))
 
-    def apply(version: str, eu: str) -> Pool:
+    def apply(version: str, eu: InstanceState) -> Pool:
         made = snapshot(members[0], member(2, "eu", eu), members[2], version=version, strategy="geographic")
         settings = made.agents["a"].settings
         distances = {"eu": {"us": 80.0, "ap": 160.0}, "us": {"eu": 80.0, "ap": 200.0}, "ap": {"eu": 160.0, "us": 200.0}}

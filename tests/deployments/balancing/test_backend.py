@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from cluster.instance_state import InstanceState
 from cluster.messages import Member
 from deployments.balancing.backend import STALE_S, Backend, Lease, LoadReport
 from policies.breaker import Breaker
@@ -30,7 +31,7 @@ class Owner:
         self.reports.append(("released", status))
 
 
-def backend(state: str = "healthy", capacity: int = 2, loads: LoadView | None = None) -> Backend:
+def backend(state: InstanceState = "healthy", capacity: int = 2, loads: LoadView | None = None) -> Backend:
     member = Member("instance-1", "r1", "127.0.0.1", 9000, "v1", "local", 1, state)
     made = Backend("a", member, loads or LoadView())
     made.update(member, capacity)
@@ -49,7 +50,7 @@ def backend(state: str = "healthy", capacity: int = 2, loads: LoadView | None = 
     ],
 )
 def test_a_state_decides_what_an_instance_may_be_asked(
-    state: str, passes_checks: bool, in_service: bool, reachable: bool
+    state: InstanceState, passes_checks: bool, in_service: bool, reachable: bool
 ) -> None:
     made = backend(state)
     assert (made.passes_checks, made.in_service, made.reachable) == (passes_checks, in_service, reachable)

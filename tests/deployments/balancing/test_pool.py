@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cluster.config import agent_from_block
+from cluster.instance_state import InstanceState
 from cluster.messages import AgentView, Member
 from deployments.balancing.pool import Pool
 from deployments.balancing.wait_queue import NoCapacity
@@ -17,7 +18,7 @@ from policies.errors import CircuitOpen, NoHealthyInstance
 from policies.load.distance import Distances
 
 
-def pool(*states: str, **blocks: Any) -> Pool:
+def pool(*states: InstanceState, **blocks: Any) -> Pool:
     """A pool of instances in these states."""
     settings = agent_from_block("a", {"agent": "tests:agent", **blocks}, Path("/"))
     members = tuple(

@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from cluster.instance_state import InstanceState
 from cluster.messages import KEY_HEADER, LIMIT_HEADER, REFUSED_HEADER
 from swiftclaw import Agent
 from tests.deployments.conftest import KEY, DataPlane
@@ -238,7 +239,7 @@ class TestTheInstanceItself:
 
 
 @pytest.mark.parametrize("state", ["draining", "ejected"])
-async def test_a_place_on_one_that_leaves_or_is_silent_is_none(plane: DataPlane, state: str) -> None:
+async def test_a_place_on_one_that_leaves_or_is_silent_is_none(plane: DataPlane, state: InstanceState) -> None:
     gate = await start(plane, count=2)
     plane.members["a"] = [replace(plane.members["a"][0], state=state), plane.members["a"][1]]
     plane.announce()

@@ -17,7 +17,7 @@ import pytest
 
 from cluster.config import parse
 from cluster.messages import KEY_HEADER, PEERS_PATH, AgentView, Member, Peer, Snapshot
-from cluster.transport.listener import bind
+from cluster.transport.listener import Listener, bind
 from deployments.balancing.agents import AgentTable
 from deployments.gateway import peers as peers_module
 from deployments.gateway.edge import Edge
@@ -184,7 +184,12 @@ async def test_idle_gateways_say_nothing(two: tuple[Site, Site], monkeypatch: py
     here, there = two
     heard: list[Any] = []
     hear = there.peers.hear
-    monkeypatch.setattr(there.peers, "hear", lambda message, now: (heard.append(message), hear(message, now)))
+
+    def noting(message: Any, now: float) -> None:
+        heard.append(message)
+        hear(message, now)
+
+    monkeypatch.setattr(there.peers, "hear", noting)
     here.admit("anna")
     await until(lambda: heard, "the admission")
     here.admit("ben")
@@ -231,7 +236,8 @@ async def test_what_was_sent_again_because_its_receipt_was_lost_counts_once(
 ) -> None:
     here, there = two
     monkeypatch.setattr(peers_module, "AGAIN_S", 0.01)
-    understood, lost = there.peers._understood, []
+    understood = there.peers._understood
+    lost: list[int] = []
 
     async def losing(exchange: Exchange) -> int:
         status = await understood(exchange)
@@ -311,7 +317,7 @@ async def test_a_peer_that_comes_back_is_told_what_it_has_missed(open_site: Call
     here.now += 5
     await until(lambda: "bb" in here.peers._links and here.peers._links["bb"].batch, "a message that cannot be delivered")
     there.peers = Peers("bb", there.agents, there.edge.rate_limits, there.connections)
-    there.peers._listener = peers_module.Listener(there.peers, bind("127.0.0.1", port), grace_s=0)
+    there.peers._listener = Listener(there.peers, bind("127.0.0.1", port), grace_s=0)
     await there.peers._listener.start()
     await until(lambda: there.left("anna") == 7, "it to be told")
     there.now += 55.5

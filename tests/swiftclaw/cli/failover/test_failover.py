@@ -69,6 +69,7 @@ def test_a_run_without_failures_passes_and_reports_the_last_answer_and_the_retur
     report = evaluated(trial(), traffic())
     assert report.passed and report.verdict.startswith("passed: none of 80 requests lost; instance-1 back after 3.")
     assert report.requests == RequestCounts(sent=80, ok=80, refused=0, failed=0, lost=0, unavoidable=0, saved_by_retry=0)
+    assert report.last_answer_s is not None and report.back_s is not None
     assert 0 <= report.last_answer_s <= 0.2 and 3.5 <= report.back_s < 4
 
 
@@ -76,7 +77,7 @@ def test_observed_shares_cover_the_time_while_the_instance_was_out() -> None:
     shares = evaluated(trial(), traffic()).shares
     assert [one.id for one in shares.instances] == ["instance-2", "instance-3"]
     assert [one.expected for one in shares.instances] == [50, 50]
-    assert all(abs(one.observed - 50) < 3 for one in shares.instances)
+    assert all(one.observed is not None and abs(one.observed - 50) < 3 for one in shares.instances)
     assert shares.requests == sum(one.requests for one in shares.instances) > 30
 
 
@@ -279,7 +280,8 @@ class FakeCluster:
     """Gateway and admin port in one; the healthy instances answer in turns."""
 
     def __init__(self, rows: list[dict[str, Any]]) -> None:
-        self.rows, self.turns, self.asked = rows, count(), []
+        self.rows, self.turns = rows, count()
+        self.asked: list[Any] = []
         self.status: Callable[[], int] = lambda: 200
         cluster = self
 
