@@ -143,7 +143,7 @@ class Controller:
         """Wait for a snapshot newer than the gateway's `version`; None when there is none in time."""
         self._gateways.observe(hello, version)
         self._reconciler.problems.pop(hello.app, None)
-        if not await self._gateways.wait_for_change(version, self._reconciler.knows):
+        if not await self._gateways.wait_for_change(version, self._reconciler.is_ready):
             return None
         return self._snapshots.build(self._session_keys, time.monotonic())
 
@@ -187,7 +187,7 @@ class Controller:
         taken = {app.version for app in self._state.apps.values() if app.agent == agent}
         taken |= {record.registration.version for record in self.registry.of(agent)}
         action, version = self.versions.deploy(agent, wish, sorted(taken))
-        self._reconciler.act()
+        self._reconciler.wake()
         return action, version
 
     async def promote(self, agent: str, percent: float) -> str:
@@ -214,7 +214,7 @@ class Controller:
         return await asyncio.to_thread(self.versions.packages.get, digest)
 
     def _acted(self, version: str) -> str:
-        self._reconciler.act()
+        self._reconciler.wake()
         return version
 
     async def rotate_session_key(self) -> None:

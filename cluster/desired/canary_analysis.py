@@ -1,9 +1,9 @@
-"""Does the canary do as well as the stable version, and may it have more?
+"""Is the canary as good as the stable version, and may its share grow?
 
-For agents with a `canary:` block. Both versions are compared over the same time, from when the canary got its share on. A
-worse one is rolled back as soon as that is known; after `interval` one that is as good gets the next of the `steps`. What
-is inconclusive changes nothing, and the comparison goes on. What was counted is in memory only: a Controller that restarts
-begins to compare anew. The rule itself is `policies.rollout.judge`.
+For agents with a `canary:` block. Both versions are compared over the same time, since the canary received its share. A
+worse canary is rolled back as soon as that is certain; one that is as good receives the next of the `steps` after
+`interval`. An inconclusive comparison changes nothing and continues. The counts are in memory only: after a restart of the
+Controller the comparison starts again. The rule itself: `policies.rollout.judge`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Counted = dict[Key, tuple[int, int, float]]  # requests, errors, seconds since t
 
 @dataclass(frozen=True)
 class AnalysisStep:
-    """What to do: another share for the canary; None: roll it back."""
+    """The result: a new share for the canary; None: roll it back."""
 
     agent: str
     percent: float | None
@@ -39,16 +39,16 @@ class _Begun:
 
 
 class CanaryAnalysis:
-    """To be asked once a second. Times are monotonic seconds."""
+    """Call `look` once a second. Times are monotonic seconds."""
 
     def __init__(self, ledger: MetricTotals, is_tripped: Callable[[str, str], bool]) -> None:
-        """`is_tripped`: whether the breakers of all instances of that agent's version have opened."""
+        """`is_tripped(agent, version)`: whether the breakers of all instances of that version are open."""
         self._ledger, self._is_tripped = ledger, is_tripped
         self._begun: dict[str, _Begun] = {}
-        self.notes: dict[str, str] = {}  # agent -> how the comparison stands
+        self.notes: dict[str, str] = {}  # agent -> the current verdict and its reason
 
     def look(self, settings: Settings, rollouts: Mapping[str, Rollout], now: float) -> list[AnalysisStep]:
-        found = []
+        steps = []
         for name, agent in settings.agents.items():
             rollout = rollouts.get(name)
             canary = rollout.canary if rollout else None
@@ -59,8 +59,8 @@ class CanaryAnalysis:
             step = self._compare(name, agent.canary, rollout.stable.name, canary, now)
             if step is not None:
                 self._begun.pop(name, None)
-                found.append(step)
-        return found
+                steps.append(step)
+        return steps
 
     def _compare(self, agent: str, terms: Terms, stable: str, canary: CanaryState, now: float) -> AnalysisStep | None:
         begun = self._begun.get(agent)
@@ -80,7 +80,7 @@ class CanaryAnalysis:
         if judgement.verdict == "inconclusive" or now - begun.at < terms.interval_s:
             return None
         percent = next_step(terms.steps, canary.percent)
-        if percent is None:  # it has all that it is to get by itself; it goes on being watched
+        if percent is None:  # the last step: the comparison continues
             self._begun[agent] = _Begun(canary.version.name, canary.percent, now, self._counted(agent))
             return None
         return AnalysisStep(agent, percent, judgement.reason)

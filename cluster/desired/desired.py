@@ -1,8 +1,8 @@
-"""What should run now? What the file says, with each agent's versions and numbers of instances put in.
+"""What should run now? The file's settings, with each agent's versions and instance counts put in.
 
-It is in the state file before anybody acts on it, so that the process may end between any two lines. How versions change:
-cluster/desired/rollout_manager.py; how counts change: cluster/desired/autoscaling.py; what does run is for
-cluster/placement/reconciler.py to find out.
+Every change is in the state file before it is acted on, so the process may end between any two lines. How versions change:
+cluster/desired/rollout_manager.py. How counts change: cluster/desired/autoscaling.py. What does run:
+cluster/placement/reconciler.py.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ log = logging.getLogger("swiftclaw.controller")
 
 
 class DesiredState:
-    """`file`: with the versions of now; `settings`: with the counts of now as well, which is what holds."""
+    """`file`: the settings with the current versions; `settings`: with the current counts as well, which are in force."""
 
     file: Settings
     settings: Settings
 
     def __init__(self, state: State, store: Store, packages: Packages, events: Events, at: Callable[[str], None]) -> None:
         self.state, self._store, self._events = state, store, events
-        self.versions = RolloutManager(state, packages, self.save, self._tell_of_rollout, at)
-        self.lost = not state.started_with  # no state, or that of another cluster; until the last `rebuild`
-        self._told: Mapping[str, Any] | None = None
+        self.versions = RolloutManager(state, packages, self.save, self._record_rollout, at)
+        self.lost = not state.started_with  # no state file, or another cluster's; until the last `rebuild`
+        self._rebuilt_from: Mapping[str, Any] | None = None
         self._started_config = AppliedConfig()  # before `rebuild`
 
     def start_with(self, args: Mapping[str, Any], folder: str) -> None:
-        """The args win over the remembered ones when they are not those of last time."""
+        """The args replace the saved ones when they differ from those of the last start."""
         digest = AppliedConfig(args, folder).digest
         if self.state.started_with != digest:
             try:
@@ -49,17 +49,17 @@ class DesiredState:
         self.read()
 
     def apply_file(self, args: Mapping[str, Any], folder: str) -> None:
-        """The file was applied; to be followed by `save`. Raises ConfigError, RolloutRejected."""
+        """Apply cluster.yaml; to be followed by `save`. Raises ConfigError, RolloutRejected."""
         self.file = self.versions.apply_file(args, folder)
         self.settings = with_counts(self.file, self.state.counts)
 
     def read(self) -> None:
-        """The versions have changed."""
+        """Recompute the settings after a change of versions."""
         self.file = self.versions.settings()
         self.settings = with_counts(self.file, self.state.counts)
 
     def scaled(self, changes: Iterable[ScalingChange]) -> None:
-        """The counts have changed: remembered before anything acts on it."""
+        """Recompute the settings after a change of counts, and save before anything acts on it."""
         self.settings = with_counts(self.file, self.state.counts)
         self.save()
         for change in changes:
@@ -69,30 +69,30 @@ class DesiredState:
                 before=change.before, after=change.after, reason=change.reason,
             )  # fmt: skip
 
-    def rebuild(self, told: Mapping[str, Any] | None, *, last: bool) -> bool:
-        """If the state was lost: what gateways were `told` last is what was desired. Whether it was taken back.
+    def rebuild(self, kept: Mapping[str, Any] | None, *, last: bool) -> bool:
+        """If the state was lost, restore what gateways `kept` of their newest snapshot. Whether something was restored.
 
-        Again whenever a gateway comes that knows something newer, until the `last` time.
+        Done again when a gateway with a newer one connects, until the `last` time.
         """
         if not self.lost:
             return False
         self.lost = not last
-        if told is None or told == self._told:
+        if kept is None or kept == self._rebuilt_from:
             return False
-        self._told = told
-        self.versions.restore(told, self.state.started_with, self._started_config)
+        self._rebuilt_from = kept
+        self.versions.restore(kept, self.state.started_with, self._started_config)
         return True
 
     def forget_all(self) -> None:
-        """All is to stop; started again, the args win."""
+        """Everything will stop; the next start uses the args of its file."""
         self.versions.forget_all()
         self.state.started_with = ""
         self.state.counts.clear()
 
     def save(self) -> None:
-        """Raises OSError: nothing is done that is not remembered."""
+        """Raises OSError: nothing may be done that is not saved."""
         self._store.save(self.state)
 
-    def _tell_of_rollout(self, agent: str, version: str, message: str) -> None:
+    def _record_rollout(self, agent: str, version: str, message: str) -> None:
         log.info("%s", message)
         self._events.add("rollout", message, agent=agent, version=version)

@@ -1,7 +1,7 @@
-"""Places between two steps, by name, at which a test can have the Controller's process killed.
+"""Failpoints: named places between two steps where a test can have the Controller's process killed.
 
-`stateDir/stop-at` holds the name of one; the process that comes by takes the file away and kills itself, as a power cut
-would. Nobody but a test writes that file. Not for stopping: that is `swiftclaw down`.
+`stateDir/stop-at` holds the name of one. When the process reaches it, it deletes the file and kills itself, like a power
+cut. Only tests write that file. Not for stopping a cluster: use `swiftclaw down`.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from pathlib import Path
 
 FILE = "stop-at"
 POINTS = (
-    "deploy.packed",  # the code is kept, nobody wants it yet
-    "deploy.saved",  # a version is wanted, nothing of it runs
-    "start.before",  # its apps are remembered, Serve does not know of them
-    "start.after",  # Serve knows of them
-    "traffic.saved",  # a share is remembered, no gateway knows of it
-    "takeover.saved",  # a canary is the stable version, the old one still runs
+    "deploy.packed",  # the code is stored, no version needs it yet
+    "deploy.saved",  # a version is desired, nothing of it runs
+    "start.before",  # its apps are saved, Serve does not have them
+    "start.after",  # Serve has them
+    "traffic.saved",  # a share is saved, no gateway has it
+    "takeover.saved",  # the canary has become stable, the old version still runs
     "promote.saved",
     "rollback.saved",
-    "delete.before",  # an app is no longer wanted, Serve has not been told
+    "delete.before",  # an app is no longer desired, Serve still has it
     "delete.after",
     "regions.saved",
 )
 
 
 class Failpoints:
-    """Call it with the name of a point."""
+    """Call with the name of a failpoint."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / FILE

@@ -1,9 +1,9 @@
 """A version's code, frozen: a folder as one zip file that is named by its content.
 
-The Controller keeps the files in `stateDir/packages` for as long as a version is known, and hands them to the nodes that
-need them: so a version can be started again when the files on disk have changed, when a node dies and when whoever
-deployed it has gone. Ray's own packages (`working_dir`) are dropped when no job or actor refers to them any more.
-Not for data: what is larger than 100 MiB is refused.
+The Controller keeps the files in `stateDir/packages` for as long as a version exists, and sends them to the nodes that need
+them: so a version can be started again after the files on disk have changed, after the loss of a node and without the
+machine that deployed it. Ray's own packages (`working_dir`) are deleted when no job or actor refers to them any more.
+Not for data: a folder of more than 100 MiB is rejected.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from cluster.desired.state import write_private
 
 MOST_BYTES = 100 * 2**20
 MOST_FILES = 50_000
-WAITING_S = 600.0  # how long a package that came may wait for its version to be deployed
-NAMED = 3  # how many of the largest entries an error names
+WAITING_S = 600.0  # how long an uploaded package may wait for its version to be deployed
+NAMED = 3  # number of largest entries that an error names
 DIGEST = re.compile(r"[0-9a-f]{32}")
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # no time of a file is part of the content
 
@@ -38,7 +38,7 @@ class CannotPack(ValueError):
 
 
 class DamagedPackage(ValueError):
-    """The content is not that of the name."""
+    """The content does not match the digest."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Package:
 
 @dataclass(frozen=True)
 class Entry:
-    """One file: its path in the folder, and where it really is."""
+    """One file: its path in the folder, and its real location."""
 
     path: str
     file: Path
@@ -58,9 +58,9 @@ class Entry:
 
 
 def pack(folder: Path, *, skip: Collection[Path] = (), most_bytes: int = MOST_BYTES) -> Package:
-    """The folder without what is ignored, and without `skip`. Equal content gives an equal digest. Raises CannotPack."""
+    """Pack the folder without ignored files and `skip`. Equal content gives an equal digest. Raises CannotPack."""
     if not folder.is_dir():
-        raise CannotPack(f"{folder}: there is no such folder")
+        raise CannotPack(f"{folder}: no such folder")
     entries = sorted(_bounded(files_of(folder, skip), folder, most_bytes), key=lambda entry: entry.path)
     digest, buffer = hashlib.sha256(), io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=3) as archive:
@@ -69,7 +69,7 @@ def pack(folder: Path, *, skip: Collection[Path] = (), most_bytes: int = MOST_BY
                 entry.path.encode()
                 content = entry.file.read_bytes()
             except UnicodeEncodeError:
-                raise CannotPack(f"{entry.path!r} in {folder}: the name is not UTF-8") from None
+                raise CannotPack(f"{entry.path!r} in {folder}: the file name is not UTF-8") from None
             except OSError as error:
                 raise CannotPack(f"{entry.file}: cannot be read ({error.strerror})") from None
             _feed(digest, entry.path, entry.executable, content)
@@ -86,7 +86,7 @@ def files_of(folder: Path, skip: Collection[Path] = ()) -> Iterator[Entry]:
 
 
 def unpack(package: Package, folder: Path) -> None:
-    """Raises DamagedPackage before anything is written."""
+    """Check and write all files. Raises DamagedPackage before anything is written."""
     check(package)
     with zipfile.ZipFile(io.BytesIO(package.content)) as archive:
         for info in archive.infolist():
@@ -103,16 +103,16 @@ def check(package: Package) -> None:
         with zipfile.ZipFile(io.BytesIO(package.content)) as archive:
             for info in archive.infolist():
                 if info.filename.startswith("/") or ".." in info.filename.split("/") or "\\" in info.filename:
-                    raise DamagedPackage(f"package {package.digest}: {info.filename!r} is no path in it")
+                    raise DamagedPackage(f"package {package.digest}: {info.filename!r} is not a path inside the package")
                 _feed(digest, info.filename, _is_executable(info), archive.read(info))
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:
-        raise DamagedPackage(f"package {package.digest} is no zip file: {error}") from None
+        raise DamagedPackage(f"package {package.digest} is not a zip file: {error}") from None
     if digest.hexdigest()[:32] != package.digest:
-        raise DamagedPackage(f"package {package.digest} has other content than its name says")
+        raise DamagedPackage(f"package {package.digest} does not have the content of its digest")
 
 
 class Packages:
-    """Those that the Controller keeps, one file each."""
+    """The Controller's packages, one file each."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -129,9 +129,9 @@ class Packages:
         return bool(DIGEST.fullmatch(digest)) and self._file(digest).is_file()
 
     def put(self, package: Package) -> None:
-        """Raises DamagedPackage, or OSError when it cannot be kept."""
+        """Raises DamagedPackage, or OSError when it cannot be written."""
         if not DIGEST.fullmatch(package.digest):
-            raise DamagedPackage(f"{package.digest!r} is not the name of a package")
+            raise DamagedPackage(f"{package.digest!r} is not the digest of a package")
         if self.has(package.digest):
             return
         check(package)
@@ -139,7 +139,7 @@ class Packages:
         write_private(self._file(package.digest), package.content)
 
     def drop_all_but(self, wanted: Collection[str]) -> None:
-        """What no version needs is deleted, but for what came lately: it may be about to be deployed."""
+        """Delete packages that are not `wanted`, except recent uploads: their version may be about to be deployed."""
         for file in self._folder.glob("*.zip"):
             with contextlib.suppress(FileNotFoundError):
                 if file.stem not in wanted and time.time() - file.stat().st_mtime > WAITING_S:
@@ -171,7 +171,7 @@ def _walk(folder: Path, base: str, rules: IgnoreRules, skip: set[Path], seen: se
             elif item.is_file() and not (not base and _is_configuration(Path(item.path))):
                 known = item.stat()
                 yield Entry(path, Path(item.path), known.st_size, bool(known.st_mode & stat.S_IXUSR))
-        except FileNotFoundError:  # gone meanwhile, or a link that leads nowhere
+        except FileNotFoundError:  # deleted meanwhile, or a broken link
             continue
 
 
@@ -187,14 +187,14 @@ def _bounded(entries: Iterable[Entry], folder: Path, most_bytes: int) -> list[En
     if total <= most_bytes and len(kept) <= MOST_FILES:
         return kept
     largest = ", ".join(f"{name} {_mib(size)}" for name, size in sizes.most_common(NAMED))
-    what = f"{_mib(total)}, more than the {_mib(most_bytes)} that are allowed"
+    what = f"{_mib(total)}, more than the limit of {_mib(most_bytes)}"
     if len(kept) > MOST_FILES:
         what = f"more than {MOST_FILES} files"
-    raise CannotPack(f"the code in {folder} is {what} (largest: {largest}); name what it does not need in .swiftclawignore")
+    raise CannotPack(f"the code in {folder} is {what} (largest: {largest}); list unneeded files in .swiftclawignore")
 
 
 def _top(path: str) -> str:
-    """The entry that an error names: a file, or a folder two levels deep at most."""
+    """The entry that an error names: a file, or a folder of the first two levels."""
     steps = path.split("/")
     return path if len(steps) == 1 else "/".join(steps[: min(2, len(steps) - 1)]) + "/"
 
@@ -211,12 +211,12 @@ def _lines(file: Path) -> list[str]:
 
 
 def _is_foreign(folder: Path) -> bool:
-    """A virtual environment, or the folder that a Ray cluster works in."""
+    """A virtual environment, or the working folder of a Ray cluster."""
     return (folder / "pyvenv.cfg").is_file() or (folder / "session_latest").is_symlink()
 
 
 def _is_configuration(file: Path) -> bool:
-    """cluster.yaml, under whatever name: settings are no part of the code."""
+    """cluster.yaml, under any name: settings are not part of the code."""
     if file.suffix not in (".yaml", ".yml", ".json") or file.stat().st_size > 2**20:
         return False
     try:

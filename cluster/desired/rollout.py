@@ -1,9 +1,9 @@
-"""Which versions of an agent should run, and which share of the traffic has the new one?
+"""Which versions of an agent should run, and which share of the traffic does the new one receive?
 
-Pure and without a clock: what an operator asks for, what the file says and what has become healthy each turn one frozen
-`Rollout` into the next. A version is brought in by a target: the share that it should have, which it gets as soon as it
-has the instances for that, and not before. At 100 it is the stable one. So there is no phase that a crash could leave
-half done: whoever reads a `Rollout` from the state file can go on from it.
+Pure and without a clock: an operator's request, a new file and newly healthy instances each turn one frozen `Rollout` into
+the next. A version is brought in with a target: the share that it should receive, and does as soon as its instances for it
+are healthy, not before. At 100 it becomes the stable version. So no phase can be left half done by a crash: a Controller
+continues from any `Rollout` in the state file.
 Source: the desired-against-observed shape is that of Argo Rollouts and Flagger.
 """
 
@@ -15,14 +15,14 @@ from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Any
 
-DEADLINE_S = 120.0  # how long the instances for a share may take to become healthy
-OWN = ("agent", "resources", "runtimeEnv")  # what belongs to a version; all other settings are the agent's
+DEADLINE_S = 120.0  # time limit for the instances of a share to become healthy
+OWN = ("agent", "resources", "runtimeEnv")  # settings of a version; all others are the agent's
 NAMES_KEPT = 50
-CARRIED = ("regions", "scaling", "limits")  # a version that comes in takes over what the agent has, if it says nothing
+CARRIED = ("regions", "scaling", "limits")  # a new version keeps the agent's, unless it has its own
 
 
 class RolloutRejected(ValueError):
-    """What was asked for cannot be done now; the text says why in a sentence."""
+    """The change cannot be made now; the text says why in a sentence."""
 
 
 @dataclass(frozen=True)
@@ -34,24 +34,24 @@ class Version:
     package: str | None = None  # the digest of its code; "": not frozen; None: to be frozen before it is started
 
     def is_as(self, other: Version) -> bool:
-        """Whether it is the same but for the name."""
+        """Whether only the names differ."""
         return (self.own, self.package) == (other.own, other.package)
 
 
 @dataclass(frozen=True)
 class CanaryState:
-    """A version that comes in. Times are seconds since the epoch: they outlive processes."""
+    """The version that is being introduced. Times are seconds since the epoch: they outlive processes."""
 
     version: Version
-    target: float  # percent that it should have
-    percent: float  # percent that it has
+    target: float  # percent of the traffic that it should receive
+    percent: float  # percent that it receives
     changed_at: float  # when `percent` became what it is
-    deadline_at: float  # until then the target has to be reached
-    deadline_s: float = DEADLINE_S  # how long that is, each time
-    block: dict[str, Any] = field(default_factory=dict)  # the agent's settings from when it is stable on; {}: as before
+    deadline_at: float  # time limit for reaching the target
+    deadline_s: float = DEADLINE_S  # length of that limit, for each target
+    block: dict[str, Any] = field(default_factory=dict)  # the agent's settings once this version is stable; {}: unchanged
     paused: bool = False
-    from_file: bool = False  # brought in by another `version` in cluster.yaml
-    note: str = ""  # what was last found about it
+    from_file: bool = False  # introduced by a changed `version` in cluster.yaml
+    note: str = ""  # the last finding about it
 
     @property
     def moving(self) -> bool:
@@ -63,11 +63,11 @@ class Rollout:
     """The versions of one agent."""
 
     stable: Version
-    file_version: str  # what the file said when it was last heard
+    file_version: str  # `version` in the file that was applied last
     canary: CanaryState | None = None
-    leaving: tuple[str, ...] = ()  # was stable before: sessions that live there may finish
-    used: tuple[str, ...] = ()  # names of versions that were brought in lately, whatever became of them
-    last: str = ""  # how the last change ended
+    leaving: tuple[str, ...] = ()  # was stable before: its sessions may finish
+    used: tuple[str, ...] = ()  # names of versions that were introduced lately, with whatever result
+    last: str = ""  # result of the last change
 
     @property
     def versions(self) -> tuple[Version, ...]:
@@ -114,7 +114,7 @@ def with_own(block: Mapping[str, Any], version: Version) -> dict[str, Any]:
 
 
 def from_block(block: Mapping[str, Any]) -> Rollout:
-    """Of an agent that is new."""
+    """The rollout of a new agent."""
     name = str(block.get("version") or "v1")
     return Rollout(Version(name, own_of(block)), file_version=name)
 
@@ -140,7 +140,7 @@ def apply_file(rollout: Rollout, before: Mapping[str, Any], block: Mapping[str, 
     if canary is not None and name == canary.version.name:
         return rollout
     if canary is not None:
-        raise RolloutRejected(f"version: {name} cannot come in while {_with_share(canary)}; promote it or roll it back first")
+        raise RolloutRejected(f"version: cannot start {name} while {_with_share(canary)}; promote it or roll it back first")
     return _with_canary(rollout, _coming(Version(name, own), 100, {}, now, DEADLINE_S, from_file=True))
 
 
@@ -152,7 +152,7 @@ def bring_in(
     now: float,
     deadline_s: float = DEADLINE_S,
 ) -> Rollout:
-    """`version` beside the stable one with that share, or with 100 in its place. Raises RolloutRejected."""
+    """Introduce `version` beside the stable one with that share, or with 100 in its place. Raises RolloutRejected."""
     if rollout.canary is not None:
         if rollout.canary.moving:
             raise RolloutRejected(_busy(rollout.canary))
@@ -161,15 +161,19 @@ def bring_in(
 
 
 def promote(rollout: Rollout, percent: float, now: float) -> Rollout:
-    """More, or less, for the canary. Raises RolloutRejected."""
+    """Change the canary's share. Raises RolloutRejected."""
     canary = rollout.canary
     if canary is None:
-        raise RolloutRejected(f"there is no canary: {rollout.stable.name} has all the traffic (`swiftclaw deploy --canary N`)")
+        raise RolloutRejected(
+            f"there is no canary: {rollout.stable.name} receives all traffic (start one with `swiftclaw deploy --canary N`)"
+        )
     if canary.moving:
         raise RolloutRejected(_busy(canary))
     if not 0 < percent <= 100:
-        raise RolloutRejected(f"{percent:g} is not a percentage above 0; `swiftclaw rollback` takes the canary away")
-    if percent < canary.percent:  # that needs no instances
+        raise RolloutRejected(
+            f"{percent:g} is not above 0 and at most 100 percent; use `swiftclaw rollback` to remove the canary"
+        )
+    if percent < canary.percent:  # needs no more instances
         return replace(rollout, canary=replace(canary, percent=percent, target=percent, changed_at=now, note=""))
     return replace(rollout, canary=replace(canary, target=percent, deadline_at=now + canary.deadline_s, note=""))
 
@@ -177,22 +181,22 @@ def promote(rollout: Rollout, percent: float, now: float) -> Rollout:
 def pause(rollout: Rollout, paused: bool) -> Rollout:
     """Whether the analysis may move the canary. Raises RolloutRejected."""
     if rollout.canary is None:
-        raise RolloutRejected(f"there is no canary: {rollout.stable.name} has all the traffic")
+        raise RolloutRejected(f"there is no canary: {rollout.stable.name} receives all traffic")
     return replace(rollout, canary=replace(rollout.canary, paused=paused))
 
 
 def take_back(rollout: Rollout, why: str) -> Rollout:
-    """All traffic back to stable at once; the canary is no longer wanted. Raises RolloutRejected."""
+    """Return all traffic to the stable version at once and remove the canary. Raises RolloutRejected."""
     canary = rollout.canary
     if canary is None:
-        raise RolloutRejected(f"there is nothing to roll back: {rollout.stable.name} has all the traffic")
-    file_version = rollout.stable.name if canary.from_file else rollout.file_version  # the file may ask for it again
+        raise RolloutRejected(f"there is nothing to roll back: {rollout.stable.name} receives all traffic")
+    file_version = rollout.stable.name if canary.from_file else rollout.file_version  # so that the file may introduce it again
     return replace(rollout, canary=None, file_version=file_version, last=f"{canary.version.name} was rolled back: {why}")
 
 
 def advance(rollout: Rollout, ready: bool, missing: str, now: float, *, hopeless: bool = False) -> Rollout:
-    """One step on, if there is one. `ready`: the canary has the instances for its target; `missing`: which it lacks;
-    `hopeless`: and will not get."""
+    """The next step, if there is one. `ready`: the canary has the instances for its target; `missing`: those that it lacks;
+    `hopeless`: they cannot start."""
     canary = rollout.canary
     if canary is None or not canary.moving:
         return rollout
@@ -206,14 +210,14 @@ def advance(rollout: Rollout, ready: bool, missing: str, now: float, *, hopeless
     if now < canary.deadline_at and not hopeless:
         return rollout
     if canary.percent == 0:
-        return take_back(rollout, missing if hopeless else f"it was not healthy within {canary.deadline_s:g} s ({missing})")
+        return take_back(rollout, missing if hopeless else f"not healthy within {canary.deadline_s:g} s ({missing})")
     within = "" if hopeless else f" within {canary.deadline_s:g} s"
     note = f"stays at {canary.percent:g} %: not ready for {canary.target:g} %{within} ({missing})"
     return replace(rollout, canary=replace(canary, target=canary.percent, note=note))
 
 
 def frozen(rollout: Rollout, package: str) -> Rollout:
-    """Those versions that were to be frozen have that code."""
+    """Set the code package of every version that has none yet."""
     stable, canary = rollout.stable, rollout.canary
     if stable.package is None:
         rollout = replace(rollout, stable=replace(stable, package=package))
@@ -223,31 +227,31 @@ def frozen(rollout: Rollout, package: str) -> Rollout:
 
 
 def settled_block(before: Mapping[str, Any], coming: Mapping[str, Any]) -> dict[str, Any]:
-    """The agent's settings when a version that was deployed with `coming` has become the stable one."""
+    """The agent's settings once a version that was deployed with the block `coming` has become stable."""
     if not coming:
         return dict(before)
     kept = {key: before[key] for key in CARRIED if key in before and (key == "regions" or key not in coming)}
-    said = {key: before[key] for key in (*OWN, "version") if key in before}  # the file's word, to know when it changes
+    in_file = {key: before[key] for key in (*OWN, "version") if key in before}  # to notice when the file changes them
     others = {key: item for key, item in coming.items() if key not in (*OWN, "version", "regions")}
-    return {**said, **others, **kept}
+    return {**in_file, **others, **kept}
 
 
 def with_regions(block: Mapping[str, Any], regions: Sequence[str]) -> dict[str, Any]:
-    """The block with these regions: what it says of one stays, a new one gets the defaults. None named: as it is."""
+    """The block with these regions: settings of a region are kept, a new region has the defaults. Without any: unchanged."""
     if not regions:
         return dict(block)
-    said = block.get("regions") or {}
-    return {**block, "regions": {region: said.get(region, {}) for region in regions}}
+    settings = block.get("regions") or {}
+    return {**block, "regions": {region: settings.get(region, {}) for region in regions}}
 
 
 def instances_for(percent: float, instances: int) -> int:
-    """How many of a region's instances a share of its traffic needs: at least one where there is any."""
+    """The number of a region's instances that a share of its traffic needs: at least one, if the region has any."""
     return max(1, ceil(instances * percent / 100 - 1e-9)) if instances else 0
 
 
-def next_name(known: Collection[str]) -> str:
-    """vN with an N above all that are known; v2 after names of another kind."""
-    numbers = [int(found[1]) for name in known if (found := re.fullmatch(r"v(\d+)", name))]
+def next_name(taken: Collection[str]) -> str:
+    """vN with an N above all taken ones; v2 after names of another form."""
+    numbers = [int(match[1]) for name in taken if (match := re.fullmatch(r"v(\d+)", name))]
     return f"v{max(numbers, default=1) + 1}"
 
 
@@ -263,11 +267,11 @@ def _with_canary(rollout: Rollout, canary: CanaryState) -> Rollout:
 
 
 def _busy(canary: CanaryState) -> str:
-    goal = "takes over" if canary.target >= 100 else f"gets its {canary.target:g} %"
-    return f"another change is under way: {canary.version.name} {goal} as soon as it is healthy; wait, or roll it back"
+    goal = "replaces the stable version" if canary.target >= 100 else f"receives {canary.target:g} %"
+    return f"another change is in progress: {canary.version.name} {goal} as soon as it is healthy; wait, or roll it back"
 
 
 def _with_share(canary: CanaryState) -> str:
     if canary.moving and canary.percent == 0:
-        return f"{canary.version.name} is being started"
-    return f"{canary.version.name} has {canary.percent:g} %"
+        return f"{canary.version.name} is starting"
+    return f"{canary.version.name} receives {canary.percent:g} %"

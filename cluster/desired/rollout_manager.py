@@ -1,8 +1,8 @@
-"""The Controller's side of rollouts: asked by operators, driven by what is healthy, remembered before it is acted on.
+"""All agents' rollouts: started by operators, advanced as instances become healthy, saved before they are acted on.
 
-The rules are in `cluster.rollouts`; here they meet the state file, the code packages and the settings. `State.args` stay
-what the file says; what holds is those args with each agent's versions put in (`settings`). Every change is one sync step
-that ends with the state saved, so two operators at once are served one after the other, and the second may be refused.
+The rules are in cluster/desired/rollout.py; here they meet the state file, the code packages and the settings.
+`State.config` is the file's; `settings` has each agent's stable version put in. Every change is one sync step that ends
+with the state saved, so two operators at once are served one after the other, and the second may be rejected.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from cluster.fleet.registry import Registry
 from cluster.instance_state import HEALTHY
 from cluster.messages import VersionShare
 
-Tell = Callable[[str, str, str], None]  # agent, version, what happened
+Tell = Callable[[str, str, str], None]  # agent, version, event text
 
 
 @dataclass(frozen=True)
 class DeployRequest:
-    """What `swiftclaw deploy` asks for. `block`: the agent's, as the file has it; `percent` 100: in place of the old."""
+    """The arguments of `swiftclaw deploy`. `block`: the agent's, from the file; `percent` 100: replaces the stable version."""
 
     block: dict[str, Any]
     package: str
@@ -40,7 +40,7 @@ class DeployRequest:
 
 
 class RolloutManager:
-    """All agents' versions. `save` writes the state file; `at` names the point that was reached."""
+    """`save` writes the state file; `tell` records an event; `at` is called with the name of each failpoint."""
 
     def __init__(
         self, state: State, packages: Packages, save: Callable[[], None], tell: Tell, at: Callable[[str], None]
@@ -51,18 +51,18 @@ class RolloutManager:
         for name, block in state.config.agents.items():
             state.rollouts.setdefault(name, transitions.from_block(block))
         self.unfrozen: dict[str, str] = {}  # agent -> why its code is not frozen
-        self._read: dict[str, tuple[object, Version, AgentSettings]] = {}  # a canary's settings, read once
-        self._nobody: dict[str, str] = {}  # agent -> the version with traffic of which nobody is healthy
+        self._read: dict[str, tuple[object, Version, AgentSettings]] = {}  # a canary's settings, parsed once
+        self._down: dict[str, str] = {}  # agent -> its version with traffic but no healthy instance
 
     @property
     def rollouts(self) -> dict[str, Rollout]:
         """By agent."""
         return self._state.rollouts
 
-    # --- what the file says ---------------------------------------------------------------------------------------
+    # --- the file ---------------------------------------------------------------------------------------
 
     def apply_file(self, args: Mapping[str, Any], folder: str) -> Settings:
-        """Apply the file: its args become the state's. Returns the settings in force. Raises ConfigError, RolloutRejected."""
+        """Apply cluster.yaml; returns the settings in force. Raises ConfigError, RolloutRejected."""
         asked = parse(args, Path(folder))
         config, before = AppliedConfig(asked.to_args(), folder), self._state.config.agents
         after: dict[str, Rollout] = {}
@@ -82,22 +82,22 @@ class RolloutManager:
         return settings
 
     def settings(self) -> Settings:
-        """What holds: the args with the stable versions put in."""
+        """The file's settings with the stable versions put in."""
         return self._effective(self._state.config, self.rollouts)
 
     def _effective(self, config: AppliedConfig, rollouts: Mapping[str, Rollout]) -> Settings:
         blocks = {name: transitions.with_own(block, rollouts[name].stable) for name, block in config.agents.items()}
         return parse({**config.args, "agents": blocks}, Path(config.folder))
 
-    # --- what operators ask for -----------------------------------------------------------------------------------
+    # --- requests of operators -----------------------------------------------------------------------------------
 
     def deploy(self, agent: str, wish: DeployRequest, taken: Sequence[str]) -> tuple[str, str]:
-        """(what is done about it, the version); `taken`: names of versions of which something still runs.
+        """(outcome, version); `taken`: names of versions that still have apps or instances.
 
-        started | canary | replacing | settings | nothing. Raises RolloutRejected, ConfigError.
+        Outcome: started | canary | replacing | settings | nothing. Raises RolloutRejected, ConfigError.
         """
         if wish.package and not self.packages.has(wish.package):
-            raise RolloutRejected(f"the code of {agent} did not arrive; deploy it again")
+            raise RolloutRejected(f"the Controller does not have the code package of {agent}; deploy it again")
         rollout = self.rollouts.get(agent)
         if rollout is None:
             return "started", self._add(agent, wish)
@@ -108,7 +108,7 @@ class RolloutManager:
         names = {version.name for version in rollout.versions} | set(taken)
         if wish.version in names:
             raise RolloutRejected(
-                f"{agent} runs a {wish.version} already, with other code or settings; give this one another name"
+                f"{agent} already runs a version {wish.version} with other code or settings; choose another --version"
             )
         name = wish.version or transitions.next_name({*names, *rollout.used})
         version = Version(name, own, wish.package)
@@ -116,42 +116,43 @@ class RolloutManager:
         self._regions(agent, wish.regions)
         self._put(agent, transitions.bring_in(rollout, version, wish.percent, wish.block, self._clock(), wish.deadline_s))
         self._at("deploy.saved")
-        goal = "is to take over" if wish.percent >= 100 else f"is to get {wish.percent:g} %"
-        self._tell(agent, name, f"{name} of {agent} {goal} from {rollout.stable.name}")
+        stable = rollout.stable.name
+        goal = f"will replace {stable}" if wish.percent >= 100 else f"will receive {wish.percent:g} % of {stable}'s traffic"
+        self._tell(agent, name, f"{name} of {agent} {goal}")
         return ("replacing" if wish.percent >= 100 else "canary"), name
 
     def promote(self, agent: str, percent: float, why: str = "") -> str:
-        """Raises RolloutRejected. The version that it is about."""
-        rollout = transitions.promote(self._known(agent), percent, self._clock())
+        """The canary's version. Raises RolloutRejected."""
+        rollout = transitions.promote(self._rollout_of(agent), percent, self._clock())
         assert rollout.canary is not None
         self._put(agent, rollout)
         self._at("promote.saved")
         name = rollout.canary.version.name
-        self._tell(agent, name, f"{name} of {agent} is to get {percent:g} %{f': {why}' if why else ''}")
+        self._tell(agent, name, f"{name} of {agent} will receive {percent:g} % of the traffic{f': {why}' if why else ''}")
         return name
 
     def pause(self, agent: str, paused: bool) -> str:
-        """Raises RolloutRejected. The version that it is about."""
-        rollout = transitions.pause(self._known(agent), paused)
+        """The canary's version. Raises RolloutRejected."""
+        rollout = transitions.pause(self._rollout_of(agent), paused)
         assert rollout.canary is not None
         self._put(agent, rollout)
         name = rollout.canary.version.name
-        self._tell(agent, name, f"the analysis of {name} of {agent} {'pauses' if paused else 'goes on'}")
+        self._tell(agent, name, f"the analysis of {name} of {agent} {'is paused' if paused else 'resumed'}")
         return name
 
     def take_back(self, agent: str, why: str) -> str:
-        """All traffic back to the stable version at once. Raises RolloutRejected. The version that goes."""
-        before = self._known(agent)
+        """Return all traffic to the stable version at once; the version that is removed. Raises RolloutRejected."""
+        before = self._rollout_of(agent)
         self._put(agent, transitions.take_back(before, why))
         assert before.canary is not None
         self._at("rollback.saved")
         self._tell(agent, before.canary.version.name, f"{agent}: {self.rollouts[agent].last}")
         return before.canary.version.name
 
-    # --- what happens by itself -----------------------------------------------------------------------------------
+    # --- in every round -----------------------------------------------------------------------------------
 
     async def freeze(self) -> None:
-        """Give a package to every version that has none yet: the folder as it is now."""
+        """Store the folder as the code package of every version that has none yet."""
         undecided = [name for name, one in self.rollouts.items() if any(v.package is None for v in one.versions)]
         if not undecided:
             return
@@ -176,63 +177,65 @@ class RolloutManager:
         observed: Mapping[str, AppStatus],
         problems: Mapping[str, str],
     ) -> bool:
-        """One step on for every agent; whether there was one. `desired`: the apps as they should be now."""
-        moved = False
-        self._watch_for_nobody(registry)
+        """Advance every agent's rollout; whether one changed. `desired`: the apps that should run now."""
+        changed = False
+        self._find_versions_down(registry)
         for agent, before in list(self.rollouts.items()):
             after = replace(before, leaving=tuple(name for name in before.leaving if registry.of(agent, name)))
             if before.canary is not None and before.canary.moving:
-                found = _readiness(agent, before, desired, registry, observed, problems)
-                after = transitions.advance(after, found.ready, found.missing, self._clock(), hopeless=found.hopeless)
+                readiness = _readiness(agent, before, desired, registry, observed, problems)
+                after = transitions.advance(
+                    after, readiness.ready, readiness.missing, self._clock(), hopeless=readiness.hopeless
+                )
             if after == before:
                 continue
-            moved = True
+            changed = True
             takes_over = after.stable.name != before.stable.name
             if takes_over and before.canary is not None:
                 self._take_over(agent, before.canary.block)
             self._put(agent, after)
             self._at("takeover.saved" if takes_over else "traffic.saved")
             self._report(agent, before, after)
-        return moved
+        return changed
 
     def shares(self) -> dict[str, VersionShare]:
-        """What gateways need to know."""
-        found = {}
+        """For snapshots: the division of each agent's traffic."""
+        shares = {}
         for agent, rollout in self.rollouts.items():
             canary = rollout.canary
             has_traffic = canary is not None and canary.percent > 0
-            found[agent] = VersionShare(
+            shares[agent] = VersionShare(
                 stable=rollout.stable.name,
                 canary=canary.version.name if canary is not None and has_traffic else None,
                 percent=canary.percent if canary is not None else 0.0,
                 leaving=rollout.leaving,
             )
-        return found
+        return shares
 
     def deployed(self, settings: Settings) -> dict[str, list[Deployed]]:
-        """What should run, for `placement.desired_apps`."""
-        found: dict[str, list[Deployed]] = {}
+        """The versions that should run, for `desired_apps`."""
+        deployed: dict[str, list[Deployed]] = {}
         for agent, stable in settings.agents.items():
             rollout = self.rollouts[agent]
-            found[agent] = [Deployed(stable, rollout.stable.package or "", 100.0)]
+            deployed[agent] = [Deployed(stable, rollout.stable.package or "", 100.0)]
             if rollout.canary is not None:
                 canary = rollout.canary
                 share = max(canary.percent, canary.target)
-                found[agent].append(Deployed(self._settings_of(agent, canary.version), canary.version.package or "", share))
-        return found
+                deployed[agent].append(Deployed(self._settings_of(agent, canary.version), canary.version.package or "", share))
+        return deployed
 
     def warnings(self) -> list[str]:
-        """What an operator should know."""
-        nobody = [
-            f"{agent}: no instance of {name} is healthy: the other version has its traffic"
-            for agent, name in self._nobody.items()
+        """For operators: each one a sentence."""
+        down = [
+            f"{agent}: {name} has no healthy instance: the other version receives its traffic"
+            for agent, name in self._down.items()
         ]
         unfrozen = [
-            f"{agent}: its code is not frozen, an instance that restarts runs what is there then: {why}"
+            f"{agent}: the code is not frozen, restarted instances run the files as they are then: {why}"
             for agent, why in self.unfrozen.items()
             if agent in self.rollouts and self.rollouts[agent].stable.package == ""
         ]
-        return [*nobody, *unfrozen]
+        return [*down, *unfrozen]
 
     def to_keep(self) -> dict[str, object]:
         """The desired state as plain JSON, for gateways to keep; `restore` reads it."""
@@ -264,7 +267,7 @@ class RolloutManager:
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
-    def _known(self, agent: str) -> Rollout:
+    def _rollout_of(self, agent: str) -> Rollout:
         if agent not in self.rollouts:
             raise RolloutRejected(f"there is no agent {agent!r} (known: {', '.join(self.rollouts) or 'none'})")
         return self.rollouts[agent]
@@ -276,11 +279,11 @@ class RolloutManager:
         self._replace_block(agent, self._check(agent, block))
         self._put(agent, rollout)
         self._at("deploy.saved")
-        self._tell(agent, rollout.stable.name, f"{agent} is started as {rollout.stable.name}")
+        self._tell(agent, rollout.stable.name, f"{agent} starts with version {rollout.stable.name}")
         return rollout.stable.name
 
     def _settle(self, agent: str, wish: DeployRequest) -> bool:
-        """The same code and version settings: only what belongs to the agent is taken over. Whether that changes anything."""
+        """Same code, same version settings: take over the agent's own settings. Whether that changes anything."""
         before = self._state.config.agents[agent]
         after = self._check(agent, transitions.with_regions(transitions.settled_block(before, wish.block), wish.regions))
         if after == before:
@@ -295,24 +298,26 @@ class RolloutManager:
             before = self._state.config.agents[agent]
             self._replace_block(agent, self._check(agent, transitions.with_regions(before, regions)))
 
-    def _watch_for_nobody(self, registry: Registry) -> None:
-        """A version with traffic of which nobody is healthy: gateways use the other one, and that is told."""
-        before, self._nobody = self._nobody, {}
+    def _find_versions_down(self, registry: Registry) -> None:
+        """A version with traffic but no healthy instance: gateways use the other one, and an event says so."""
+        before, self._down = self._down, {}
         for agent, rollout in self.rollouts.items():
             if rollout.canary is None or not rollout.canary.percent:
                 continue
             healthy = {v.name: any(r.state == HEALTHY for r in registry.of(agent, v.name)) for v in rollout.versions}
             for name in [name for name, any_is in healthy.items() if not any_is and any(healthy.values())]:
-                self._nobody[agent] = name
+                self._down[agent] = name
                 if before.get(agent) != name:
-                    self._tell(agent, name, f"no instance of {name} of {agent} is healthy: the other version has its traffic")
+                    self._tell(
+                        agent, name, f"{name} of {agent} has no healthy instance: the other version receives its traffic"
+                    )
 
     def _take_over(self, agent: str, block: Mapping[str, Any]) -> None:
         before = self._state.config.agents[agent]
         try:
             self._replace_block(agent, self._check(agent, transitions.settled_block(before, block)))
-        except ConfigError as error:  # regions have changed since: the settings stay as they are
-            self._tell(agent, "", f"{agent} keeps its settings: {error}")
+        except ConfigError as error:  # the regions have changed since
+            self._tell(agent, "", f"{agent} keeps its settings, the new version's are not valid any more: {error}")
 
     def _replace_block(self, agent: str, block: dict[str, Any]) -> None:
         self._state.config = self._state.config.with_agent(agent, block)
@@ -343,7 +348,7 @@ class RolloutManager:
         if after.canary is None:
             self._tell(agent, name, f"{agent}: {after.last}")
         elif after.canary.percent != before.canary.percent:
-            self._tell(agent, name, f"{name} of {agent} has {after.canary.percent:g} % of the traffic")
+            self._tell(agent, name, f"{name} of {agent} receives {after.canary.percent:g} % of the traffic")
         elif after.canary.note != before.canary.note:
             self._tell(agent, name, f"{name} of {agent} {after.canary.note}")
 
@@ -363,23 +368,23 @@ def _readiness(
     observed: Mapping[str, AppStatus],
     problems: Mapping[str, str],
 ) -> Readiness:
-    """Whether the canary has the instances for its target. A region in which the stable version has nobody either is
-    no reason to wait: nothing is lost there."""
+    """Whether the canary has the instances for its target. A region where the stable version has no healthy instance either
+    is no reason to wait: no capacity is lost there."""
     assert rollout.canary is not None
-    name, found, missing = rollout.canary.version.name, 0, []
+    name, total, missing = rollout.canary.version.name, 0, []
     for app, spec in desired.items():
         if app != app_name(agent, name, spec.region):
             continue
         healthy = _healthy(registry, agent, name, spec.region)
-        found += healthy
+        total += healthy
         status = observed.get(app)
         why = problems.get(app) or (status.message if status else "")
         if status is not None and status.status == "DEPLOY_FAILED":
             return Readiness(False, f"{app} cannot start: {_brief(why)}", hopeless=True)
         if healthy < spec.replicas and _healthy(registry, agent, rollout.stable.name, spec.region):
-            said = f": {_brief(why)}" if why else ""
-            missing.append(f"{healthy} of {spec.replicas} healthy in {spec.region}{said}")
-    if not found and not missing:
+            because = f": {_brief(why)}" if why else ""
+            missing.append(f"{healthy} of {spec.replicas} healthy in {spec.region}{because}")
+    if not total and not missing:
         missing.append("no instance is healthy")
     return Readiness(not missing, "; ".join(missing))
 

@@ -1,7 +1,7 @@
 """What must outlive the Controller's process: the desired state, the names of instances, the cluster's secret.
 
-Written whole to a temporary file and renamed, so that a crash leaves either the old state or the new one; written before
-it is acted on. The folder is the file's `stateDir`.
+Written whole to a temporary file and renamed, so that a crash leaves either the old state or the new one, and always before
+a change is acted on. The folder is `stateDir` of cluster.yaml.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class State:
         """Raises ValueError, TypeError, KeyError or AttributeError when the content is not a state of format 1."""
         fields = dict(content)
         if fields.pop("format") != FORMAT:
-            raise ValueError("another format")
+            raise ValueError("unknown format")
         config = AppliedConfig(fields.pop("args", {}), fields.pop("folder", ""))
         apps = {name: AppRecord(**app) for name, app in fields.pop("apps", {}).items()}
         counts = {
@@ -119,7 +119,7 @@ class State:
 
 
 class Store:
-    """The folder. Raises OSError when it cannot be written: nothing is done that is not remembered."""
+    """The files of the folder. Raises OSError when they cannot be written: nothing may be done that is not saved."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -128,7 +128,7 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
 
     def load(self) -> State | None:
-        """The last saved state; None when there is none. A damaged file is kept aside and counts as none."""
+        """The last saved state; None when there is none. A damaged file is moved aside and counts as none."""
         try:
             return State.from_json(json.loads(self._file.read_text("utf-8")))
         except FileNotFoundError:
@@ -136,7 +136,7 @@ class Store:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             aside = self._file.with_suffix(".damaged")
             self._file.replace(aside)
-            log.error("%s is damaged (%s); kept as %s, starting from what runs", self._file, error, aside)
+            log.error("%s is damaged (%s); moved to %s, restoring the state from what runs", self._file, error, aside)
             return None
 
     def save(self, state: State) -> None:
@@ -146,7 +146,7 @@ class Store:
             self._saved = content
 
     def key(self) -> str:
-        """The secret that gateways show to instances; made once per folder, readable by the owner only."""
+        """The secret that proves a gateway to instances; made once per folder, readable by its owner only."""
         file = self._folder / "key"
         try:
             return file.read_text("ascii").strip()
@@ -155,7 +155,7 @@ class Store:
             return file.read_text("ascii").strip()
 
     def session_keys(self) -> tuple[str, ...]:
-        """What session tokens are signed with: the newest first, older ones still verify. Readable by the owner only."""
+        """The keys of session tokens: the first signs, all verify. Readable by their owner only."""
         file = self._folder / "session-keys"
         try:
             return tuple(file.read_text("ascii").split())
@@ -163,14 +163,14 @@ class Store:
             return self.rotate_session_key(())
 
     def rotate_session_key(self, old: tuple[str, ...]) -> tuple[str, ...]:
-        """A new key in front; the one before it is the last that is still accepted."""
+        """Put a new key in front; only the previous one is still accepted."""
         keys = (secrets.token_hex(32), *old[:1])
         write_private(self._folder / "session-keys", "\n".join(keys) + "\n")
         return keys
 
 
 def write_private(file: Path, content: str | bytes) -> None:
-    """Atomically, mode 0600, on disk before it returns."""
+    """Write atomically, with mode 0600; on disk when it returns."""
     beside = file.with_name(f".{file.name}.{os.getpid()}")
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as opened:

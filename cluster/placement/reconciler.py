@@ -1,7 +1,7 @@
-"""What is to be done so that what runs becomes what should run? A round: compare desired with observed, act on the difference.
+"""How does what runs become what should run? In rounds: compare desired with observed, act on the difference.
 
-Once a second, and at once when somebody hurries or waits for it. A crash between two steps is repaired by the next round,
-because each step is remembered before, or found again among what runs, after. What to do is decided by pure functions
+Once a second, and at once after a change. A crash between two steps is repaired by the next round, because each step is
+saved before it is done, or found again among what runs. What to do is decided by pure functions
 (`desired.apps.plan`, `desired.rollout`, `policies.scaling`); here are the order and the effects.
 """
 
@@ -27,13 +27,13 @@ from cluster.placement.serve import Placement
 log = logging.getLogger("swiftclaw.controller")
 
 RECONCILE_EVERY_S = 1.0
-CALM_S = 5.0  # how long Serve's word on its apps holds while nothing is under way: to ask is the dearest part of a round
-SETTLE_S = 30.0  # after a start without state: how long what runs already has to present itself, at most
-ROUND_S = 30.0  # how long somebody waits for one
+CALM_S = 5.0  # how long Serve's report on its apps is reused while nothing changes: it is the most expensive part of a round
+SETTLE_S = 30.0  # after a start without state: time limit for running instances and gateways to register
+ROUND_S = 30.0  # how long a caller waits for one
 
 
 class Reconciler:
-    """`changed` is called when gateways are to be told otherwise; `at` names the point that was reached."""
+    """`changed` is called when gateways need a new snapshot; `at` is called with the name of each failpoint."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Reconciler:
         self.problems: dict[str, str] = {}  # Serve app -> why it cannot start
         self.warnings: list[str] = []
         self._settled_at = 0.0 if self._state.instances else time.monotonic() + SETTLE_S
-        self._look_at = 0.0  # when Serve is to be asked again
+        self._look_at = 0.0  # when to read Serve's report again
         self._hurry = asyncio.Event()
         self._waiting: list[asyncio.Future[None]] = []
 
@@ -79,42 +79,42 @@ class Reconciler:
                 await asyncio.wait_for(self._hurry.wait(), RECONCILE_EVERY_S)
 
     async def round(self) -> None:
-        """Wait for a round that begins after now. Raises TimeoutError."""
+        """Wait for a round that starts after now. Raises TimeoutError."""
         waited = asyncio.get_running_loop().create_future()
         self._waiting.append(waited)
         self._hurry.set()
         await asyncio.wait_for(waited, ROUND_S)
 
-    def act(self) -> None:
-        """Versions have changed: gateways are told, and the next round begins at once."""
+    def wake(self) -> None:
+        """Versions have changed: announce a new snapshot and start the next round at once."""
         self._desired.read()
         self._changed()
         self._hurry.set()
 
     def try_again(self) -> None:
-        """Apps that could not start are started again by the next round if they are still wanted, else deleted."""
-        for app, seen in self.observed.items():
-            if seen.status == "DEPLOY_FAILED":
+        """Have the next round start the apps again that could not start, or delete them if they are no longer desired."""
+        for app, report in self.observed.items():
+            if report.status == "DEPLOY_FAILED":
                 self._mark_unfinished(app)
         self._desired.save()
         self.problems.clear()
 
     # --- after a start --------------------------------------------------------------------------------------------
 
-    def knows(self) -> bool:
-        """Whether what gateways would be told is right: before, it has to have found out what was desired."""
+    def is_ready(self) -> bool:
+        """Whether a snapshot would be right: not while a Controller without state still restores what was desired."""
         return not self._desired.lost and self._settled()
 
     def _settled(self) -> bool:
-        """False while a Controller without state waits for what runs, so that no gateway is told of an empty world."""
+        """False while a Controller without state waits for what runs to register, so that no gateway gets an empty snapshot."""
         if time.monotonic() >= self._settled_at:
             return True
         gateways = any(name.startswith("gateway.") and app.status == "RUNNING" for name, app in self.observed.items())
         if gateways and not self._gateways.present:
             return False
-        known = {name for name, app in self.observed.items() if app.status == "RUNNING"}
-        mine = {name for name in known if not name.startswith("gateway.") and name != "swiftclaw"}
-        if self.observed and mine <= self._well():
+        running = {name for name, app in self.observed.items() if app.status == "RUNNING"}
+        mine = {name for name in running if not name.startswith("gateway.") and name != "swiftclaw"}
+        if self.observed and mine <= self._healthy_apps():
             self._settled_at = 0.0
         return not self._settled_at
 
@@ -126,7 +126,7 @@ class Reconciler:
             self.observed, look_at = await self._placement.running(), now + CALM_S
         settled = self._settled()
         if self._desired.rebuild(self._gateways.newest_desired(), last=settled):
-            self.act()
+            self.wake()
         if not settled:
             return
         self._desired.scaled(self._autoscaling.look(self._desired.file, time.monotonic(), time.time()))
@@ -134,7 +134,7 @@ class Reconciler:
         await self._versions.freeze()
         desired = self._apps(labelled)
         if self._versions.advance(desired, self._registry, self.observed, self.problems) | self._analyse():
-            self.act()
+            self.wake()
             desired = self._apps(labelled)
         self.warnings = [
             *_about_regions(self._desired.settings, labelled),
@@ -142,8 +142,8 @@ class Reconciler:
             *self._versions.warnings(),
         ]
         running = {name: app.status for name, app in self.observed.items()}
-        self._adopt(desired.keys() & running.keys(), desired)
-        actions = plan(desired, self._state.apps, running, self._well())
+        self._record_running(desired.keys() & running.keys(), desired)
+        actions = plan(desired, self._state.apps, running, self._healthy_apps())
         await self._do(actions, running)
         for app in [app for app in self._state.apps if app not in desired and app not in running]:
             del self._state.apps[app]
@@ -156,12 +156,12 @@ class Reconciler:
         settings = self._desired.settings
         return desired_apps(settings, labelled, self._instance_host, self._versions.deployed(settings))
 
-    def _well(self) -> set[str]:
-        """Apps that have a healthy instance."""
+    def _healthy_apps(self) -> set[str]:
+        """Apps with at least one healthy instance."""
         return {record.registration.app for record in self._registry if record.state == HEALTHY}
 
     def _analyse(self) -> bool:
-        """Whether a canary got more, or was rolled back."""
+        """Advance or roll back canaries by their analysis; whether one changed."""
         steps = self._analysis.look(self._desired.file, self._versions.rollouts, time.monotonic())
         for step in steps:
             if step.percent is None:
@@ -173,10 +173,10 @@ class Reconciler:
     async def _missing_capacity(self, specs: Iterable[AppSpec]) -> list[str]:
         short = self._capacity.short(specs, self._registry, time.monotonic())
         nodes = await self._placement.nodes() if short else []
-        return [said for spec, missing in short if (said := explained(spec, missing, nodes))]
+        return [warning for spec, missing in short if (warning := explained(spec, missing, nodes))]
 
-    def _adopt(self, names: Iterable[str], desired: Mapping[str, AppSpec]) -> None:
-        """What runs as desired, but is not remembered: the state file was lost."""
+    def _record_running(self, names: Iterable[str], desired: Mapping[str, AppSpec]) -> None:
+        """Record apps that run as desired but are not in the state: the state file was lost."""
         for name in names:
             if name not in self._state.apps and self.observed[name].status != "DEPLOY_FAILED":
                 self._state.apps[name] = desired[name].record()
@@ -205,7 +205,7 @@ class Reconciler:
         try:
             await self._placement.start(specs)
         except Exception:
-            for spec in specs:  # not what runs, after all: the next round tries again
+            for spec in specs:  # it does not run after all: the next round tries again
                 self._mark_unfinished(spec.name)
             raise
         for spec in specs:
@@ -219,28 +219,28 @@ class Reconciler:
     async def _delete(self, app: str) -> None:
         for record in self._registry:
             if record.registration.app == app:
-                self._registry.drain(record.registration.replica, "no longer wanted")
+                self._registry.drain(record.registration.replica, "no longer needed")
         self._at("delete.before")
-        await self._placement.delete(app, self._met())
+        await self._placement.delete(app, self._ever_registered())
         self._at("delete.after")
 
     # --- the end --------------------------------------------------------------------------------------------------
 
     async def take_down(self, apps: Iterable[str]) -> None:
-        """Delete them, whatever is desired; when no rounds run any more."""
+        """Delete these apps, whatever is desired; only when no more rounds run."""
         for name in apps:
-            await self._placement.delete(name, self._met())
+            await self._placement.delete(name, self._ever_registered())
             del self._state.apps[name]
         self._desired.save()
 
-    def _met(self) -> set[str]:
-        """Replicas that have run; others of a deleted app have nothing to finish."""
+    def _ever_registered(self) -> set[str]:
+        """Replicas that have run; any other replica of a deleted app has no requests to finish."""
         return {*self._registry.ever_registered(), *self._gateways.present}
 
 
 def _about_regions(settings: Settings, labelled: set[str]) -> list[str]:
     wanted = set(settings.regions)
     if not labelled and len(wanted) > 1:
-        return ["no Ray node carries a `region` label: the regions are logical, instances run on any node"]
+        return ["no Ray node carries a `region` label: regions are logical, instances run on any node"]
     missing = sorted(wanted - labelled) if labelled else []
-    return [f"no Ray node carries the label region={region}: nothing can run there" for region in missing]
+    return [f"no Ray node carries the label region={region}: no instance can run there" for region in missing]

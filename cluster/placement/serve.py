@@ -34,7 +34,7 @@ class NodeResources:
 
 
 class Placement:
-    """Serve, as the Controller uses it. The classes that replicas run are given: this package does not know them."""
+    """`instance`, `gateway`: the classes that replicas run; this package does not import them."""
 
     def __init__(self, instance: type, gateway: type) -> None:
         self._instance, self._gateway = instance, gateway
@@ -43,7 +43,7 @@ class Placement:
         return labelled_regions(await asyncio.to_thread(ray.nodes))
 
     async def nodes(self) -> list[NodeResources]:
-        """The living Ray nodes and what is free there."""
+        """The living Ray nodes with their free resources."""
         return await asyncio.to_thread(_nodes)
 
     async def running(self) -> dict[str, AppStatus]:
@@ -57,7 +57,7 @@ class Placement:
         }
 
     async def start(self, specs: list[AppSpec]) -> None:
-        """Returns when Serve knows of them, not when they run."""
+        """Returns when Serve has accepted the apps, not when they run."""
         targets = [
             serve.RunTarget(self._bound(spec), name=spec.name, route_prefix=None, external_scaler_enabled=True)
             for spec in specs
@@ -74,7 +74,7 @@ class Placement:
         await asyncio.to_thread(scale, spec.name, deployment, spec.replicas)
 
     async def delete(self, app: str, present: Collection[str]) -> None:
-        """Returns when Serve has begun; replicas that are `present` (have registered) drain first, others never ran."""
+        """Returns when Serve has started to delete. `present` (registered) replicas drain first, others are killed."""
         await asyncio.to_thread(serve.delete, app, _blocking=False)
         await asyncio.to_thread(end_unstarted, app, present)
 

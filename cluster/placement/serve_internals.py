@@ -1,10 +1,9 @@
-"""The one place that uses what Ray and Ray Serve keep private.
+"""The one place that uses private members of Ray and Ray Serve.
 
-Why: `serve.run` on an existing app restarts its replicas, and the public way to change a replica count (the REST call
-`…/deployments/{name}/scale`) needs Ray's dashboard, which a cluster may run without. This is what that call does. The same
-holds for what is free on each node: Ray's public word on that is the sum over the cluster, or needs the dashboard. And a
-replica that waits for a place would be given all of its time to drain, though it never ran. And nobody but Ray says where it
-keeps its logs.
+`serve.run` on an existing app restarts its replicas, and the public API for a replica count (the REST call
+`…/deployments/{name}/scale`) needs Ray's dashboard, which a cluster may run without; `scale` does what that call does. Free
+resources per node are public only as a sum over the cluster, or with the dashboard. A replica that was never placed would
+be given its whole drain time, though it has nothing to finish. And the folder of Serve's logs has no public name.
 tests/integration/test_serve_internals.py fails when Ray changes it.
 """
 
@@ -29,24 +28,24 @@ def scale(app: str, deployment: str, replicas: int) -> None:
 
 
 def end_unstarted(app: str, known: Collection[str]) -> int:
-    """End the replicas of a deleted app that are not among the `known` (unique ids): they never ran. How many. Blocks."""
+    """Kill the replicas of a deleted app that are not among the `known` (unique ids): they never ran. Blocks."""
     ended = 0
     for actor in ray.util.list_named_actors(all_namespaces=True):
         if actor["namespace"] != SERVE_NAMESPACE or not ReplicaID.is_full_id_str(actor["name"]):
             continue
         replica = ReplicaID.from_full_id_str(actor["name"])
         if replica.deployment_id.app_name == app and replica.unique_id not in known:
-            with contextlib.suppress(ValueError):  # it is gone
+            with contextlib.suppress(ValueError):  # it has stopped
                 ray.kill(ray.get_actor(actor["name"], namespace=SERVE_NAMESPACE))
                 ended += 1
     return ended
 
 
 def free_per_node() -> dict[str, dict[str, float]]:
-    """Ray node id -> resource -> how much of it nobody holds. Blocks."""
+    """Ray node id -> resource -> the amount that is not in use. Blocks."""
     return {node: dict(free) for node, free in available_resources_per_node().items()}
 
 
 def logs_folder() -> Path:
-    """Where this process' node has the logs of Serve's replicas."""
+    """The folder with the logs of Serve's replicas on this node."""
     return Path(get_serve_logs_dir())

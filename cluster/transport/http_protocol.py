@@ -1,9 +1,9 @@
-"""What may one connection cost, and where does a request end? uvicorn's HTTP protocol with limits on time and size.
+"""uvicorn's HTTP protocol with limits: what may one connection cost, and where does a request end?
 
-uvicorn waits for ever for a request's head and for a client that does not read its answer, and starts a request before its
-framing is known to be sound. Here a head has a deadline (slow-loris), an answer that nobody reads ends the connection, and
-whatever leaves room for two opinions about a request's end (RFC 9112, sections 3.2, 6.1 and 6.3; request smuggling) is
-refused and the connection closed, as HAProxy and Envoy do. One sweep a second looks at all connections: no timer per request.
+uvicorn waits forever for a request's head and for a client that does not read its response, and starts a request before
+its framing has been checked. Here a head has a deadline (slowloris), an unread response ends the connection, and a head whose
+end could be understood in two ways (RFC 9112, sections 3.2, 6.1 and 6.3; request smuggling) is rejected and the connection
+closed, as HAProxy and Envoy do. One sweep a second covers all connections: no timer per request.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ log = logging.getLogger("swiftclaw.connections")
 
 _HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*")
 _ABSOLUTE = re.compile(rb"https?://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
-IDLE = "swiftclaw.idle_s"  # in a request's scope: how long its connection may be silent after the answer
-_PIPELINED = 64  # requests that wait for an answer on one connection
+IDLE = "swiftclaw.idle_s"  # in a request's scope: how long its connection may be idle after the response
+_PIPELINED = 64  # requests waiting for their response on one connection
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
     """Seconds, bytes and counts for one connection."""
 
-    head_s: float = 10.0  # from connecting, or from a head's first byte, until the head is whole
-    keep_alive_s: float = 75.0  # silence between two requests, where the one before does not say (`IDLE`)
-    unread_s: float = 60.0  # without the client taking anything of what is to be sent
+    head_s: float = 10.0  # from connecting, or from a head's first byte, to the end of the head
+    keep_alive_s: float = 75.0  # idle time between two requests, unless the first one sets `IDLE`
+    unread_s: float = 60.0  # time without the client reading any of its response
     head_bytes: int = 128 * 1024
     header_count: int = 256
-    target_bytes: int = 16 * 1024  # the parser's own arithmetic ends at 65535
+    target_bytes: int = 16 * 1024  # the parser's own limit is 65535
 
     @property
     def sweep_s(self) -> float:
@@ -47,7 +47,7 @@ class ConnectionLimits:
 
 
 class RequestRejected(Exception):
-    """The request is not taken, and nothing more is read from the connection."""
+    """The request is answered with an error, and nothing more is read from its connection."""
 
     def __init__(self, status: int, reason: str) -> None:
         self.status, self.reason = status, reason
@@ -64,18 +64,18 @@ class RequestRejected(Exception):
 class LimitedHttpProtocol(HttpToolsProtocol):
     """One client's connection."""
 
-    def __init__(self, limits: ConnectionLimits, refused: Callable[[int], None], **uvicorns: Any) -> None:
-        """`refused` is told the status of each refusal: the application hears nothing of those requests."""
+    def __init__(self, limits: ConnectionLimits, on_rejected: Callable[[int], None], **uvicorns: Any) -> None:
+        """`on_rejected` is called with the status of each rejected request: the application never sees those."""
         super().__init__(**uvicorns)
-        self._limits, self._tell_refused = limits, refused
-        self.until = math.inf  # the loop's time at which `expire` is due
-        self._in_head = False  # a head has begun and is not whole
-        self._in_body = False  # a head was whole, and its message has not ended
-        self._overhead = 0  # bytes since the last head or piece of a body
-        self._declined = False  # a head asks for a protocol that is not spoken here
-        self._deaf = False  # whatever else comes is dropped
-        self._refused: RequestRejected | None = None
-        self._running: Any = None  # the request that is being answered; `cycle` is the newest that came
+        self._limits, self._on_rejected = limits, on_rejected
+        self.until = math.inf  # the loop's time when `expire` is due
+        self._in_head = False  # a head has begun and is incomplete
+        self._in_body = False  # a head is complete, and its message has not ended
+        self._overhead = 0  # bytes since the last head or body data
+        self._declined = False  # a head asks for a protocol that is not supported
+        self._deaf = False  # all further input is dropped
+        self._rejected: RequestRejected | None = None
+        self._running: Any = None  # the request that is being answered; `cycle` is the newest one received
 
     @property
     def _busy(self) -> bool:
@@ -83,9 +83,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     @property
     def _silence_s(self) -> float:
-        """How long the next request may take to come."""
-        told: dict[str, Any] = self._running.scope if self._running is not None else {}
-        return float(told.get(IDLE, self._limits.keep_alive_s))
+        """How long the connection may be idle before the next request."""
+        scope: dict[str, Any] = self._running.scope if self._running is not None else {}
+        return float(scope.get(IDLE, self._limits.keep_alive_s))
 
     # --- the connection -------------------------------------------------------------------------------------------
 
@@ -95,7 +95,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.pipeline.clear()
-        self._disconnect()  # uvicorn tells the newest request only: an older one would never hear of it
+        self._disconnect()  # uvicorn notifies the newest request only
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -109,17 +109,17 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             except httptools.HttpParserUpgrade as upgrade:
                 data = self._upgrade(data[upgrade.args[0] :])
             except httptools.HttpParserError as error:
-                self._refuse(self._refused or RequestRejected(400, f"this is not HTTP: {error}"))
+                self._reject(self._rejected or RequestRejected(400, f"invalid HTTP: {error}"))
                 return
         if self._overhead > self._limits.head_bytes:
-            what = "what stands around a body's chunks has" if self._in_body else "the request's head has"
-            self._refuse(RequestRejected(400 if self._in_body else 431, f"{what} more than {self._limits.head_bytes} bytes"))
+            status, what = (400, "the framing of the chunked body") if self._in_body else (431, "the request head")
+            self._reject(RequestRejected(status, f"{what} exceeds {self._limits.head_bytes} bytes"))
 
     def expire(self) -> None:
-        """What the connection waited for has not come."""
+        """The connection's deadline has passed."""
         self.until = math.inf
         if self._in_head:
-            self._refuse(RequestRejected(408, f"the request's head was not whole within {self._limits.head_s:g} s"))
+            self._reject(RequestRejected(408, f"timed out: the request head was not complete within {self._limits.head_s:g} s"))
         else:
             self._deaf = True
             self.transport.close()
@@ -133,22 +133,22 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._running.message_event.set()
             self.flow.resume_writing()
 
-    def _refuse(self, refused: RequestRejected) -> None:
-        """Nothing more is read. What was asked before is answered first; a refusal never cuts into another answer."""
+    def _reject(self, rejected: RequestRejected) -> None:
+        """Stop reading. Earlier requests are answered first: an error never cuts into another response."""
         self._deaf = True
-        self._tell_refused(refused.status)
+        self._on_rejected(rejected.status)
         if not self._busy:
-            if not self._in_body:  # else it has its answer
-                self.transport.write(refused.answer())
+            if not self._in_body:  # else its response is complete
+                self.transport.write(rejected.answer())
             self.transport.close()
         elif self._in_body and self.cycle is self._running:
             if not self._running.response_started:
-                self.transport.write(refused.answer())
+                self.transport.write(rejected.answer())
             self._disconnect()
             self.transport.close()
         else:
             if self._in_body:
-                self.pipeline.popleft()  # it was the newest whose body is bad
+                self.pipeline.popleft()  # the newest one has the invalid body
             last = self.pipeline[0][0] if self.pipeline else self._running
             last.keep_alive = False
 
@@ -160,14 +160,14 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._wait(self._limits.head_s)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._in_body:  # else a trailer, which must not become a header (RFC 9110, section 6.5.1)
+        if not self._in_body:  # a trailer must not become a header (RFC 9110, section 6.5.1)
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         try:
-            self._judge()
-        except RequestRejected as refused:
-            self._refused = refused
+            self._check_head()
+        except RequestRejected as rejected:
+            self._rejected = rejected
             raise
         self._declined = self.parser.should_upgrade() and not self._should_upgrade()
         if self._declined:
@@ -175,7 +175,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         self._in_head, self._in_body, self._overhead = False, True, 0
         self.until = math.inf
-        if self.expect_100_continue:  # answered without "100 Continue", nobody knows whether the body follows
+        if self.expect_100_continue:  # if answered without "100 Continue", a body may follow or not
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
@@ -204,21 +204,21 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         elif not self._in_head:
             self._wait(self._limits.head_s if self._in_body else self._silence_s)
 
-    # --- which requests are taken ---------------------------------------------------------------------------------
+    # --- which requests are accepted ---------------------------------------------------------------------------------
 
-    def _judge(self) -> None:
-        """Raises RequestRejected for a head whose request could be understood in two ways."""
+    def _check_head(self) -> None:
+        """Raises RequestRejected for a head that is not supported or could be understood in two ways."""
         version, method = self.parser.get_http_version(), self.parser.get_method()
         if version not in ("1.1", "1.0"):
-            raise RequestRejected(505, "HTTP/1.1 and HTTP/1.0 are spoken here")
+            raise RequestRejected(505, f"HTTP/{version} is not supported (HTTP/1.1, HTTP/1.0)")
         if method in (b"CONNECT", b"TRACE"):
-            raise RequestRejected(501, f"{method.decode()} is not served here")
+            raise RequestRejected(501, f"method {method.decode()} is not supported")
         if len(self.url) > self._limits.target_bytes:
-            raise RequestRejected(414, f"the request's target has more than {self._limits.target_bytes} bytes")
+            raise RequestRejected(414, f"the request target exceeds {self._limits.target_bytes} bytes")
         if len(self.headers) > self._limits.header_count:
-            raise RequestRejected(431, f"the request has more than {self._limits.header_count} headers")
+            raise RequestRejected(431, f"the request exceeds {self._limits.header_count} headers")
         if len(self.pipeline) >= _PIPELINED:
-            raise RequestRejected(400, f"more than {_PIPELINED} requests wait on this connection")
+            raise RequestRejected(400, f"too many pipelined requests on this connection (at most {_PIPELINED})")
         hosts, codings, lengths = [], [], []
         for name, value in self.headers:
             if name == b"host":
@@ -228,48 +228,50 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             elif name == b"content-length":
                 lengths.append(value)
         if len(hosts) > 1 or (not hosts and version == "1.1"):
-            raise RequestRejected(400, "host: there must be exactly one")
+            raise RequestRejected(400, "host: exactly one such header is required")
         if hosts and not _HOST.fullmatch(hosts[0]):
-            raise RequestRejected(400, "host: is not a host's name")
+            raise RequestRejected(400, "host: not a valid host name")
         if codings and (codings != [b"chunked"] or lengths or version != "1.1"):
-            raise RequestRejected(400, "transfer-encoding: must be `chunked`, once, in HTTP/1.1, and without content-length")
-        self._judge_target(method, hosts[0] if hosts else b"")
+            raise RequestRejected(
+                400, "transfer-encoding: only `chunked` is allowed, once, in HTTP/1.1 and without content-length"
+            )
+        self._check_target(method, hosts[0] if hosts else b"")
         has_body = bool(codings) or any(length != b"0" for length in lengths)
         websocket = self.parser.should_upgrade() and self._should_upgrade()
         if websocket and (method != b"GET" or version != "1.1" or has_body):
-            raise RequestRejected(400, "a WebSocket begins with a GET in HTTP/1.1 that has no body")
+            raise RequestRejected(400, "a WebSocket handshake must be a GET request in HTTP/1.1 without a body")
 
-    def _judge_target(self, method: bytes, host: bytes) -> None:
+    def _check_target(self, method: bytes, host: bytes) -> None:
         absolute = _ABSOLUTE.fullmatch(self.url)
         if absolute:
             if absolute[1].lower() != host.lower():
-                raise RequestRejected(400, "the request's target and its host header name two hosts")
+                raise RequestRejected(400, "the request target and the host header name different hosts")
             rest = absolute[2]
             self.url = rest if rest.startswith(b"/") else b"/" + rest
         if b"#" in self.url or not (self.url.startswith(b"/") or (self.url == b"*" and method == b"OPTIONS")):
-            raise RequestRejected(400, "the request's target is not a path")
+            raise RequestRejected(400, "the request target is not a path")
 
     # --- other protocols ------------------------------------------------------------------------------------------
 
     def _upgrade(self, rest: bytes) -> bytes:
-        """What is to be parsed next. `rest`: what came behind the head that asks for another protocol."""
+        """The data to parse next. `rest`: what follows the head that asks for another protocol."""
         if self._declined:
             return self._without_upgrade() + rest
         if rest or self._busy:
-            self._refuse(RequestRejected(400, "a WebSocket's handshake stands alone: nothing before its answer"))
+            self._reject(RequestRejected(400, "no other data or request may overlap a WebSocket handshake"))
             return b""
         self.handle_websocket_upgrade()
         protocol: Any = self.transport.get_protocol()
-        if not protocol.handshake_initiated:  # it found the handshake bad, and would wait for ever
-            self._tell_refused(400)
-            self.transport.write(RequestRejected(400, "the WebSocket's handshake is not one").answer())
+        if not protocol.handshake_initiated:  # the handshake is invalid, and it would wait forever
+            self._on_rejected(400)
+            self.transport.write(RequestRejected(400, "invalid WebSocket handshake").answer())
             self.transport.close()
         return b""
 
     def _without_upgrade(self) -> bytes:
-        """The head again, for a new parser: this one takes what follows, even the body, for the other protocol.
+        """The head again, for a new parser: this one takes all that follows, even the body, for the other protocol.
 
-        Else `Upgrade: h2c` with a Content-Length would be sent on without the body that it promises.
+        Otherwise `Upgrade: h2c` with a Content-Length would be forwarded without its body.
         """
         lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
         lines += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
@@ -279,11 +281,11 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
 
 class DeadlineSweeper:
-    """Looks at all connections of one server, WebSockets included."""
+    """Enforces the deadlines of all connections of one server, WebSockets included."""
 
     def __init__(self, connections: Collection[Any], limits: ConnectionLimits) -> None:
         self._connections, self._limits = connections, limits
-        self._unsent: dict[Any, tuple[int, float]] = {}  # bytes that wait to be sent, and since when not one was taken
+        self._unsent: dict[Any, tuple[int, float]] = {}  # unsent bytes, and since when the client has read none
 
     def sweep(self, now: float) -> None:
         unsent = {}
@@ -294,10 +296,10 @@ class DeadlineSweeper:
             if not size:
                 continue
             size_before, since = self._unsent.get(connection, (size, now))
-            if size != size_before:  # also when it grew: nothing is written while the client takes nothing
+            if size != size_before:  # also when it grew: nothing is written while the client does not read
                 since = now
             if now - since > self._limits.unread_s:
-                log.info("a client took nothing of its answer for %g s: connection closed", self._limits.unread_s)
+                log.info("closed a connection: the client read nothing of its response for %g s", self._limits.unread_s)
                 connection.transport.abort()  # close() would wait for the client
             else:
                 unsent[connection] = (size, since)

@@ -1,8 +1,8 @@
-"""A uvicorn server on a socket that is bound first, so that "port in use" is found before anything is promised.
+"""A uvicorn server on a socket that is bound first, so that a port in use is found before anything else starts.
 
 Used by the gateways (public port, shared between the replicas of a node, perhaps with TLS), the instances (ephemeral port)
 and the Controller (admin port). Runs on the event loop of its caller and leaves signals alone: the process belongs to Ray.
-Connections are `cluster.protocol.LimitedHttpProtocol`s: they have limits that uvicorn's do not have.
+Connections are `LimitedHttpProtocol`s (http_protocol.py), with limits that uvicorn does not have.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ class PortInUse(Exception):
 def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
     """A listening socket; `shared`: several processes of this machine may listen on it (SO_REUSEPORT)."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # The protocol is named because asyncio sets TCP_NODELAY only where it is: without, an answer of two writes takes 40 ms.
+    # asyncio sets TCP_NODELAY only when the protocol is given; without it, a response of two writes takes 40 ms.
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if shared:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listening.bind((host, port))
-        if not shared:  # a shared one would be given connections before there is anybody to accept them
+        if not shared:  # a shared one would receive connections before its server accepts them
             listening.listen(2048)
     except OSError as error:
         listening.close()
@@ -44,12 +44,12 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
 
 
 def in_url(host: str) -> str:
-    """An address as URLs have it: IPv6 in brackets."""
+    """The address for a URL: IPv6 in brackets."""
     return f"[{host}]" if ":" in host else host
 
 
 async def bind_in_time(host: str, port: int, within_s: float = 5.0) -> socket.socket:
-    """The port of a process that was just killed may need a moment. Raises PortInUse."""
+    """Retry for a while: the port of a process that was just killed is freed late. Raises PortInUse."""
     deadline = time.monotonic() + within_s
     while True:
         try:
@@ -66,14 +66,14 @@ class _Server(uvicorn.Server):
         config: uvicorn.Config,
         limits: ConnectionLimits,
         context: ssl.SSLContext | None,
-        refused: Callable[[int], None],
+        on_rejected: Callable[[int], None],
     ) -> None:
         super().__init__(config)
-        self._limits, self._context, self._refused = limits, context, refused
-        self._told_to_exit = asyncio.Event()
+        self._limits, self._context, self._on_rejected = limits, context, on_rejected
+        self._exit_requested = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's, with our connections, and a time-out for the handshake of TLS."""
+        """As uvicorn's, with our protocol and a time-out for the TLS handshake."""
         loop = asyncio.get_running_loop()
         self.servers = [
             await loop.create_server(
@@ -88,20 +88,20 @@ class _Server(uvicorn.Server):
         self.started = True
 
     async def main_loop(self) -> None:
-        """As uvicorn's, but that it ends when it is told to, not up to a tenth of a second later."""
+        """As uvicorn's, but it ends as soon as `exit` is called, not up to a tenth of a second later."""
         ticks = 0
         while not await self.on_tick(ticks):
             ticks = (ticks + 1) % 864_000
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._told_to_exit.wait(), 0.1)
+                await asyncio.wait_for(self._exit_requested.wait(), 0.1)
 
     def exit(self) -> None:
         self.should_exit = True
-        self._told_to_exit.set()
+        self._exit_requested.set()
 
     def _connection(self) -> LimitedHttpProtocol:
         return LimitedHttpProtocol(
-            self._limits, self._refused, config=self.config, server_state=self.server_state, app_state={}
+            self._limits, self._on_rejected, config=self.config, server_state=self.server_state, app_state={}
         )
 
     @contextlib.contextmanager
@@ -121,15 +121,15 @@ class Listener:
         tls: ssl.SSLContext | None = None,
         grace_s: float = 5,
         date: bool = False,
-        refused: Callable[[int], None] = lambda status: None,
+        on_rejected: Callable[[int], None] = lambda status: None,
     ) -> None:
-        """`refused` is told of the requests that are answered without the app, by status."""
+        """`on_rejected` is called with the status of each request that is answered without the app."""
         self.socket = listening
         self._limits = limits or ConnectionLimits()
         self._server = _Server(
             uvicorn.Config(
                 app,
-                interface="asgi3",  # a bound method looks like an ASGI 2 app
+                interface="asgi3",  # otherwise a bound method is taken for an ASGI 2 app
                 loop="none",
                 http="httptools",
                 ws="websockets-sansio",
@@ -146,7 +146,7 @@ class Listener:
             ),
             self._limits,
             tls,
-            refused,
+            on_rejected,
         )
         self._sweeping: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -156,7 +156,7 @@ class Listener:
         return int(self.socket.getsockname()[1])
 
     async def start(self) -> None:
-        """Returns when connections are accepted."""
+        """Start serving; returns when connections are accepted."""
         self._task = asyncio.create_task(self._server.serve(sockets=[self.socket]))
         while not self._server.started:
             if self._task.done():
@@ -181,5 +181,5 @@ class Listener:
             await self._task
         if self._sweeping is not None:
             self._sweeping.cancel()
-        for connection in list(self._server.server_state.connections):  # closed, but for what its client does not read
+        for connection in list(self._server.server_state.connections):  # already closed, except for unread responses
             connection.transport.abort()

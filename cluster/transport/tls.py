@@ -1,8 +1,8 @@
-"""A gateway's certificate: read at the start, read again when its files change, without a restart.
+"""A gateway's certificate: read at the start, and again when its files change, without a restart.
 
-Every handshake takes the newest context that could be made whole: a broken or half-written pair of files never reaches a
-client, and open connections keep what they began with. TLS 1.2 and 1.3 with Python's defaults (no compression, no
-renegotiation, forward secrecy); no client certificates: who may ask is the agents' matter.
+Every handshake uses the newest pair of files that could be loaded: a broken or half-written pair never reaches a client, and
+open connections keep theirs. TLS 1.2 and 1.3 with Python's defaults (no compression, no renegotiation, forward secrecy); no
+client certificates: authentication is up to the agents.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 log = logging.getLogger("swiftclaw.tls")
 
-LOOK_EVERY_S = 2.0
+CHECK_EVERY_S = 2.0
 
 
 class BadCertificate(Exception):
@@ -22,41 +22,41 @@ class BadCertificate(Exception):
 
 
 class Certificate:
-    """`context` is for the server; what it shows to clients follows the files. Raises BadCertificate."""
+    """`context` is for the server; the certificate that it presents follows the files. Raises BadCertificate."""
 
     def __init__(self, cert: str, key: str) -> None:
         self._cert, self._key = cert, key
-        self._seen = self._stamps()
+        self._loaded_stamps = self._stamps()
         self._current = read(cert, key)
         self.context = read(cert, key)
         self.context.sni_callback = self._newest
 
     def refresh(self) -> bool:
-        """Whether another certificate is shown from now on. Never raises: what was good stays."""
+        """Whether a new certificate is in use. Never raises: a valid certificate stays in use."""
         stamps = self._stamps()
-        if stamps == self._seen:
+        if stamps == self._loaded_stamps:
             return False
-        self._seen = stamps
+        self._loaded_stamps = stamps
         try:
             self._current = read(self._cert, self._key)
         except BadCertificate as error:
-            log.error("%s; the certificate from before stays", error)
+            log.error("%s; the previous certificate stays in use", error)
             return False
-        log.info("the certificate in %s was read again", self._cert)
+        log.info("reloaded the certificate in %s", self._cert)
         return True
 
-    async def follow(self, every_s: float = LOOK_EVERY_S) -> None:
-        """Look at the files for ever."""
+    async def follow(self, every_s: float = CHECK_EVERY_S) -> None:
+        """Check the files forever."""
         while True:
             await asyncio.sleep(every_s)
             self.refresh()
 
     def _newest(self, connection: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _first: ssl.SSLContext) -> None:
-        """OpenSSL asks in every handshake, whether the client named a host or not."""
+        """OpenSSL calls this in every handshake, whether the client sent a host name or not."""
         connection.context = self._current
 
     def _stamps(self) -> list[tuple[int, int, int] | None]:
-        """Changes when a file is written or another is put in its place (also behind a link, as Kubernetes does)."""
+        """Differ after a file was written or replaced (also behind a link, as Kubernetes does)."""
         return [_stamp(path) for path in (self._cert, self._key)]
 
 
@@ -72,11 +72,11 @@ def read(cert: str, key: str) -> ssl.SSLContext:
         context.load_cert_chain(cert, key, password=_no_password)
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
-            raise BadCertificate(f"tls: the key in {key} is not the one of the certificate in {cert}") from None
+            raise BadCertificate(f"tls: the key in {key} does not belong to the certificate in {cert}") from None
         broken = cert if _is_key(key) else key
         raise BadCertificate(f"tls: {broken} is not in PEM format or is damaged") from None
     except _Encrypted:
-        raise BadCertificate(f"tls.key: {key} is protected by a password; it must be without one") from None
+        raise BadCertificate(f"tls.key: {key} is protected by a password; use a key without one") from None
     except OSError as error:
         raise BadCertificate(f"tls: {cert} or {key} cannot be read ({error.strerror or error})") from None
     return context
@@ -102,7 +102,7 @@ class _Encrypted(Exception):
 
 
 def _no_password() -> str:
-    """Without this OpenSSL would ask a terminal."""
+    """Without this OpenSSL would prompt on the terminal."""
     raise _Encrypted
 
 

@@ -67,7 +67,7 @@ class Gateway:
         self._edge = Edge(self._agents, self._reporter, self._connections, settings.region)
         tls = certificate.context if certificate else None
         self._listener = Listener(
-            self._edge, listening, tls=tls, date=True, grace_s=GATEWAY_DRAIN_S, refused=self._reporter.rejected
+            self._edge, listening, tls=tls, date=True, grace_s=GATEWAY_DRAIN_S, on_rejected=self._reporter.rejected
         )
         self._peers = Peers(self._hello.gateway, self._agents, self._edge.rate_limits, self._connections)
         host = host or ray.util.get_node_ip_address()

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.transport.tls import LOOK_EVERY_S
+from cluster.transport.tls import CHECK_EVERY_S
 from tests.certificates import Files
 from tests.integration.conftest import Cluster, get, until
 
@@ -152,7 +152,7 @@ def test_a_new_certificate_is_shown_without_a_restart(secure: Secure) -> None:
     new = secure.files.cert.read_text()
     until(
         lambda: ssl.get_server_certificate(("127.0.0.1", secure.cluster.port)) == new,
-        f"the new certificate, looked for every {LOOK_EVERY_S:g} s",
+        f"the new certificate, looked for every {CHECK_EVERY_S:g} s",
         30,
     )
     assert old != new and [gateway["pid"] for gateway in secure.cluster.gateways()] == before

@@ -61,7 +61,7 @@ def test_a_canary_has_nothing_until_it_has_its_instances() -> None:
 def test_one_that_is_not_healthy_in_time_is_taken_back_and_says_why() -> None:
     late = advance(coming(10), False, "0 of 1 healthy in us", 121.0)
     assert late.canary is None and late.stable == V1
-    assert late.last == "v2 was rolled back: it was not healthy within 120 s (0 of 1 healthy in us)"
+    assert late.last == "v2 was rolled back: not healthy within 120 s (0 of 1 healthy in us)"
 
 
 def test_more_is_given_when_the_instances_for_it_are_there_and_less_at_once() -> None:
@@ -91,14 +91,23 @@ def test_back_is_at_once_from_anywhere() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda: bring_in(coming(), V2, 10, {}, 1.0), "another change is under way: v2 gets its 10 % as soon as it is healthy"),
-        (lambda: bring_in(coming(100), V2, 10, {}, 1.0), "another change is under way: v2 takes over as soon as it is healthy"),
-        (lambda: bring_in(running(), V2, 10, {}, 1.0), "v2 has 10 %; promote it or roll it back first"),
-        (lambda: promote(coming(), 50, 1.0), "another change is under way: v2"),
-        (lambda: promote(promote(running(), 50, 1.0), 60, 2.0), "another change is under way: v2 gets its 50 %"),
-        (lambda: promote(ALONE, 50, 1.0), "there is no canary: v1 has all the traffic"),
-        (lambda: promote(running(), 0, 1.0), "0 is not a percentage above 0; `swiftclaw rollback` takes the canary away"),
-        (lambda: take_back(ALONE, ""), "there is nothing to roll back: v1 has all the traffic"),
+        (
+            lambda: bring_in(coming(), V2, 10, {}, 1.0),
+            "another change is in progress: v2 receives 10 % as soon as it is healthy",
+        ),
+        (
+            lambda: bring_in(coming(100), V2, 10, {}, 1.0),
+            "another change is in progress: v2 replaces the stable version as soon as it is healthy",
+        ),
+        (lambda: bring_in(running(), V2, 10, {}, 1.0), "v2 receives 10 %; promote it or roll it back first"),
+        (lambda: promote(coming(), 50, 1.0), "another change is in progress: v2"),
+        (lambda: promote(promote(running(), 50, 1.0), 60, 2.0), "another change is in progress: v2 receives 50 %"),
+        (lambda: promote(ALONE, 50, 1.0), "there is no canary: v1 receives all traffic"),
+        (
+            lambda: promote(running(), 0, 1.0),
+            "0 is not above 0 and at most 100 percent; use `swiftclaw rollback` to remove the canary",
+        ),
+        (lambda: take_back(ALONE, ""), "there is nothing to roll back: v1 receives all traffic"),
         (lambda: transitions.pause(ALONE, True), "there is no canary"),
     ],
 )
@@ -137,7 +146,7 @@ def test_a_version_in_the_file_that_failed_is_tried_again_by_the_next_up() -> No
 
 
 def test_another_version_in_the_file_waits_for_a_canary() -> None:
-    with pytest.raises(RolloutRejected, match="version: v3 cannot come in while v2 has 10 %"):
+    with pytest.raises(RolloutRejected, match="version: cannot start v3 while v2 receives 10 %"):
         apply_file(running(), {"agent": "m:a"}, {"agent": "m:a", "version": "v3"}, 2.0)
 
 
@@ -310,14 +319,14 @@ def test_code_that_cannot_be_frozen_runs_from_its_folder_and_that_is_told(
     world.rounds()
     assert {spec.start.package for spec in world.serve.apps.values() if isinstance(spec.start, InstanceSpec)} == {""}
     (warning,) = [said for said in world.controller.view.placement.warnings if "frozen" in said]
-    assert warning.startswith("a: its code is not frozen") and warning.endswith("it is too large")
+    assert warning.startswith("a: the code is not frozen") and warning.endswith("it is too large")
 
 
 def test_a_version_of_the_file_takes_over_like_one_that_was_deployed(world: World) -> None:
     def up(version: str) -> None:
         block = {**world.args["agents"]["a"], "version": version}
         world.controller.versions.apply_file({**world.args, "agents": {"a": block}}, str(world.folder))
-        world.controller._reconciler.act()
+        world.controller._reconciler.wake()
         world.rounds(6)
 
     up("blue")
@@ -408,7 +417,7 @@ def test_one_that_never_gets_well_never_gets_traffic_and_goes(world: World) -> N
     world.rounds()
     assert world.serve.versions() == {"v1"}
     said = [event.message for event in world.controller.events.find(kind="rollout")]
-    assert "a: v2 was rolled back: it was not healthy within 120 s (0 of 1 healthy in us; 0 of 1 healthy in eu)" in said
+    assert "a: v2 was rolled back: not healthy within 120 s (0 of 1 healthy in us; 0 of 1 healthy in eu)" in said
 
 
 def test_a_new_deploy_has_another_name_than_the_one_that_was_rolled_back(world: World) -> None:
@@ -440,9 +449,9 @@ def test_serve_is_asked_only_while_something_is_under_way_or_somebody_waits(worl
 
 def test_two_operators_at_once_the_second_is_told(world: World) -> None:
     world.deploy(10)
-    with pytest.raises(RolloutRejected, match="another change is under way: v2 gets its 10 %"):
+    with pytest.raises(RolloutRejected, match="another change is in progress: v2 receives 10 %"):
         world.deploy(20, code="three")
-    with pytest.raises(RolloutRejected, match="another change is under way"):
+    with pytest.raises(RolloutRejected, match="another change is in progress"):
         world.run(world.controller.promote("a", 50))
 
 
@@ -457,9 +466,9 @@ def test_an_app_of_a_lost_state_folder_goes_on_with_what_the_gateways_know(world
     world.controller.view.gateways.present["g"] = (hello, 0.0, "abc.7")  # type: ignore[assignment]
     starts = list(world.serve.starts)
     world.controller._gateways.forget_silent = lambda: None  # type: ignore[method-assign]
-    assert not world.controller._reconciler.knows(), "no gateway is told anything before"
+    assert not world.controller._reconciler.is_ready(), "no gateway is told anything before"
     world.rounds()
-    assert world.controller._reconciler.knows()
+    assert world.controller._reconciler.is_ready()
     assert world.rollout == before and world.serve.starts == starts and not world.serve.deleted
 
 
@@ -484,10 +493,10 @@ def test_an_agent_that_came_after_the_start_is_known_again_before_anything_is_do
     assert set(world.controller.view.settings.agents) == {"a"} and world.rollout.canary is None
     world.controller.view.gateways.present["g2"] = (SimpleNamespace(desired=newer), 0.0, "abc.7")  # type: ignore[assignment]
     world.round()
-    assert world.rollout == before and not reconciler.knows()
+    assert world.rollout == before and not reconciler.is_ready()
     del reconciler._settled
     world.rounds()
-    assert reconciler.knows() and world.serve.starts == starts and not world.serve.deleted
+    assert reconciler.is_ready() and world.serve.starts == starts and not world.serve.deleted
 
 
 @pytest.mark.parametrize("point", POINTS)

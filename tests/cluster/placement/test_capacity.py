@@ -40,7 +40,7 @@ def registry(count: int) -> Registry:
     ],
 )
 def test_it_says_what_is_missing_where(nodes: list[NodeResources], sentence: str) -> None:
-    assert explained(spec(), 2, nodes) == f"region eu: 2 of 4 instances of shop wait for 0.5 CPU each: {sentence}"
+    assert explained(spec(), 2, nodes) == f"region eu: 2 of 4 instances of shop are waiting for 0.5 CPU each: {sentence}"
 
 
 def test_room_for_one_more_is_no_lack_of_room() -> None:
@@ -54,7 +54,9 @@ def test_regions_that_are_only_names_use_any_node() -> None:
 def test_all_of_what_an_instance_needs_must_be_on_one_node() -> None:
     said = explained(spec(resources={"cpus": 1, "gpus": 1}), 1, [node("eu", 2), node("eu", 0, GPU=1)])
     assert said is not None
-    assert "wait for 1 CPU and 1 GPU each: its 2 nodes have 2 of 2 CPU and 0 of 0 GPU, 0 of 2 CPU and 0 of 1 GPU free" in said
+    assert (
+        "waiting for 1 CPU and 1 GPU each: its 2 nodes have 2 of 2 CPU and 0 of 0 GPU, 0 of 2 CPU and 0 of 1 GPU free" in said
+    )
 
 
 def test_only_what_stays_away_longer_than_a_start_takes_is_missing() -> None:

@@ -145,7 +145,7 @@ class TestReload:
             assert (certificate.refresh(), certificate.refresh()) == (False, False)
         assert (await served(plane))[0] == 1
         (line,) = caplog.messages
-        assert line.endswith("; the certificate from before stays") and "\n" not in line
+        assert line.endswith("; the previous certificate stays in use") and "\n" not in line
         files.make(serial=4)
         assert certificate.refresh()
         assert (await served(plane))[0] == 4
@@ -190,8 +190,8 @@ class TestBadFiles:
 
     def test_two_that_do_not_belong_together(self, files: Files, tmp_path: Path) -> None:
         Files(tmp_path / "other.pem", files.key).make(serial=2)
-        assert self.refusal(files) == f"tls: the key in {files.key} is not the one of the certificate in {files.cert}"
+        assert self.refusal(files) == f"tls: the key in {files.key} does not belong to the certificate in {files.cert}"
 
     def test_a_key_behind_a_password(self, files: Files) -> None:
         files.make(serial=2, password=b"secret")
-        assert self.refusal(files) == f"tls.key: {files.key} is protected by a password; it must be without one"
+        assert self.refusal(files) == f"tls.key: {files.key} is protected by a password; use a key without one"
