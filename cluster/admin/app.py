@@ -21,6 +21,7 @@ from cluster.config.mistakes import ConfigError
 from cluster.config.values import duration
 from cluster.telemetry.events import KINDS
 from cluster.telemetry.history import COLUMNS
+from cluster.transport import sse
 from cluster.view import ClusterView
 
 DASHBOARD = Path(__file__).parent / "dashboard"
@@ -91,11 +92,11 @@ class AdminApp:
             return JSONResponse(self._live.now(agent))
         return StreamingResponse(self._frames(agent), media_type="text/event-stream", headers=STREAM_HEADERS)
 
-    async def _frames(self, agent: str) -> AsyncIterator[str]:
+    async def _frames(self, agent: str) -> AsyncIterator[bytes]:
         while self._views.has(agent):
-            yield _sse(self._live.now(agent))
+            yield _event(self._live.now(agent))
             await asyncio.sleep(EVERY_S)
-        yield "event: gone\ndata: {}\n\n"
+        yield sse.encode("{}", name="gone")
 
     async def events(self, request: Request) -> Response:
         """The newest `limit` events, oldest first. With `?follow=1`, also every later one, as server-sent events."""
@@ -112,15 +113,15 @@ class AdminApp:
         matching = self._view.events.find(agent=agent, kind=kind, after=after, limit=limit)
         return JSONResponse([event.as_json() for event in matching])
 
-    async def _follow(self, agent: str | None, kind: str | None, after: int, limit: int | None) -> AsyncIterator[str]:
+    async def _follow(self, agent: str | None, kind: str | None, after: int, limit: int | None) -> AsyncIterator[bytes]:
         events = self._view.events
         while True:
             newest = events.last
             for event in events.find(agent=agent, kind=kind, after=after, limit=limit):
-                yield _sse(event.as_json(), event.id)
+                yield _event(event.as_json(), event.id)
             after, limit = max(after, newest), None
             if not await events.wait(after, KEEPALIVE_S):
-                yield ": keepalive\n\n"
+                yield b": keepalive\n\n"
 
     async def dashboard(self, request: Request) -> Response:
         query = f"?{request.url.query}" if request.url.query else ""
@@ -151,9 +152,8 @@ class _Page(StaticFiles):
         await super().__call__(scope, receive, send_with_headers)
 
 
-def _sse(content: object, number: int | None = None) -> str:
-    head = "" if number is None else f"id: {number}\n"
-    return f"{head}data: {json.dumps(content, separators=(',', ':'))}\n\n"
+def _event(content: object, number: int | None = None) -> bytes:
+    return sse.encode(json.dumps(content, separators=(",", ":")), id=number)
 
 
 def _flag(request: Request, name: str) -> bool:

@@ -1,6 +1,6 @@
-"""The public port: HTTP in, the right agent and path out, and every refusal as a named error.
+"""The public port: which agent and path does a request address? Every refusal leaves here as a named error.
 
-A raw ASGI application, because it is on the path of every request.
+A plain ASGI application without a framework, because every request passes through it.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from deployments.gateway.reporter import Reporter
 from deployments.request import openai, sessions, tracing
 from deployments.request.access_log import AccessLine
 from deployments.request.exchange import CLIENT_DISCONNECTED, READ_AHEAD, ClientDisconnected, Exchange
+from deployments.request.responses import deny_websocket
 from deployments.types import Body, Receive, Scope, Send, SentHeaders
 from deployments.upstream.connection_pool import ConnectionPool
-from deployments.upstream.forward import Call, Forwarder, end_broken
+from deployments.upstream.forward import Call, Forwarder
 from deployments.upstream.websocket import WebSocketForwarder
 from policies.base import Request
 from policies.errors import BadRequest, HeadersTooLarge, MethodNotAllowed, NotFound, RequestTimeout, SwiftClawError
 
 log = logging.getLogger("swiftclaw.gateway")
 
-CHAT_BODY_S = 60.0  # for a body that must be there before the agent is known
+CHAT_BODY_S = 60.0  # for the body of a chat request, which names the agent
 HEADER_LIMIT = 64 * 1024  # bytes of all request headers together
 
 
@@ -70,10 +71,12 @@ class Edge:
             if isinstance(why, ClientDisconnected):
                 exchange.failure = CLIENT_DISCONNECTED
             else:
-                await self._refuse(exchange, RequestTimeout("the body did not arrive in time"))
+                await self._refuse(exchange, RequestTimeout("the request body did not arrive in time"))
         except Exception:
             log.exception("request %s failed in the gateway", exchange.request_id)
-            await self._refuse(exchange, SwiftClawError("the gateway failed; its log knows the request id"))
+            await self._refuse(
+                exchange, SwiftClawError("internal error; the gateway's log has the details under this request id")
+            )
         finally:
             for observer in exchange.observers:
                 observer.ended(exchange)
@@ -89,12 +92,12 @@ class Edge:
         elif path == b"/-/healthz":
             _only(exchange, "GET", "HEAD")
             ready = self._agents.snapshot is not None and all(p.ready for p in self._agents.pools.values())
-            await exchange.answer(200 if ready else 503, "success" if ready else "some agent has no healthy instance")
+            await exchange.answer(200 if ready else 503, "success" if ready else "at least one agent has no healthy instance")
         elif path == b"/-/routes":
             _only(exchange, "GET", "HEAD")
             await exchange.answer(200, {f"/agents/{name}": name for name in self._agents.pools})
         else:
-            raise NotFound(f"nothing is at {path.decode('latin-1')}")
+            raise NotFound(f"no route matches {path.decode('latin-1')}")
 
     async def _agent(self, exchange: Exchange) -> None:
         pool, rest = self._addressed(exchange)
@@ -103,8 +106,8 @@ class Edge:
             exchange.guard(pool.settings.request_timeout_s)
             body = await exchange.body(ahead=True)
             self.rate_limits.admit(exchange, pool.name, partial(in_message, exchange.prefix))
-            named = sessions.in_message(exchange.prefix) if pool.affinity else None
-            await self._forwarder.http(self._call(exchange, pool, MESSAGES_PATH, body, named))
+            session = sessions.in_message(exchange.prefix) if pool.affinity else None
+            await self._forwarder.http(self._call(exchange, pool, MESSAGES_PATH, body, session))
         else:
             self.rate_limits.admit(exchange, pool.name)
             exchange.guard(pool.settings.request_timeout_s)
@@ -114,19 +117,19 @@ class Edge:
     async def _chat(self, exchange: Exchange) -> None:
         """The model names the agent, so the whole body is read: clients may put `model` behind long messages."""
         _only(exchange, "POST")
-        exchange.declared_length  # noqa: B018 - refuses what is too large before it is read
+        exchange.check_length()
         exchange.guard(CHAT_BODY_S)
         body = await exchange.whole_body()
         try:
-            asked = json.loads(body)
+            chat = json.loads(body)
         except ValueError as error:
-            raise BadRequest(f"the body is not JSON: {error}") from None
-        if not isinstance(asked, dict) or not isinstance(asked.get("model"), str):
+            raise BadRequest(f"the request body is not JSON: {error}") from None
+        if not isinstance(chat, dict) or not isinstance(chat.get("model"), str):
             raise BadRequest("model: must be the name of an agent")
-        pool = self._agents.pool(asked["model"])
+        pool = self._agents.pool(chat["model"])
         self._assign(exchange, pool)
-        self.rate_limits.admit(exchange, pool.name, partial(in_chat, asked))
-        await self._forwarder.http(self._call(exchange, pool, CHAT_PATH, body, sessions.in_chat(asked)))
+        self.rate_limits.admit(exchange, pool.name, partial(in_chat, chat))
+        await self._forwarder.http(self._call(exchange, pool, CHAT_PATH, body, sessions.in_chat(chat)))
 
     async def _models(self, exchange: Exchange) -> None:
         _only(exchange, "GET", "HEAD")
@@ -139,7 +142,7 @@ class Edge:
 
     async def _websocket(self, exchange: Exchange) -> None:
         if not exchange.path.startswith(b"/agents/"):
-            raise NotFound("no WebSocket is served here")
+            raise NotFound(f"no WebSocket route matches {exchange.path.decode('latin-1')}")
         pool, rest = self._addressed(exchange)
         self.rate_limits.admit(exchange, pool.name)
         await self._websockets.serve(self._call(exchange, pool, _app_path(exchange, rest)))
@@ -160,7 +163,7 @@ class Edge:
             exchange.observers = (*exchange.observers, line)
 
     def _call(self, exchange: Exchange, pool: Pool, path: str, body: Body = None, in_body: str | None = None) -> Call:
-        """Everything about the request that a choice may depend on."""
+        """The admitted request, with everything that the choice of an instance may depend on."""
         clients, client = self._agents.clients, exchange.scope.get("client")
         peer = client[0] if client else None
         address = clients.address(peer, exchange.headers)
@@ -189,7 +192,7 @@ class Edge:
             await _refuse_websocket(exchange, error)
             return
         if exchange.started:
-            await end_broken(exchange, error)
+            await exchange.end_broken(error)
             return
         headers = _retry_after(error)
         if isinstance(error, MethodNotAllowed):
@@ -208,7 +211,7 @@ class Edge:
 def _only(exchange: Exchange, *methods: str) -> None:
     if exchange.method not in methods:
         raise MethodNotAllowed(
-            f"{exchange.method} is not allowed here, only {' and '.join(methods)}", allowed=", ".join(methods)
+            f"method {exchange.method} is not allowed here; use {' or '.join(methods)}", allowed=", ".join(methods)
         )
 
 
@@ -226,16 +229,11 @@ def _retry_after(error: SwiftClawError) -> SentHeaders:
 
 async def _refuse_websocket(exchange: Exchange, error: SwiftClawError) -> None:
     exchange.status = exchange.status or error.status
-    if "websocket.http.response" not in (exchange.scope.get("extensions") or {}):
-        await exchange.send({"type": "websocket.close", "code": 1008, "reason": error.message[:120]})
-        return
     content = json.dumps(exchange.error(error)).encode()
-    length = str(len(content)).encode()
     headers = [
         (b"content-type", b"application/json"),
-        (b"content-length", length),
+        (b"content-length", str(len(content)).encode()),
         *exchange.response_headers,
         *_retry_after(error),
     ]
-    await exchange.send({"type": "websocket.http.response.start", "status": error.status, "headers": headers})
-    await exchange.send({"type": "websocket.http.response.body", "body": content})
+    await deny_websocket(exchange.scope, exchange.send, error.status, headers, content, reason=error.message[:120])

@@ -1,4 +1,4 @@
-"""A request from inside the cluster, in the shape of one from outside, so that every rule of the edge applies to it."""
+"""A request by Serve handle, in the shape of one over HTTP, so that every rule of the edge applies to it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+from cluster.transport import sse
 from deployments.types import Message, Scope
 
 
 class InProcessRequest:
-    """`scope`, `receive` and `send` for the edge; the answer's pieces come out of `pieces()`."""
+    """`scope`, `receive` and `send` for the edge; `pieces()` yields the response body."""
 
     def __init__(self, agent: str, body: dict[str, Any], headers: dict[str, str]) -> None:
         content = json.dumps(body).encode()
@@ -62,7 +63,7 @@ class InProcessRequest:
         return b"".join(self._all)
 
     def leave(self) -> None:
-        """Like a client that hangs up. What waits for a place in the queue waits no longer."""
+        """Disconnect. A `send` that waits for space in the queue returns."""
         self._left.set()
         while not self._pieces.empty():
             self._pieces.get_nowait()
@@ -73,26 +74,16 @@ class InProcessRequest:
 
 
 async def events(call: InProcessRequest) -> AsyncIterator[tuple[str, Any]]:
-    """("delta", text) for each event of the stream, ("error", JSON) when it was refused or broke."""
-    buffered = b""
+    """("delta", text) for each event of the stream; ("error", JSON) when the request was refused or the stream broke."""
+    parser, refusal = sse.EventParser(), b""
     async for piece in call.pieces():
-        buffered += piece
         if call.status != 200:
+            refusal += piece
             continue
-        while b"\n\n" in buffered:
-            block, _, buffered = buffered.partition(b"\n\n")
-            event = _event(block.decode())
-            if event is not None:
-                yield event
+        for event in parser.feed(piece):
+            if event.name == b"error":
+                yield "error", json.loads(event.data)
+            elif event.data != b"[DONE]":
+                yield "delta", json.loads(event.data)["delta"]
     if call.status != 200:
-        yield "error", {**json.loads(buffered), "status": call.status}
-
-
-def _event(block: str) -> tuple[str, Any] | None:
-    fields = dict(line.split(": ", 1) for line in block.splitlines() if ": " in line)
-    data = fields.get("data", "")
-    if fields.get("event") == "error":
-        return "error", json.loads(data)
-    if data in ("", "[DONE]"):
-        return None
-    return "delta", json.loads(data)["delta"]
+        yield "error", {**json.loads(refusal), "status": call.status}

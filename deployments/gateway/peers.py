@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import json
 import logging
 import time
@@ -25,7 +24,9 @@ from cluster.messages import KEY_HEADER, PEERS_PATH, Peer
 from cluster.transport.listener import Listener, bind
 from deployments.balancing.agents import AgentTable
 from deployments.gateway.rate_limits import AdmittedRequest, RateLimits
+from deployments.request.cluster_key import carries_key
 from deployments.request.exchange import ClientDisconnected, Exchange
+from deployments.request.responses import deny_websocket, send_empty
 from deployments.types import Receive, Scope, Send
 from deployments.upstream.connection_pool import ConnectionPool
 from policies.errors import PayloadTooLarge, SwiftClawError
@@ -195,22 +196,22 @@ class Peers:
         """The private port. What it does not understand changes nothing."""
         exchange = Exchange(scope, receive, send, LARGEST)
         if scope["type"] != "http":
-            await send({"type": "websocket.close", "code": 1008})
+            await deny_websocket(scope, send, 403)
         elif not self._is_gateway(exchange):
-            await _answer(send, 403)
+            await send_empty(send, 403)
         elif exchange.path != PEERS_PATH.encode() or exchange.method != "POST":
-            await _answer(send, 404)
+            await send_empty(send, 404)
         else:
             with contextlib.suppress(ClientDisconnected):
-                await _answer(send, await self._understood(exchange))
+                await send_empty(send, await self._understood(exchange))
 
     def _is_gateway(self, exchange: Exchange) -> bool:
-        snapshot, key = self._agents.snapshot, exchange.header(KEY_HEADER)
-        return snapshot is not None and key is not None and hmac.compare_digest(key, snapshot.key.encode())
+        snapshot = self._agents.snapshot
+        return snapshot is not None and carries_key(exchange.headers, snapshot.key.encode())
 
     async def _understood(self, exchange: Exchange) -> int:
         try:
-            exchange.declared_length  # noqa: B018 - refuses what is too large before it is read
+            exchange.check_length()
             self.hear(json.loads(await exchange.whole_body()), time.monotonic())
         except PayloadTooLarge:
             return 413
@@ -248,8 +249,3 @@ def _grouped(batch: list[AdmittedRequest], clock: float) -> list[tuple[str, str,
     for told in batch:
         found.setdefault((told.agent, told.limit), {}).setdefault(told.key, []).append(round(clock - told.at, 6))
     return [(agent, limit, admitted) for (agent, limit), admitted in found.items()]
-
-
-async def _answer(send: Send, status: int) -> None:
-    await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
-    await send({"type": "http.response.body", "body": b""})

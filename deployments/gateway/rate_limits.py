@@ -95,8 +95,8 @@ class RateLimits:
         decision, limiter = verdict
         if not decision.allowed:
             key = next(limit.key for limit in limits.all if limit.limiter is limiter)
-            allowed = f"at most {limiter.requests} requests in {limiter.window_s:g} s{f' per {key}' if key else ''}"
-            raise RateLimited(f"{allowed} are let through", agent=agent, retry_after_s=round(decision.retry_after_s, 6))
+            allowed = f"{limiter.requests} requests per {limiter.window_s:g} s{f' for each {key}' if key else ''}"
+            raise RateLimited(f"rate limit exceeded: {allowed}", agent=agent, retry_after_s=round(decision.retry_after_s, 6))
 
     def tell(self, exchange: Exchange) -> None:
         """For an answer to a request that was refused before it could be admitted: where its client stands."""

@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from urllib.parse import unquote
 
 from cluster.messages import SESSION_HEADER, InstanceSpec
+from cluster.transport import sse
 from deployments.instance.hosted_agent import HostedAgent, RequestInfo, Turn
 from deployments.request import openai
 from deployments.request.exchange import Exchange
@@ -74,10 +75,10 @@ class Replies:
             first = await anext(chunks, None)  # an exception before this is an ordinary 500
             await exchange.start(200, [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")])
             if first is not None:
-                await exchange.write(event(first), more=True)
+                await exchange.write(_event(first), more=True)
             async for chunk in chunks:
-                await exchange.write(event(chunk), more=True)
-            await exchange.write(b"data: [DONE]\n\n", more=False)
+                await exchange.write(_event(chunk), more=True)
+            await exchange.write(sse.DONE, more=False)
 
     def _info(self, exchange: Exchange, body: dict[str, object], instance: str) -> RequestInfo:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in exchange.headers}
@@ -140,5 +141,5 @@ async def _joined(reply: AsyncIterator[object]) -> str:
     return "".join([piece async for piece in _pieces(reply)])
 
 
-def event(chunk: object) -> bytes:
-    return b"data: " + json.dumps(chunk, ensure_ascii=False).encode() + b"\n\n"
+def _event(chunk: object) -> bytes:
+    return sse.encode(json.dumps(chunk, ensure_ascii=False))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import json
 import logging
 import os
@@ -39,9 +38,11 @@ from cluster.messages import (
 )
 from deployments.instance.hosted_agent import AsgiApp, HostedAgent
 from deployments.instance.lifecycle import Lifecycle
-from deployments.instance.replies import Replies, event
+from deployments.instance.replies import Replies
 from deployments.request import openai
-from deployments.request.exchange import ClientDisconnected, Exchange
+from deployments.request.cluster_key import carries_key
+from deployments.request.exchange import ClientDisconnected, Exchange, uncancel
+from deployments.request.responses import deny_websocket, send_empty
 from deployments.types import Message, Receive, Scope, Send, SentHeaders
 from policies.errors import AgentFailed, InstanceFailed, NotFound, RequestTimeout, SwiftClawError
 
@@ -122,7 +123,7 @@ class InstanceServer:
 
     def _is_authentic(self, headers: SentHeaders) -> bool:
         """Whether the request carries the cluster's key: it is from a gateway or the Controller."""
-        return any(name == KEY_HEADER and hmac.compare_digest(value, self._key) for name, value in headers)
+        return carries_key(headers, self._key)
 
     # --- requests of the agent ------------------------------------------------------------------------------------
 
@@ -214,10 +215,9 @@ class InstanceServer:
         """Answer that the request was not executed: the gateway may ask another instance."""
         if exchange.scope["type"] == "websocket":
             headers = [(REFUSED_HEADER, why), (b"content-length", b"0")]
-            await exchange.send({"type": "websocket.http.response.start", "status": 503, "headers": headers})
-            await exchange.send({"type": "websocket.http.response.body", "body": b""})
-            return
-        await exchange.answer(503, why.decode(), [(REFUSED_HEADER, why)])
+            await deny_websocket(exchange.scope, exchange.send, 503, headers)
+        else:
+            await exchange.answer(503, why.decode(), [(REFUSED_HEADER, why)])
 
     def _cancellation(self, exchange: Exchange) -> SwiftClawError:
         """The error of a request that `cancel_overdue` ended."""
@@ -241,13 +241,13 @@ class InstanceServer:
             chat = path == CHAT_PATH
             body = openai.error_body(error, exchange.request_id) if chat else exchange.error(error)
             await exchange.answer(error.status, body)
-        elif exchange.event_stream:
-            await exchange.write(b"event: error\n" + event(exchange.error(error)), more=False)
+        else:
+            await exchange.end_broken(error)
 
     # --- requests of the Controller -------------------------------------------------------------------------------
 
     async def _ping(self, _: Scope, __: Receive, send: Send) -> None:
-        await _empty(send, 204)
+        await send_empty(send, 204)
 
     async def _check(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the agent's health check; it ends if the Controller stops waiting for it."""
@@ -275,7 +275,7 @@ class InstanceServer:
         """Drain, then end the process."""
         if self.retire is not None and self._may_be_removed(scope):
             self.retire()
-            await _empty(send, 202)
+            await send_empty(send, 202)
         else:
             await _forbid(scope, send)
 
@@ -320,13 +320,6 @@ def _limit(headers: SentHeaders) -> int:
     return NO_LIMIT
 
 
-def uncancel(task: asyncio.Task[Any]) -> None:
-    """Take back a cancellation that was meant for the awaited work and not for the task (Python 3.11 and later)."""
-    undo = getattr(task, "uncancel", None)
-    if undo is not None:
-        undo()
-
-
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
@@ -334,11 +327,6 @@ async def _disconnected(receive: Receive) -> None:
 
 async def _forbid(scope: Scope, send: Send) -> None:
     if scope["type"] == "websocket":
-        await send({"type": "websocket.close", "code": 1008})
-        return
-    await _empty(send, 403)
-
-
-async def _empty(send: Send, status: int) -> None:
-    await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
-    await send({"type": "http.response.body", "body": b""})
+        await deny_websocket(scope, send, 403)
+    else:
+        await send_empty(send, 403)

@@ -1,7 +1,7 @@
-"""One HTTP request at the gateway's edge: its headers, its body, and the two things that can interrupt its answer.
+"""One request and its response: headers, body, and what can interrupt it.
 
-The client's departure and a deadline both end in a cancellation of the one task that serves the request, so that every
-`finally` on the way runs and no count stays behind.
+A client that disconnects and a deadline that passes both cancel the one task that serves the request, so that every
+`finally` block runs and no count is left behind.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from random import getrandbits
 from typing import Any, Protocol
 
 from cluster.messages import Member
+from cluster.transport import sse
 from deployments.types import Body, Headers, Receive, Scope, Send, SentHeaders
 from policies.errors import BadRequest, PayloadTooLarge, SwiftClawError
 
-WATCH_AFTER_S = 0.02  # most answers are quicker, and need no task that waits for their client to go
+WATCH_AFTER_S = 0.02  # most responses are faster, and need no task that watches for a disconnect
 READ_AHEAD = 64 * 1024  # bodies up to this size are read before an instance is chosen
 CLIENT_DISCONNECTED = "client_gone"  # in place of a named error
 _GOOD_ID = re.compile(rb"[!-~]{1,128}")
 
 
 class ClientDisconnected(Exception):
-    """Nobody is left to answer."""
+    """The client closed its connection before the response was complete."""
 
 
 class DeadlineExceeded(Exception):
@@ -33,7 +34,7 @@ class DeadlineExceeded(Exception):
 
 
 class _Moved(Exception):
-    """The instance that was asked has been given up: another one is."""
+    """The attempt was abandoned; another instance will be tried."""
 
 
 class RequestObserver(Protocol):
@@ -67,24 +68,24 @@ class Exchange:
         self.path: bytes = scope["raw_path"]
         self.headers: SentHeaders = scope["headers"]
         self.started_at = time.monotonic()
-        self.started = False  # the answer's head is out
+        self.started = False  # the response head was sent
         self.status = 0
         self.event_stream = False
-        self.prefix = b""  # as much of the body as has been read before an instance was chosen
+        self.prefix = b""  # the part of the body that was read before an instance was chosen
         self.response_headers: SentHeaders = []  # added to the response, whichever it will be
-        self.agent: str | None = None  # whom it is for, once that is known
-        self.counted = False  # by the instance that was to answer it
-        self.failure: str | None = None  # the named error that it ended with, or CLIENT_DISCONNECTED
+        self.agent: str | None = None  # the agent that it addresses, once known
+        self.counted = False  # in the tally of an instance
+        self.failure: str | None = None  # type of the error it ended with, or CLIENT_DISCONNECTED
         self.observers: tuple[RequestObserver, ...] = ()
         self.trace_id: str | None = None  # of the gateway's own span; None: this process makes none
-        given = self.header(b"x-request-id")
-        self.request_id = given.decode() if given and _GOOD_ID.fullmatch(given) else f"{getrandbits(128):032x}"
+        client_id = self.header(b"x-request-id")
+        self.request_id = client_id.decode() if client_id and _GOOD_ID.fullmatch(client_id) else f"{getrandbits(128):032x}"
         self._body_done = False
         self._task: asyncio.Task[Any] | None = None
         self._watch: asyncio.Task[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._ends_at = 0.0
-        self._late = False  # long enough under way to watch whether the client is still there
+        self._late = False  # has run longer than WATCH_AFTER_S
         self._interrupted: type[Exception] | None = None
         self.body_failure: Exception | None = None  # why a streamed body ended early
 
@@ -96,8 +97,7 @@ class Exchange:
 
     # --- the body -------------------------------------------------------------------------------------------------
 
-    @property
-    def declared_length(self) -> int | None:
+    def check_length(self) -> int | None:
         """Content-Length; 0 without a body, None when it is chunked. Raises BadRequest, PayloadTooLarge."""
         if self.header(b"transfer-encoding") is not None:
             return None
@@ -105,18 +105,18 @@ class Exchange:
         if text is None:
             return 0
         if not text.isdigit():
-            raise BadRequest("content-length: not a number")
+            raise BadRequest("content-length: must be a number")
         length = int(text)
         if length > self._max_body:
-            raise PayloadTooLarge(f"the body has {length} bytes; at most {self._max_body} are allowed")
+            raise PayloadTooLarge(f"the request body has {length} bytes; at most {self._max_body} are allowed")
         return length
 
     async def body(self, *, ahead: bool = False) -> Body:
-        """Small bodies whole (so that the request can be sent again), large or unknown ones as a stream.
+        """A small body whole, so that it can be sent again; a large one, or one of unknown length, as a stream.
 
-        `ahead`: read the beginning of a stream into `prefix` first, and all of it if it turns out to be small.
+        `ahead`: first read the beginning of a stream into `prefix`; if that is all of it, the body is whole.
         """
-        length = self.declared_length
+        length = self.check_length()
         if length == 0:
             await self._piece()
             return None
@@ -137,7 +137,7 @@ class Exchange:
             yield piece
 
     async def whole_body(self) -> bytes:
-        """All of it in memory, up to the body limit."""
+        """The body in memory. Raises PayloadTooLarge above the body limit."""
         first, more = await self._piece()
         if not more:
             return first
@@ -153,9 +153,9 @@ class Exchange:
                 piece, more = await self._piece()
                 so_far += len(piece)
                 if so_far > self._max_body:
-                    raise PayloadTooLarge(f"the body has more than the {self._max_body} bytes that are allowed")
+                    raise PayloadTooLarge(f"the request body has more than the {self._max_body} bytes allowed")
             except (ClientDisconnected, PayloadTooLarge) as error:
-                self.body_failure = error  # the HTTP client that reads this generator reports it as something else
+                self.body_failure = error  # the connection that reads this generator reports another error
                 raise
             if piece:
                 yield piece
@@ -171,15 +171,15 @@ class Exchange:
                 self._watch_client()
         return message.get("body", b""), more
 
-    # --- what can interrupt ---------------------------------------------------------------------------------------
+    # --- interruptions ------------------------------------------------------------------------------------------
 
     def guard(self, seconds: float) -> None:
-        """From now on this task ends when the client goes (ClientDisconnected) or the time is up (DeadlineExceeded)."""
+        """Interrupt this task when the client disconnects (ClientDisconnected) or time runs out (DeadlineExceeded)."""
         self._task = asyncio.current_task()
         self.deadline(seconds)
 
     def deadline(self, seconds: float) -> None:
-        """Set, or set anew, how long it may take from now. Without a guard, nothing."""
+        """Set the time that is left from now, in place of the previous deadline. Without `guard` it has no effect."""
         if self._task is None:
             return
         now = time.monotonic()
@@ -209,9 +209,9 @@ class Exchange:
     def _watch_client(self) -> None:
         if self._watch is None:
             self._watch = asyncio.ensure_future(self.receive())
-            self._watch.add_done_callback(self._departed)
+            self._watch.add_done_callback(self._disconnected)
 
-    def _departed(self, watch: asyncio.Task[Any]) -> None:
+    def _disconnected(self, watch: asyncio.Task[Any]) -> None:
         if not watch.cancelled() and watch.exception() is None:
             self._interrupt(ClientDisconnected)
 
@@ -223,12 +223,12 @@ class Exchange:
             self._task.cancel()
 
     def move(self) -> None:
-        """End what is awaited now, not the request: see `moved`."""
+        """Cancel the current attempt but not the request: see `moved`."""
         if self._interrupted is None:
             self._interrupt(_Moved)
 
     def moved(self) -> bool:
-        """In `except CancelledError`: True when it was `move`, and the task goes on."""
+        """In `except CancelledError`: True when `move` caused it, and the task continues."""
         if self._interrupted is not _Moved:
             return False
         self.interruption()
@@ -240,16 +240,15 @@ class Exchange:
         return self._interrupted is DeadlineExceeded
 
     def interruption(self) -> Exception | None:
-        """In `except CancelledError`: why, or None when somebody else cancelled the task."""
+        """In `except CancelledError`: the cause, or None when the task was cancelled from outside."""
         if self._interrupted is None:
             return None
-        uncancel = getattr(self._task, "uncancel", None)  # Python 3.11
-        if uncancel is not None:
-            uncancel()
+        if self._task is not None:
+            uncancel(self._task)
         return self._interrupted()
 
     def done(self) -> None:
-        """Nothing interrupts any more."""
+        """Stop the interruptions."""
         self._task = None
         if self._timer is not None:
             self._timer.cancel()
@@ -257,7 +256,7 @@ class Exchange:
         if self._watch is not None:
             self._watch.cancel()
 
-    # --- the answer -----------------------------------------------------------------------------------------------
+    # --- the response -----------------------------------------------------------------------------------------------
 
     async def start(self, status: int, headers: Headers) -> None:
         self.started = True
@@ -269,7 +268,7 @@ class Exchange:
         await self.send({"type": "http.response.body", "body": piece, "more_body": more})
 
     async def answer(self, status: int, body: object, headers: Headers = ()) -> None:
-        """A whole JSON (or, for str, text) answer of the gateway itself."""
+        """Send a complete response of this process: JSON, or text for a str."""
         text = isinstance(body, str)
         content = (body if isinstance(body, str) else json.dumps(body)).encode()
         await self.start(
@@ -284,6 +283,11 @@ class Exchange:
         )
         await self.write(content, more=False)
 
+    async def end_broken(self, error: SwiftClawError) -> None:
+        """After the head was sent: an event stream ends with the error; any other response ends short, as clients notice."""
+        if self.event_stream:
+            await self.write(sse.encode(json.dumps(self.error(error), ensure_ascii=False), name="error"), more=False)
+
     def error(self, error: SwiftClawError) -> dict[str, Any]:
         return {
             "error": {
@@ -293,3 +297,10 @@ class Exchange:
                 "request_id": self.request_id,
             }
         }
+
+
+def uncancel(task: asyncio.Task[Any]) -> None:
+    """Take back a cancellation that was meant for the awaited work and not for the task (Python 3.11 and later)."""
+    undo = getattr(task, "uncancel", None)
+    if undo is not None:
+        undo()

@@ -45,14 +45,14 @@ class ChatRequest:
     def parse(cls, body: object) -> ChatRequest:
         """From the decoded JSON body. Raises BadField, or BadRequest when it is no object."""
         if not isinstance(body, dict):
-            raise BadRequest("the body must be a JSON object")
+            raise BadRequest("the request body must be a JSON object")
         model = _text(body, "model")
         if model is None:
             raise BadField("model", "required: the agent's name")
         messages = _messages(body.get("messages"))
         last_user_text(messages)
         if body.get("n") is not None and (body["n"] != 1 or isinstance(body["n"], bool)):
-            raise BadField("n", f"one answer is given per request, not {_shown(body['n'])}")
+            raise BadField("n", f"must be 1, not {_shown(body['n'])}: each request gets one answer")
         user, metadata = _text(body, "user"), _object(body, "metadata")
         return cls(
             model=model,
@@ -84,7 +84,7 @@ def last_user_text(messages: Iterable[Mapping[str, Any]]) -> str:
     for message in reversed(list(messages)):
         if message.get("role") == "user":
             return content_text(message.get("content"))
-    raise BadField("messages", "none of them has the role 'user'")
+    raise BadField("messages", "at least one must have the role 'user'")
 
 
 def words(text: str) -> int:

@@ -7,7 +7,6 @@ headers, send, head back, body piece by piece.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from dataclasses import dataclass
@@ -25,11 +24,11 @@ from deployments.upstream.connection import ConnectionBroken, InstanceResponse, 
 from deployments.upstream.connection_pool import ConnectionPool
 from deployments.upstream.headers import Head
 from policies.base import Request
-from policies.errors import CLIENT_CLOSED_REQUEST, InstanceFailed, Overloaded, RequestTimeout, SwiftClawError
+from policies.errors import CLIENT_CLOSED_REQUEST, InstanceFailed, Overloaded, RequestTimeout
 
 log = logging.getLogger("swiftclaw.gateway")
 
-TOO_MANY = 429  # the agent limits somebody: that is no failure of its, and no success
+TOO_MANY = 429  # from the agent itself: neither a success nor a failure of the instance
 
 
 @dataclass(slots=True)
@@ -104,7 +103,9 @@ class Forwarder:
             if head.refused is not None:
                 code = None
                 if not call.body_is_kept:
-                    raise Overloaded("the instance refused, and a streamed body cannot be sent again", agent=pool.name)
+                    raise Overloaded(
+                        "the instance refused the request, and a streamed body cannot be sent again", agent=pool.name
+                    )
                 attempts.refused(lease, head)
                 return False
             ok = None if answer.status == TOO_MANY else answer.status < 500
@@ -129,9 +130,11 @@ class Forwarder:
                 )  # refused, and counted as such
                 raise exchange.body_failure from None
             code, ok = 502, False
-            log.warning("%s of %s broke off (%s), request %s", member.id, pool.name, error, exchange.request_id)
+            log.warning("%s of %s broke the connection (%s), request %s", member.id, pool.name, error, exchange.request_id)
             if not attempts.repeats(lease):
-                raise InstanceFailed(f"{member.id} broke off", agent=pool.name) from error
+                raise InstanceFailed(
+                    f"{member.id} closed the connection before the response was complete", agent=pool.name
+                ) from error
             code, again = None, True
         except asyncio.CancelledError:
             code, ok = CLIENT_CLOSED_REQUEST, None
@@ -182,12 +185,5 @@ class Forwarder:
 def _too_long(call: Call) -> str:
     settings = call.pool.settings
     if call.exchange.started:
-        return f"the answer broke off: nothing came for {settings.timeouts.idle_s:g} s, or it took too long in all"
-    return f"no answer within {settings.request_timeout_s:g} s"
-
-
-async def end_broken(exchange: Exchange, error: SwiftClawError) -> None:
-    """An event stream that began says why it ends; anything else just ends, short, which every client notices."""
-    if exchange.event_stream:
-        data = json.dumps(exchange.error(error))
-        await exchange.write(f"event: error\ndata: {data}\n\n".encode(), more=False)
+        return f"the response was cut off: no data for {settings.timeouts.idle_s:g} s, or it took too long in all"
+    return f"no response within {settings.request_timeout_s:g} s"

@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 
 from deployments.balancing.backend import Lease
-from deployments.request.exchange import Exchange
+from deployments.request.responses import deny_websocket
 from deployments.types import Receive, Send, SentHeaders
 from deployments.upstream.attempts import Attempts
 from deployments.upstream.connection import ConnectionBroken, NotConnected
@@ -72,7 +72,9 @@ class WebSocketForwarder:
             return False
         except asyncio.TimeoutError:
             code, ok = 504, False
-            raise RequestTimeout(f"no handshake within {pool.settings.request_timeout_s:g} s", agent=pool.name) from None
+            raise RequestTimeout(
+                f"no WebSocket handshake with {member.id} within {pool.settings.request_timeout_s:g} s", agent=pool.name
+            ) from None
         except aiohttp.WSServerHandshakeError as declined:
             status = declined.status
             head = from_instance(status, _raw(declined))
@@ -82,11 +84,14 @@ class WebSocketForwarder:
                 return False
             code, ok = declined.status, declined.status < 500
             lease.answered(time.monotonic(), head.report, failed=not ok)
-            await _decline(exchange, declined.status)
+            exchange.status = declined.status
+            await deny_websocket(exchange.scope, exchange.send, declined.status)
             return True
         except ConnectionBroken as error:
             code, ok = 502, False
-            raise InstanceFailed(f"{member.id} broke off", agent=pool.name) from error
+            raise InstanceFailed(
+                f"{member.id} closed the connection before the handshake was complete", agent=pool.name
+            ) from error
         finally:
             lease.release(code, time.monotonic(), ok)
             exchange.counted = exchange.counted or code is not None
@@ -96,15 +101,6 @@ class WebSocketForwarder:
 
 def _raw(declined: aiohttp.WSServerHandshakeError) -> SentHeaders:
     return [(name.encode(), value.encode()) for name, value in (declined.headers or {}).items()]
-
-
-async def _decline(exchange: Exchange, status: int) -> None:
-    exchange.status = status
-    if "websocket.http.response" in (exchange.scope.get("extensions") or {}):
-        await exchange.send({"type": "websocket.http.response.start", "status": status, "headers": []})
-        await exchange.send({"type": "websocket.http.response.body", "body": b""})
-    else:
-        await exchange.send({"type": "websocket.close", "code": 1008})
 
 
 async def _pump_both(receive: Receive, send: Send, socket: aiohttp.ClientWebSocketResponse[Any], idle_s: float) -> None:

@@ -115,7 +115,7 @@ async def test_answers_say_what_remains_and_a_refusal_when_to_come_back(plane: D
     assert (status, third["ratelimit"], third["retry-after"]) == (429, '"default";r=0;t=30', "30")
     assert {head["ratelimit-policy"] for head in (first, second, third)} == {'"default";q=2;w=60'}
     assert "retry-after" not in first
-    message = "at most 2 requests in 60 s are let through"
+    message = "rate limit exceeded: 2 requests per 60 s"
     assert body == {"error": {"type": "rate_limited", "message": message, "agent": "bot", "request_id": "r-1"}}
 
 

@@ -1,0 +1,21 @@
+"""Short ASGI responses: a status without a body, and a WebSocket that is not accepted."""
+
+from __future__ import annotations
+
+from deployments.types import Headers, Scope, Send
+
+
+async def send_empty(send: Send, status: int) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def deny_websocket(
+    scope: Scope, send: Send, status: int, headers: Headers = (), body: bytes = b"", reason: str = ""
+) -> None:
+    """Answer the handshake with `status`; a server that cannot do that closes the WebSocket with `reason` instead."""
+    if "websocket.http.response" not in (scope.get("extensions") or {}):
+        await send({"type": "websocket.close", "code": 1008, "reason": reason})
+        return
+    await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": body})
