@@ -1,8 +1,8 @@
-"""Connections to instances: those that are kept between requests, by address, and WebSockets.
+"""Connections to instances: kept HTTP connections by address, and WebSockets.
 
-The narrow seam of the data plane: everything above it speaks of `InstanceResponse`, `NotConnected` and `ConnectionBroken`
-only, so that the HTTP client can be exchanged. Requests go over `deployments.connection`, because a general client's time per
-request was the largest part of a gateway's; WebSockets by aiohttp, where a handshake per conversation does not matter.
+The only place that knows the HTTP client: callers see `InstanceResponse`, `NotConnected` and `ConnectionBroken`. HTTP goes
+over upstream/connection.py, because a general client would take the largest part of a gateway's time per request; WebSockets
+go over aiohttp, where the cost of one handshake per conversation does not matter.
 """
 
 from __future__ import annotations
@@ -17,20 +17,27 @@ from yarl import URL
 
 from cluster.transport.listener import in_url
 from deployments.types import Body, Headers
-from deployments.upstream.connection import Connection, ConnectionBroken, InstanceRequest, InstanceResponse, NotConnected
+from deployments.upstream.connection import (
+    Connection,
+    ConnectionBroken,
+    ConnectionState,
+    InstanceRequest,
+    InstanceResponse,
+    NotConnected,
+)
 
-_IDLE_CONNECTION_S = 30.0  # below the instances' own keep-alive time, or a request may meet a connection being closed
+_IDLE_CONNECTION_S = 30.0  # below the instances' keep-alive time, or a request may hit a connection that is being closed
 
 Address = tuple[str, int]
 
 
 class ConnectionPool:
-    """The pool. Made inside a running event loop."""
+    """Needs a running event loop."""
 
     def __init__(self, idle_s: float = _IDLE_CONNECTION_S) -> None:
         self._loop = asyncio.get_running_loop()
         self._idle_s = idle_s
-        self._idle: dict[Address, list[tuple[Connection, float]]] = {}  # with the time since when; the newest last
+        self._idle: dict[Address, list[tuple[Connection, float]]] = {}  # with the time of their last use, newest last
         self._open: set[Connection] = set()
         self._sweeping: asyncio.TimerHandle | None = None
         self._websockets = aiohttp.ClientSession(
@@ -39,6 +46,11 @@ class ConnectionPool:
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0),
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
         )
+
+    def __repr__(self) -> str:
+        idle = sum(connection.state is ConnectionState.IDLE for connection in self._open)
+        active = sum(connection.state is ConnectionState.ACTIVE for connection in self._open)
+        return f"<ConnectionPool: {active} active, {idle} idle, {len(self._open) - active - idle} connecting or closing>"
 
     async def request(
         self,
@@ -50,15 +62,15 @@ class ConnectionPool:
         body: Body,
         connect_s: float = 10.0,
     ) -> InstanceResponse:
-        """The answer's head. `path` is sent as it is, query included. Raises NotConnected or ConnectionBroken."""
+        """Send a request and wait for the response head. `path` includes the query. Raises NotConnected, ConnectionBroken."""
         request = InstanceRequest(method, path, headers, body, f"{in_url(host)}:{port}")
-        connection = self._kept((host, port)) or await self._connect((host, port), connect_s)
+        connection = self._take_idle((host, port)) or await self._connect((host, port), connect_s)
         return await connection.ask(request)
 
     async def websocket(
         self, host: str, port: int, path: str, headers: Headers, protocols: Sequence[str]
     ) -> aiohttp.ClientWebSocketResponse[Any]:
-        """An open WebSocket. Raises NotConnected, ConnectionBroken, or aiohttp.WSServerHandshakeError when it was declined."""
+        """Open a WebSocket. Raises NotConnected, ConnectionBroken, or aiohttp.WSServerHandshakeError when it was declined."""
         try:
             return await self._websockets.ws_connect(
                 URL(f"http://{in_url(host)}:{port}{path}", encoded=True),
@@ -84,8 +96,8 @@ class ConnectionPool:
 
     # --- the pool -------------------------------------------------------------------------------------------------
 
-    def _kept(self, address: Address) -> Connection | None:
-        """The one that was used last: the others may grow old."""
+    def _take_idle(self, address: Address) -> Connection | None:
+        """The most recently used connection, so that surplus ones stay idle and expire."""
         idle = self._idle.get(address)
         while idle:
             connection, _ = idle.pop()
@@ -112,7 +124,7 @@ class ConnectionPool:
             self._sweeping = self._loop.call_later(self._idle_s / 2, self._sweep)
 
     def _sweep(self) -> None:
-        """Close those that nobody has needed for long, and forget addresses where none is left."""
+        """Close connections that have been idle too long, and forget addresses without any."""
         self._sweeping = None
         until = self._loop.time() - self._idle_s
         for address, idle in list(self._idle.items()):
@@ -127,7 +139,7 @@ class ConnectionPool:
 
 
 def _decoded(value: bytes) -> str:
-    """aiohttp writes UTF-8, so what is UTF-8 arrives as it was."""
+    """aiohttp encodes headers as UTF-8, so UTF-8 bytes are sent unchanged."""
     try:
         return value.decode("utf-8")
     except UnicodeDecodeError:

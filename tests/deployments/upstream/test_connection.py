@@ -14,7 +14,14 @@ import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.upstream.connection import Connection, ConnectionBroken, InstanceRequest, InstanceResponse, NotConnected
+from deployments.upstream.connection import (
+    Connection,
+    ConnectionBroken,
+    ConnectionState,
+    InstanceRequest,
+    InstanceResponse,
+    NotConnected,
+)
 from deployments.upstream.connection_pool import ConnectionPool
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
@@ -71,13 +78,13 @@ async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 class Asking:
     """One pool of connections to one instance."""
 
-    def __init__(self, upstream: ConnectionPool, instance: Instance, port: int) -> None:
-        self.upstream, self.instance, self.port = upstream, instance, port
+    def __init__(self, pool: ConnectionPool, instance: Instance, port: int) -> None:
+        self.pool, self.instance, self.port = pool, instance, port
 
     async def head(
         self, method: str = "GET", body: bytes | AsyncIterator[bytes] | None = None, headers: Sequence[tuple[bytes, bytes]] = ()
     ) -> InstanceResponse:
-        return await self.upstream.request(method, "127.0.0.1", self.port, "/x?y=1", headers, body)
+        return await self.pool.request(method, "127.0.0.1", self.port, "/x?y=1", headers, body)
 
     async def whole(self, method: str = "GET", body: bytes | AsyncIterator[bytes] | None = None) -> tuple[int, bytes]:
         answer = await self.head(method, body)
@@ -99,11 +106,11 @@ async def instance(script: Script, idle_s: float = 30.0) -> AsyncIterator[Asking
             await task
 
     server = await asyncio.start_server(accept, "127.0.0.1", 0, limit=2**20)
-    upstream = ConnectionPool(idle_s)
+    pool = ConnectionPool(idle_s)
     try:
-        yield Asking(upstream, made, server.sockets[0].getsockname()[1])
+        yield Asking(pool, made, server.sockets[0].getsockname()[1])
     finally:
-        await upstream.close()
+        await pool.close()
         server.close()
         for task in tasks:
             task.cancel()
@@ -115,6 +122,25 @@ async def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert asyncio.get_running_loop().time() < ends
         await asyncio.sleep(0.005)
+
+
+async def test_a_pool_and_a_connection_state_their_situation() -> None:
+    async with instance(says(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n", b"ok")) as asking:
+        assert repr(asking.pool) == "<ConnectionPool: 0 active, 0 idle, 0 connecting or closing>"
+        assert await asking.whole() == (200, b"ok")
+        (connection,) = asking.pool._open
+        assert repr(connection) == f"<Connection to 127.0.0.1:{asking.port}: idle>"
+        assert repr(asking.pool) == "<ConnectionPool: 0 active, 1 idle, 0 connecting or closing>"
+        connection.abort()
+        assert connection.state is ConnectionState.CLOSED
+    async with instance(silent) as asking:
+        waiting = asyncio.create_task(asking.head())
+        await until(lambda: asking.instance.heads != [])
+        assert repr(asking.pool) == "<ConnectionPool: 1 active, 0 idle, 0 connecting or closing>"
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+    unconnected = Connection(lambda _: None, lambda _: None)
+    assert repr(unconnected) == "<Connection: connecting>"
 
 
 CHUNKED = (
@@ -248,19 +274,19 @@ async def test_a_head_without_end_is_not_waited_for() -> None:
 
 
 async def test_nobody_listening_and_nobody_accepting_are_not_connected() -> None:
-    upstream = ConnectionPool()
+    pool = ConnectionPool()
     with socket.socket() as listening, socket.socket() as first, socket.socket() as second:
         listening.bind(("127.0.0.1", 0))
         port = listening.getsockname()[1]
         with pytest.raises(NotConnected):
-            await upstream.request("GET", "127.0.0.1", port, "/", [], None)
+            await pool.request("GET", "127.0.0.1", port, "/", [], None)
         listening.listen(0)
         for waiting in (first, second):  # the queue of those that wait to be accepted is full
             waiting.setblocking(False)
             waiting.connect_ex(("127.0.0.1", port))
         with pytest.raises(NotConnected, match=r"no connection within 0\.2 s"):
-            await upstream.request("GET", "127.0.0.1", port, "/", [], None, connect_s=0.2)
-    await upstream.close()
+            await pool.request("GET", "127.0.0.1", port, "/", [], None, connect_s=0.2)
+    await pool.close()
 
 
 async def test_one_who_waits_for_an_answer_no_longer_is_seen_to_leave() -> None:
@@ -278,9 +304,9 @@ async def test_a_connection_that_ends_as_it_is_made_is_no_connection() -> None:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
-        upstream = ConnectionPool()
+        pool = ConnectionPool()
         for _ in range(resets):
-            asked = asyncio.create_task(upstream.request("GET", "127.0.0.1", listening.getsockname()[1], "/", [], None))
+            asked = asyncio.create_task(pool.request("GET", "127.0.0.1", listening.getsockname()[1], "/", [], None))
             for _ in range(3):
                 await asyncio.sleep(0)  # it is about to connect
             accepted, _ = listening.accept()  # the loop does nothing meanwhile, and finds both at once: made, and reset
@@ -288,7 +314,7 @@ async def test_a_connection_that_ends_as_it_is_made_is_no_connection() -> None:
             accepted.close()
             with pytest.raises((NotConnected, ConnectionBroken)):
                 await asyncio.wait_for(asked, PATIENCE_S)
-        await upstream.close()
+        await pool.close()
 
 
 async def test_who_gives_up_as_the_answer_arrives_leaves_the_connection_to_the_next() -> None:
