@@ -1,6 +1,6 @@
-"""The router actor: a Serve replica that listens on the public port itself and works from the Controller's snapshots.
+"""The gateway: a Serve replica that listens on the public port itself and applies the Controller's snapshots.
 
-Also callable by handle (`ask`, `stream`), which takes the same way through the edge as a request from outside.
+Also callable by Serve handle (`ask`, `stream`): such a request passes through the edge like one over HTTP.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from policies.errors import InstanceFailed
 log = logging.getLogger("swiftclaw.gateway")
 
 OBSERVE_EVERY_S = 1.0
-TICK_S = 0.1  # how late a time-out may be noticed
-FIRST_NEWS_S = 10.0  # how long a new gateway waits for its first snapshot before it accepts connections anyway
-LOST_S = 20.0  # a question to the Controller that takes longer is asked again
+TICK_S = 0.1  # how late a timeout may be noticed
+FIRST_SNAPSHOT_S = 10.0  # how long a new gateway waits for its first snapshot before it accepts connections without one
+CALL_S = 20.0  # for a call to the Controller; after that it is made again
 
 
 class Gateway:
-    """One edge of the cluster."""
+    """One gateway process."""
 
     async def __init__(self, settings: GatewaySettings, app: str, host: str = "") -> None:  # type: ignore[misc]  # Serve awaits it
         context = serve.get_replica_context()
@@ -73,18 +73,18 @@ class Gateway:
         host = host or ray.util.get_node_ip_address()
         self._hello = replace(self._hello, host=host, port=await self._peers.open(host))
         self._informed = asyncio.Event()
-        self._tasks = [asyncio.create_task(work) for work in (self._listen_for_news(), self._tell(), self._tick())]
+        self._tasks = [asyncio.create_task(work) for work in (self._follow_snapshots(), self._report(), self._tick())]
         self._tasks.append(asyncio.create_task(measure_forever(self._agents, self._connections, settings.region)))
         if certificate is not None:
             self._tasks.append(asyncio.create_task(certificate.follow()))
         try:
-            await asyncio.wait_for(self._informed.wait(), FIRST_NEWS_S)
+            await asyncio.wait_for(self._informed.wait(), FIRST_SNAPSHOT_S)
         except asyncio.TimeoutError:
-            log.warning("no snapshot from the Controller yet; answering 503 until it comes")
+            log.warning("no snapshot from the Controller after %g s; answering 503 until one arrives", FIRST_SNAPSHOT_S)
         await self._listener.start()
 
     async def ask(self, agent: str, body: dict[str, Any], headers: dict[str, str]) -> tuple[int, Any]:
-        """POST /agents/{agent}/messages from inside: (status, the JSON that a client would get)."""
+        """POST /agents/{agent}/messages by handle: (status, the JSON that an HTTP client would get)."""
         call = InProcessRequest(agent, {**body, "stream": False}, headers)
         await self._edge(call.scope, call.receive, call.send)
         try:
@@ -104,30 +104,30 @@ class Gateway:
             call.leave()
             await serving
 
-    async def _listen_for_news(self) -> None:
-        """One question at a time, answered when something changes: no polling. The last snapshot holds until then."""
+    async def _follow_snapshots(self) -> None:
+        """Long-poll the Controller for snapshots; the last one holds until the next arrives."""
         while True:
-            seen = self._agents.snapshot.version if self._agents.snapshot else None
+            version = self._agents.snapshot.version if self._agents.snapshot else None
             try:
                 hello = replace(self._hello, desired=self._agents.snapshot.desired if self._agents.snapshot else {})
-                news = await self._controller.call(ControlApi.next_snapshot, hello, seen, timeout_s=LOST_S)
-            except ControllerUnavailable as error:  # the Controller is away; it comes back
-                log.info("no news from the Controller: %r", error)
+                snapshot = await self._controller.call(ControlApi.next_snapshot, hello, version, timeout_s=CALL_S)
+            except ControllerUnavailable as error:  # the Controller is down or restarting
+                log.info("no snapshot from the Controller: %r", error)
                 await asyncio.sleep(0.5)
                 continue
-            if news is not None:
-                self._reporter.track(self._agents.apply(news))
+            if snapshot is not None:
+                self._reporter.track(self._agents.apply(snapshot))
                 self._informed.set()
 
-    async def _tell(self) -> None:
+    async def _report(self) -> None:
         while True:
-            for _ in range(10):  # at once when an instance refused a connection, else once a second
+            for _ in range(10):  # once a second, or sooner for what is urgent
                 await asyncio.sleep(OBSERVE_EVERY_S / 10)
                 if self._reporter.is_urgent:
                     break
             try:
                 await self._observe()
-                await self._adopt()
+                await self._report_orphans()
             except ControllerUnavailable as error:
                 log.info("an observation was not delivered: %r", error)
 
@@ -135,28 +135,28 @@ class Gateway:
         try:
             return CountsFile(place(cluster), self._hello.gateway)
         except OSError as error:
-            log.warning("the counts of up to a second are lost if this gateway is killed: %s", error)
+            log.warning("no counts file, so up to a second of counts is lost if this gateway is killed: %s", error)
             return None
 
-    async def _observe(self, timeout_s: float = LOST_S) -> None:
+    async def _observe(self, timeout_s: float = CALL_S) -> None:
         await self._controller.call(ControlApi.observe, self._reporter.observation(), timeout_s=timeout_s)
         self._reporter.delivered()
 
-    async def _adopt(self) -> None:
-        """What gateways of this node had counted and not told when they were killed."""
+    async def _report_orphans(self) -> None:
+        """Deliver the counts of gateways on this node that were killed before they could."""
         if self._counts_file is None:
             return
         for path in files(self._counts_file.path.parent):
             if path == self._counts_file.path:
                 continue
-            with held(path) as left:
-                if left is not None:
-                    for seen in left.observations():
-                        await self._controller.call(ControlApi.observe, seen)
-                    left.remove()
+            with held(path) as orphan:
+                if orphan is not None:
+                    for observation in orphan.observations():
+                        await self._controller.call(ControlApi.observe, observation)
+                    orphan.remove()
 
-    async def _tell_the_rest(self) -> None:
-        """What was under way, and what was counted since; what cannot be told stays for another gateway."""
+    async def _deliver_rest(self) -> None:
+        """The undelivered batch and the last one; what cannot be delivered stays in the file for another gateway."""
         for _ in range(2):
             await self._observe(timeout_s=5)
         if self._counts_file is not None:
@@ -168,13 +168,13 @@ class Gateway:
             self._agents.tick(time.monotonic())
 
     async def __del__(self) -> None:
-        """Serve awaits this when the replica is to stop: no new connections, what is in flight finishes."""
-        await self._listener.close()  # with news until the end: a request that waits for a place may go to a new instance
+        """Serve awaits this to stop the replica: no new connections; requests in flight finish."""
+        await self._listener.close()  # snapshots are applied until then: a waiting request may get a new instance
         for task in self._tasks:
             task.cancel()
         await self._peers.close()
         await self._connections.close()
         with contextlib.suppress(ControllerUnavailable):
-            await self._tell_the_rest()
+            await self._deliver_rest()
             await self._controller.call(ControlApi.deregister_gateway, self._hello.gateway, timeout_s=5)
         await self._controller.close()

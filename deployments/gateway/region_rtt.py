@@ -1,6 +1,6 @@
-"""How far are the other regions? A small request to one instance of each, now and then, on a connection that is kept.
+"""How far away are the other regions? Round trips to one instance of each, on a kept connection.
 
-Only for agents that are routed by distance. The least of the last few times counts: what is above it is waiting, not way.
+Only for agents that are routed by distance. The minimum of the last few round trips counts: the rest is waiting.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from deployments.upstream.connection_pool import ConnectionPool
 log = logging.getLogger("swiftclaw.gateway")
 
 EVERY_S = 10.0
-FIRST_S = 1.0  # the first few rounds follow quickly
+FIRST_S = 1.0  # between the first KEPT rounds
 KEPT = 6
-PATIENCE_S = 5.0
+TIMEOUT_S = 5.0
 
 
 async def measure_forever(agents: AgentTable, connections: ConnectionPool, here: str) -> None:
@@ -34,9 +34,9 @@ async def measure_forever(agents: AgentTable, connections: ConnectionPool, here:
         for region, backend in targets.items():
             ms = await _round_trip_ms(agents, connections, backend)
             if ms is not None:
-                seen = times.setdefault(region, deque(maxlen=KEPT))
-                seen.append(ms)
-                agents.distances.measured(here, region, round(min(seen), 1))
+                latest = times.setdefault(region, deque(maxlen=KEPT))
+                latest.append(ms)
+                agents.distances.measured(here, region, round(min(latest), 1))
 
 
 def _one_per_region(agents: AgentTable) -> dict[str, Backend]:
@@ -50,19 +50,19 @@ def _one_per_region(agents: AgentTable) -> dict[str, Backend]:
 
 
 async def _round_trip_ms(agents: AgentTable, connections: ConnectionPool, backend: Backend) -> float | None:
-    """The second of two requests in a row: the first may have had to connect."""
+    """The time of the second of two requests: the first may have had to connect."""
     member, key = backend.member, agents.snapshot.key if agents.snapshot else ""
-    took = None
+    ms = None
     for _ in range(2):
-        began = time.monotonic()
+        started_at = time.monotonic()
         try:
-            answer = await asyncio.wait_for(
-                connections.request("GET", member.host, member.port, PING_PATH, [(KEY_HEADER, key.encode())], None), PATIENCE_S
+            response = await asyncio.wait_for(
+                connections.request("GET", member.host, member.port, PING_PATH, [(KEY_HEADER, key.encode())], None), TIMEOUT_S
             )
         except (NotConnected, ConnectionBroken, asyncio.TimeoutError) as error:
-            log.info("the way to %s was not measured: %r", member.region, error)
+            log.info("could not measure the round trip to region %s: %r", member.region, error)
             return None
-        took = (time.monotonic() - began) * 1000
-        answer.whole()
-        answer.close()
-    return took
+        ms = (time.monotonic() - started_at) * 1000
+        response.whole()
+        response.close()
+    return ms

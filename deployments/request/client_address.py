@@ -1,7 +1,6 @@
-"""Who asks, and from where: the client's address through trusted proxies, and its region.
+"""Which address and region does a request come from? The client's address through trusted proxies, and its region.
 
-Region: what the header `x-swiftclaw-region` says, else the network in `clientRegions` that its address is in (the smallest
-one that matches), else none of its own.
+Region: the header `x-swiftclaw-region`, else the smallest network in `clientRegions` that contains the address, else none.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ LONGEST_REGION = 64
 
 
 class ClientAddresses:
-    """What the configuration says of addresses."""
+    """The trusted proxies and client networks of the configuration."""
 
     def __init__(self) -> None:
-        self._said: tuple[dict[str, str], tuple[str, ...]] | None = None
+        self._settings: tuple[dict[str, str], tuple[str, ...]] | None = None
         self.configure({}, ())
 
     def configure(self, regions: Mapping[str, str], trusted: Sequence[str]) -> None:
-        said = (dict(regions), tuple(trusted))
-        if said == self._said:
+        settings = (dict(regions), tuple(trusted))
+        if settings == self._settings:
             return
-        self._said = said
+        self._settings = settings
         networks = [(ipaddress.ip_network(cidr), region) for cidr, region in regions.items()]
         self._regions = sorted(networks, key=lambda entry: -entry[0].prefixlen)
         self._trusted = [ipaddress.ip_network(cidr) for cidr in trusted]
@@ -40,7 +39,7 @@ class ClientAddresses:
         return bool(self._trusted) and address is not None and _within(address, self._trusted)
 
     def address(self, peer: str | None, headers: Headers) -> str | None:
-        """The client's own address: the last one in X-Forwarded-For that is no trusted proxy, if the peer is one."""
+        """The client's own address: behind a trusted proxy, the last entry of X-Forwarded-For that is not a trusted proxy."""
         if not self.trusts(peer):
             return peer
         hops = [hop.strip() for value in forwarded(headers) for hop in value.split(",")]

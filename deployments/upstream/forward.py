@@ -1,7 +1,7 @@
 """One request to one instance, and to the next one where that is allowed.
 
-Decides nothing: who is asked says `Pool.choose`, whether another may be asked `Attempts`. What is done here in order:
-headers, send, head back, body piece by piece.
+Decides nothing: `Pool.choose` picks the instance, `Attempts` whether another may be tried. In order: headers out, request,
+head back, body piece by piece.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TOO_MANY = 429  # from the agent itself: neither a success nor a failure of the 
 
 @dataclass(slots=True)
 class Call:
-    """One admitted request: from whom, to which agent, and what to send."""
+    """One admitted request: its exchange, its agent, and what to send."""
 
     exchange: Exchange
     pool: Pool
@@ -44,7 +44,7 @@ class Call:
 
     @property
     def body_is_kept(self) -> bool:
-        """Whether it can be sent again."""
+        """Whether the body can be sent again."""
         return self.body is None or isinstance(self.body, bytes)
 
     def cookie(self) -> bytes | None:
@@ -54,13 +54,13 @@ class Call:
 
 
 class Forwarder:
-    """Sends what the edge admitted."""
+    """Sends admitted requests to instances."""
 
     def __init__(self, agents: AgentTable, connections: ConnectionPool) -> None:
         self._agents, self._connections = agents, connections
 
     async def http(self, call: Call) -> None:
-        """Answer the exchange from an instance. Raises SwiftClawError (or its answer broke off) or ClientDisconnected."""
+        """Answer the exchange from an instance. Raises SwiftClawError, also after the head was sent, and ClientDisconnected."""
         exchange, pool = call.exchange, call.pool
         exchange.guard(pool.settings.request_timeout_s)
         exchange.scope[IDLE] = pool.settings.timeouts.idle_s
@@ -85,21 +85,21 @@ class Forwarder:
         return headers.for_instance(call.exchange, self._agents.clients, key, call.session.name)
 
     async def _attempt(self, call: Call, lease: Lease, sent: SentHeaders, attempts: Attempts) -> bool:
-        """True when the request was answered, False when another instance may be asked. Raises what became of it."""
+        """Returns True when the request was answered, False when another instance may be tried. Raises as `http` does."""
         exchange, pool, member = call.exchange, call.pool, lease.backend.member
         code: int | None = CLIENT_CLOSED_REQUEST
-        ok: bool | None = None  # what this says of the instance
-        answer: InstanceResponse | None = None
+        ok: bool | None = None  # the instance worked (True), failed (False), or neither is known (None)
+        response: InstanceResponse | None = None
         again = False
         lease.move_elsewhere = lambda: attempts.moves(lease)
         try:
             limited = [*sent, headers.limit(pool.settings.limits.max_connections_per_instance)]
             for observer in exchange.observers:
                 limited = observer.attempt_started(exchange, member, lease.started_at, limited)
-            answer = await self._connections.request(
+            response = await self._connections.request(
                 exchange.method, member.host, member.port, call.path, limited, call.body, pool.settings.timeouts.connection_s
             )
-            head = headers.from_instance(answer.status, answer.headers)
+            head = headers.from_instance(response.status, response.headers)
             if head.refused is not None:
                 code = None
                 if not call.body_is_kept:
@@ -108,14 +108,14 @@ class Forwarder:
                     )
                 attempts.refused(lease, head)
                 return False
-            ok = None if answer.status == TOO_MANY else answer.status < 500
+            ok = None if response.status == TOO_MANY else response.status < 500
             lease.answered(time.monotonic(), head.report, failed=ok is False)
-            if answer.status in GATEWAY_ERRORS and attempts.repeats(lease):
+            if response.status in GATEWAY_ERRORS and attempts.repeats(lease):
                 code, again = None, True
             else:
                 attempts.answered()
-                await self._relay(call, lease, answer, head)
-                code = answer.status
+                await self._relay(call, lease, response, head)
+                code = response.status
                 return True
         except NotConnected:
             code, ok = None, False
@@ -127,7 +127,7 @@ class Forwarder:
             if exchange.body_failure is not None:
                 code = (
                     CLIENT_CLOSED_REQUEST if isinstance(exchange.body_failure, ClientDisconnected) else None
-                )  # refused, and counted as such
+                )  # refused by the edge, and counted there
                 raise exchange.body_failure from None
             code, ok = 502, False
             log.warning("%s of %s broke the connection (%s), request %s", member.id, pool.name, error, exchange.request_id)
@@ -138,24 +138,24 @@ class Forwarder:
             code, again = None, True
         except asyncio.CancelledError:
             code, ok = CLIENT_CLOSED_REQUEST, None
-            if exchange.timed_out:  # once it has begun to answer, it may be the client that does not read
+            if exchange.timed_out:  # after the first byte the client may be the one that does not read
                 code, ok = 504, None if exchange.started else False
             if not exchange.moved():
                 raise
             code, again = None, True
         finally:
-            if answer is not None:
-                answer.close()
+            if response is not None:
+                response.close()
             lease.release(code, time.monotonic(), ok)
             exchange.counted = exchange.counted or code is not None
             for observer in exchange.observers:
-                observer.attempt_ended(answer.status if answer is not None else None, ok, lease.first_byte_at)
+                observer.attempt_ended(response.status if response is not None else None, ok, lease.first_byte_at)
         if again:
             await attempts.pause()
         return False
 
     @staticmethod
-    async def _relay(call: Call, lease: Lease, answer: InstanceResponse, head: Head) -> None:
+    async def _relay(call: Call, lease: Lease, response: InstanceResponse, head: Head) -> None:
         exchange, idle_s = call.exchange, call.pool.settings.timeouts.idle_s
         returned = [
             *head.headers,
@@ -168,17 +168,17 @@ class Forwarder:
             returned.append((b"set-cookie", cookie))
         if head.streamed:
             exchange.deadline(idle_s)
-        await exchange.start(answer.status, returned)
-        whole = answer.whole()
+        await exchange.start(response.status, returned)
+        whole = response.whole()
         if whole is not None:
-            lease.count(answer.status, time.monotonic())
+            lease.count(response.status, time.monotonic())
             await exchange.write(whole, more=False)
             return
-        async for piece in answer.pieces():
+        async for piece in response.pieces():
             if head.streamed:
                 exchange.deadline(idle_s)
             await exchange.write(piece, more=True)
-        lease.count(answer.status, time.monotonic())
+        lease.count(response.status, time.monotonic())
         await exchange.write(b"", more=False)
 
 

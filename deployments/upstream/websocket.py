@@ -22,13 +22,13 @@ GOING_AWAY, INTERNAL_ERROR, NO_STATUS = 1001, 1011, 1005
 
 
 class WebSocketForwarder:
-    """Counts a WebSocket as one request for as long as it is open."""
+    """Forwards WebSockets. One that is open counts as one request in flight."""
 
     def __init__(self, connections: ConnectionPool, forwarder: Forwarder) -> None:
         self._connections, self._forwarder = connections, forwarder
 
     async def serve(self, call: Call) -> None:
-        """Raises SwiftClawError before the handshake is answered."""
+        """Forward until either side closes. Raises SwiftClawError, before the handshake is answered."""
         exchange, pool = call.exchange, call.pool
         await exchange.receive()  # websocket.connect
         headers = [(name, value) for name, value in self._forwarder.headers(call) if not name.startswith(b"sec-websocket-")]
@@ -38,11 +38,11 @@ class WebSocketForwarder:
                 pass
 
     async def _attempt(self, call: Call, lease: Lease, attempts: Attempts, headers: SentHeaders, protocols: list[str]) -> bool:
-        """True when it was served, or declined by the agent; False when this instance has not begun."""
+        """Returns True when it was served or the agent declined it, False when another instance may be tried."""
         exchange, pool, member = call.exchange, call.pool, lease.backend.member
         code: int | None = CLIENT_CLOSED_REQUEST
         ok: bool | None = None
-        status: int | None = None  # of its answer
+        status: int | None = None  # of the handshake's response
         try:
             limited = [*headers, limit(pool.settings.limits.max_connections_per_instance)]
             for observer in exchange.observers:
@@ -104,18 +104,18 @@ def _raw(declined: aiohttp.WSServerHandshakeError) -> SentHeaders:
 
 
 async def _pump_both(receive: Receive, send: Send, socket: aiohttp.ClientWebSocketResponse[Any], idle_s: float) -> None:
-    """Until one side closes, breaks, or neither says anything for `idle_s`."""
-    heard = [time.monotonic()]
-    client = asyncio.create_task(_from_client(receive, socket, heard))
-    instance = asyncio.create_task(_from_instance(socket, send, heard))
+    """Run until either side closes or fails, or neither sends anything for `idle_s`."""
+    last_message_at = [time.monotonic()]
+    client = asyncio.create_task(_from_client(receive, socket, last_message_at))
+    instance = asyncio.create_task(_from_instance(socket, send, last_message_at))
     pumps = {client, instance}
     try:
         while True:
-            left = heard[0] + idle_s - time.monotonic()
+            left = last_message_at[0] + idle_s - time.monotonic()
             done, _ = await asyncio.wait(pumps, timeout=max(0, left), return_when=asyncio.FIRST_COMPLETED)
             if done:
                 break
-            if heard[0] + idle_s <= time.monotonic():
+            if last_message_at[0] + idle_s <= time.monotonic():
                 await send({"type": "websocket.close", "code": GOING_AWAY, "reason": "idle"})
                 break
     finally:
@@ -124,10 +124,10 @@ async def _pump_both(receive: Receive, send: Send, socket: aiohttp.ClientWebSock
         await asyncio.gather(*pumps, return_exceptions=True)
 
 
-async def _from_client(receive: Receive, socket: aiohttp.ClientWebSocketResponse[Any], heard: list[float]) -> None:
+async def _from_client(receive: Receive, socket: aiohttp.ClientWebSocketResponse[Any], last_message_at: list[float]) -> None:
     while True:
         message = await receive()
-        heard[0] = time.monotonic()
+        last_message_at[0] = time.monotonic()
         if message["type"] == "websocket.disconnect":
             code = message.get("code") or NO_STATUS
             await socket.close(code=code if code != NO_STATUS else 1000)
@@ -139,9 +139,9 @@ async def _from_client(receive: Receive, socket: aiohttp.ClientWebSocketResponse
             await socket.send_bytes(message["bytes"])
 
 
-async def _from_instance(socket: aiohttp.ClientWebSocketResponse[Any], send: Send, heard: list[float]) -> None:
+async def _from_instance(socket: aiohttp.ClientWebSocketResponse[Any], send: Send, last_message_at: list[float]) -> None:
     async for message in socket:
-        heard[0] = time.monotonic()
+        last_message_at[0] = time.monotonic()
         if message.type is aiohttp.WSMsgType.TEXT:
             await send({"type": "websocket.send", "text": message.data})
         elif message.type is aiohttp.WSMsgType.BINARY:
@@ -153,7 +153,7 @@ async def _from_instance(socket: aiohttp.ClientWebSocketResponse[Any], send: Sen
 
 
 def _sendable(code: int | None) -> int:
-    """1006 (the connection just ended) may not be sent; the client is told of an internal error."""
+    """1006 (abnormal closure) must not be sent: the client gets 1011, internal error."""
     if code is None or code in (1006, 1015):
         return INTERNAL_ERROR
     return 1000 if code == NO_STATUS else code
