@@ -1,11 +1,10 @@
-"""What a gateway has counted and not yet told, where it outlives the gateway's process.
+"""A gateway's undelivered counts, where they survive a kill of its process.
 
-A file in memory (tmpfs where there is one), mapped: what was written to it stays when the process is killed in the middle of
-anything. The tallies count right there, so that it costs next to nothing and cannot overflow: it has a row per instance, not
-per request. Rows for ROWS tallies; one without a row counts in its process only, and a kill loses what it had not told. It
-does not outlive the node. A living gateway holds a lock on its file; one that is not held was left behind, and any gateway of
-the node tells what is in it (deployments/gateway/gateway.py). Batches are numbered, so that the Controller counts each once,
-however often it is told (cluster/telemetry/totals.py).
+A file in memory (tmpfs where there is one), mapped: what was written stays, whatever the process was doing. The tallies count
+directly in it, which costs next to nothing and cannot overflow: one row per instance, not per request. There are ROWS rows; a
+tally without one counts in its process only. The file does not survive the node. A running gateway holds a lock on its file;
+one without a lock is orphaned, and any gateway of the node delivers it (gateway/gateway.py). Batches are numbered, so that the
+Controller counts each once, however often it is sent (cluster/telemetry/totals.py).
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ from cluster.telemetry.tally import CELLS, CODES, Key, Tally, counts_of, merge
 
 ROWS = 512
 SUFFIX = ".counts"
-OLD_S = 3600.0  # what other clusters have left behind is deleted then
+OLD_S = 3600.0  # after this long the files of other clusters are deleted
 
 # In words of 8 bytes. A row: the length of its label (0: free), the label, codes, and two sides of cells.
-_LAYOUT = 1_000_003 * ROWS + 1_009 * CELLS + CODES  # another version's file is not read
+_LAYOUT = 1_000_003 * ROWS + 1_009 * CELLS + CODES  # identifies the layout: a file of another version is not read
 _TEXT = 32
-_HEADER = 4 + _TEXT  # layout, batch that fills, batch that was told, length of the gateway's name, its name
+_HEADER = 4 + _TEXT  # layout, current batch, last delivered batch, length of the gateway's name, its name
 _CODES = 1 + _TEXT
 _SIDES = _CODES + CODES
 _ROW = _SIDES + 2 * CELLS
@@ -39,7 +38,7 @@ _WORDS = _HEADER + ROWS * _ROW
 
 
 class CountsFile:
-    """One gateway's file. `batch`: the number of the one that fills now; the one before it may be under way."""
+    """One gateway's file. `batch`: the number of the current one; the one before it may not be delivered yet."""
 
     def __init__(self, folder: Path, gateway: str) -> None:
         self.path = folder / f"{quote(gateway, safe='')}{SUFFIX}"
@@ -50,10 +49,10 @@ class CountsFile:
         self.batch = 1
         _write(self._words, 3, gateway)
         self._words[1] = self.batch
-        self._words[0] = _LAYOUT  # from now on it can be read
+        self._words[0] = _LAYOUT  # makes the file readable
 
     def attach(self, key: Key, tally: Tally) -> bool:
-        """Let it count here. It has counted nothing yet."""
+        """Make a new tally count in the file. Returns False when it has no row there."""
         if tally in self._rows:
             return True
         label = json.dumps(key)
@@ -61,44 +60,44 @@ class CountsFile:
             return False
         row = self._rows[tally] = self._free.pop()
         at = _HEADER + row * _ROW
-        self._words[at + _CODES : at + _ROW] = _NOTHING
+        self._words[at + _CODES : at + _ROW] = _ZEROS
         codes, sides = self._words[at + _CODES : at + _SIDES], _sides(self._words, at)
         tally.move(codes, sides[self.batch % 2], sides[(self.batch + 1) % 2])
         _write(self._words, at, label)
         return True
 
     def detach(self, tally: Tally) -> None:
-        """It counts no more, and what it had was told."""
+        """Free the row of a tally that is delivered and no longer counts."""
         row = self._rows.pop(tally, None)
         if row is not None:
             self._words[_HEADER + row * _ROW] = 0
             self._free.append(row)
 
     def turn(self) -> None:
-        """All tallies were taken: they fill the next batch now."""
+        """Start the next batch, after all tallies were taken."""
         self.batch += 1
         self._words[1] = self.batch
-        os.utime(self.lock)  # writing to mapped memory does not do that everywhere
+        os.utime(self.lock)  # not every system does that for mapped memory
 
     def acknowledge(self, batch: int) -> None:
         """The Controller has received the batch."""
         self._words[2] = batch
 
     def remove(self) -> None:
-        """Everything was told."""
+        """Delete the file, after everything was delivered."""
         self.path.unlink(missing_ok=True)
-        with suppress(OSError):  # others are there
+        with suppress(OSError):  # other gateways' files are there
             self.path.parent.rmdir()
 
 
 class OrphanedCounts:
-    """The file of a gateway whose process is gone, held so that no other reads it."""
+    """The file of a gateway whose process has ended, locked so that no other gateway reads it."""
 
     def __init__(self, path: Path, words: memoryview[int]) -> None:
         self._path, self._words = path, words
 
     def observations(self) -> list[Observation]:
-        """What the Controller may not have yet, the oldest first."""
+        """The batches that the Controller may not have yet, oldest first."""
         words = self._words
         if words[0] != _LAYOUT or not 1 <= words[1] - words[2] <= 2:
             return []
@@ -110,7 +109,7 @@ class OrphanedCounts:
 
 
 def place(cluster: str) -> Path:
-    """The folder for gateways of that cluster on this node; only this user can read it. Raises OSError."""
+    """The folder of the cluster's gateways on this node, readable by this user only. Raises OSError."""
     shared = Path("/dev/shm")
     base = shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
     root = _private(base / f"swiftclaw-{os.getuid()}-counts")
@@ -122,24 +121,24 @@ def place(cluster: str) -> Path:
 
 @contextmanager
 def held(path: Path) -> Iterator[OrphanedCounts | None]:
-    """None while its gateway lives, or another one reads it."""
+    """Lock an orphaned file. None while its gateway runs, or another gateway reads it."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:
         yield None
         return
     try:
-        yield _left_behind(path, file)
+        yield _lock_orphan(path, file)
     finally:
         os.close(file)
 
 
-def _left_behind(path: Path, file: int) -> OrphanedCounts | None:
+def _lock_orphan(path: Path, file: int) -> OrphanedCounts | None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return None
-    if not os.fstat(file).st_nlink:  # another was quicker
+    if not os.fstat(file).st_nlink:  # another gateway has just deleted it
         return None
     content = os.pread(file, 8 * _WORDS, 0)
     return OrphanedCounts(path, memoryview(content.ljust(8 * _WORDS, b"\0")).cast("q"))
@@ -170,7 +169,7 @@ def _sides(words: memoryview[int], at: int) -> tuple[memoryview[int], memoryview
 
 
 def _write(words: memoryview[int], at: int, text: str) -> None:
-    """The length last: whoever is killed meanwhile has written nothing."""
+    """The length is written last: a kill before that leaves no text."""
     content = text.encode()[: 8 * _TEXT]
     words[at] = 0
     words[at + 1 : at + 1 + _TEXT] = memoryview(content.ljust(8 * _TEXT, b"\0")).cast("q")
@@ -181,19 +180,19 @@ def _read(words: memoryview[int], at: int) -> str:
     return words[at + 1 : at + 1 + _TEXT].tobytes()[: words[at]].decode()
 
 
-_NOTHING = memoryview(bytes(8 * (_ROW - _CODES))).cast("q")
+_ZEROS = memoryview(bytes(8 * (_ROW - _CODES))).cast("q")
 
 
 def _create(path: Path) -> int:
-    """A file of zeros that has all its room already, and a lock on it. Raises OSError."""
-    file, beside = tempfile.mkstemp(dir=path.parent, prefix="new-")
+    """Create a locked file of zeros with its full size. Raises OSError."""
+    file, temporary = tempfile.mkstemp(dir=path.parent, prefix="new-")
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
         with os.fdopen(os.dup(file), "wb") as writing:
             writing.write(bytes(8 * _WORDS))
-        Path(beside).rename(path)
+        Path(temporary).rename(path)
     except OSError:
-        Path(beside).unlink()
+        Path(temporary).unlink()
         os.close(file)
         raise
     return file
@@ -205,17 +204,17 @@ def _mapped(file: int) -> memoryview[int]:
 
 def _private(folder: Path) -> Path:
     folder.mkdir(mode=0o700, exist_ok=True)
-    known = folder.lstat()
-    if folder.is_symlink() or known.st_uid != os.getuid() or known.st_mode & 0o077:
-        raise PermissionError(f"{folder} must be a folder of this user's that nobody else can read")
+    status = folder.lstat()
+    if folder.is_symlink() or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise PermissionError(f"{folder} must be a folder that belongs to this user and that no other user can read")
     return folder
 
 
 def _tidy(other: Path) -> None:
-    """The folder of another cluster: what it has left for an hour nobody will ever tell."""
+    """Delete what another cluster left behind an hour ago or more: it will not be delivered."""
     for path in files(other):
-        with suppress(OSError), held(path) as left:
-            if left is not None and time.time() - path.stat().st_mtime > OLD_S:
-                left.remove()
+        with suppress(OSError), held(path) as orphan:
+            if orphan is not None and time.time() - path.stat().st_mtime > OLD_S:
+                orphan.remove()
     with suppress(OSError):
         other.rmdir()

@@ -186,7 +186,7 @@ class Edge:
         exchange.failure = error.type
         if not exchange.counted:
             self._reporter.refused(error)
-        self.rate_limits.tell(exchange)
+        self.rate_limits.add_headers(exchange)
         exchange.done()
         if exchange.scope["type"] == "websocket":
             await _refuse_websocket(exchange, error)

@@ -1,10 +1,10 @@
-"""What gateways tell each other, directly: whom they have admitted, and what they have in flight on each instance.
+"""What do the gateways exchange directly? Their admissions, and their requests in flight on each instance.
 
-So that a rate limit holds over all of them up to one exchange, and `LoadView` knows of the others' requests before an
-answer brings the count. Every EVERY_S, while there is something to tell, each gateway posts to each other one; a peer that
-does not answer has a task, a time limit and a bounded backlog of its own, and holds up nobody. Times travel as ages: no
-two clocks need agree. Who the peers are says the snapshot. Source: gossip of counters as in distributed rate limiting
-(Raghavan et al., Cloud Control with Distributed Rate Limiting, SIGCOMM 2007), every pair told in full for exactness.
+So that a rate limit holds across all gateways up to one exchange, and `LoadView` knows the others' requests before a response
+reports them. Every EVERY_S, while there is news, each gateway posts to every other one; each peer has its own task, timeout
+and bounded backlog, so that one that does not answer delays no other. Times are sent as ages: clocks need not agree. The
+snapshot names the peers. Source: gossip of counters as in distributed rate limiting (Raghavan et al., Cloud Control with
+Distributed Rate Limiting, SIGCOMM 2007), but every pair is sent in full, for exactness.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from policies.errors import PayloadTooLarge, SwiftClawError
 log = logging.getLogger("swiftclaw.gateway")
 
 EVERY_S = 0.1
-PATIENCE_S = 1.0  # for an answer
-AGAIN_S = 0.5  # after one that did not come
-SILENT_S = 1.0  # who has requests in flight says so every EVERY_S: after this long it has none, or is no more
-LEFT_OUT_S = 30.0  # a Controller that has just started knows only some of the gateways: they go on telling each other
-BACKLOG = 100_000  # admissions kept for a peer that does not answer, and for one that is new
+TIMEOUT_S = 1.0  # for a response
+RETRY_S = 0.5  # after a failed post
+SILENT_S = 1.0  # a gateway with requests in flight reports every EVERY_S; after this long it has none, or has stopped
+LEFT_OUT_S = 30.0  # a Controller that has just started knows only some gateways: links to the others are kept this long
+BACKLOG = 100_000  # admissions kept for a peer that does not answer, and for a new one
 BATCH = 5_000  # admissions in one message
 LARGEST = 4 * 2**20  # bytes of a message
 
 
 @dataclass
 class _Link:
-    """The way to one peer. `batch` is under way until it was received; sent again, it has the same number."""
+    """The connection to one peer. `batch` is resent under the same number until it was received."""
 
     peer: Peer
     backlog: deque[AdmittedRequest]
@@ -58,10 +58,10 @@ class _Link:
 
 @dataclass
 class _PeerReport:
-    """What one peer last said."""
+    """The last message of one peer."""
 
     number: int = 0
-    heard_at: float = 0.0
+    received_at: float = 0.0
     in_flight: dict[str, int] = field(default_factory=dict)  # by replica
 
 
@@ -72,17 +72,17 @@ class Peers:
         self._gateway = gateway
         self._agents, self._rate_limits, self._connections = agents, rate_limits, connections
         self._links: dict[str, _Link] = {}
-        self._words: dict[str, _PeerReport] = {}
-        self._recent: deque[AdmittedRequest] = deque(maxlen=BACKLOG)  # for gateways that are new
-        self._in_flight: dict[str, int] = {}  # here, by replica, as last told
+        self._reports: dict[str, _PeerReport] = {}
+        self._recent: deque[AdmittedRequest] = deque(maxlen=BACKLOG)  # for new gateways
+        self._in_flight: dict[str, int] = {}  # of this gateway, by replica, as last sent
         self._task: asyncio.Task[None] | None = None
         self._listener: Listener | None = None
 
     async def open(self, host: str) -> int:
-        """Listen for the others, on a free port, which is returned."""
+        """Listen for the other gateways on a free port, which is returned."""
         self._listener = Listener(self, bind(host, 0), grace_s=0)
         await self._listener.start()
-        self._task = asyncio.create_task(self._tell_for_ever())
+        self._task = asyncio.create_task(self._send_forever())
         return self._listener.port
 
     async def close(self) -> None:
@@ -93,20 +93,20 @@ class Peers:
         if self._listener is not None:
             await self._listener.close()
 
-    # --- telling --------------------------------------------------------------------------------------------------
+    # --- sending --------------------------------------------------------------------------------------------------
 
-    async def _tell_for_ever(self) -> None:
+    async def _send_forever(self) -> None:
         while True:
             await asyncio.sleep(EVERY_S)
             try:
                 self.tick(time.monotonic())
-            except Exception:  # the next round tries again
-                log.exception("a round of telling the other gateways failed")
+            except Exception:
+                log.exception("the exchange with the other gateways failed; the next round tries again")
 
     def tick(self, now: float) -> None:
-        """Hand what is new to the links, and forget who has fallen silent."""
+        """Queue new admissions for every peer, and drop the requests in flight of silent peers."""
         self._rate_limits.sweep()
-        self._meet(now)
+        self._sync_links(now)
         new = self._rate_limits.drain()
         before, self._in_flight = self._in_flight, self._own()
         for link in self._links.values():
@@ -114,14 +114,14 @@ class Peers:
             if link.backlog or link.batch or self._in_flight or before:
                 link.wake.set()
         self._recent.extend(new)
-        silent = [word for word in self._words.values() if word.in_flight and now - word.heard_at > SILENT_S]
-        for word in silent:
-            word.in_flight = {}
+        silent = [report for report in self._reports.values() if report.in_flight and now - report.received_at > SILENT_S]
+        for report in silent:
+            report.in_flight = {}
         if silent:
             self._spread(now)
 
-    def _meet(self, now: float) -> None:
-        """A link to everyone whom the snapshot names, or has named lately. A new one is told what others were told before."""
+    def _sync_links(self, now: float) -> None:
+        """Keep a link to every peer that the snapshot names or has named lately. A new one gets the recent admissions."""
         snapshot = self._agents.snapshot
         for peer in snapshot.peers if snapshot else ():
             if peer.gateway == self._gateway:
@@ -135,11 +135,11 @@ class Peers:
             task = self._links.pop(name).task
             if task is not None:
                 task.cancel()
-        for name in [name for name, word in self._words.items() if now - word.heard_at > LEFT_OUT_S]:
-            del self._words[name]
+        for name in [name for name, report in self._reports.items() if now - report.received_at > LEFT_OUT_S]:
+            del self._reports[name]
 
     def _own(self) -> dict[str, int]:
-        """Requests in flight from here, by replica; only those that have any."""
+        """The requests in flight of this gateway by replica, zeros left out."""
         return {
             backend.member.replica: count
             for pool in self._agents.pools.values()
@@ -152,12 +152,12 @@ class Peers:
             await link.wake.wait()
             link.wake.clear()
             try:
-                received = await asyncio.wait_for(self._send(link), PATIENCE_S)
-            except Exception as error:  # it is away; it comes back, or a snapshot leaves it out
-                log.debug("gateway %s was not told: %r", link.peer.gateway, error)
+                received = await asyncio.wait_for(self._send(link), TIMEOUT_S)
+            except Exception as error:  # it will be back, or a snapshot will leave it out
+                log.debug("could not send to gateway %s: %r", link.peer.gateway, error)
                 received = False
             if not received:
-                await asyncio.sleep(AGAIN_S)
+                await asyncio.sleep(RETRY_S)
                 continue
             link.batch = []
             if link.backlog:
@@ -182,7 +182,7 @@ class Peers:
             separators=(",", ":"),
         )
         answer = await self._connections.request(
-            "POST", peer.host, peer.port, PEERS_PATH, [(KEY_HEADER, snapshot.key.encode())], message.encode(), PATIENCE_S
+            "POST", peer.host, peer.port, PEERS_PATH, [(KEY_HEADER, snapshot.key.encode())], message.encode(), TIMEOUT_S
         )
         try:
             answer.whole()
@@ -190,10 +190,10 @@ class Peers:
         finally:
             answer.close()
 
-    # --- listening ------------------------------------------------------------------------------------------------
+    # --- receiving ----------------------------------------------------------------------------------------------
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The private port. What it does not understand changes nothing."""
+        """The private port. A message that is not valid changes nothing."""
         exchange = Exchange(scope, receive, send, LARGEST)
         if scope["type"] != "http":
             await deny_websocket(scope, send, 403)
@@ -203,40 +203,40 @@ class Peers:
             await send_empty(send, 404)
         else:
             with contextlib.suppress(ClientDisconnected):
-                await send_empty(send, await self._understood(exchange))
+                await send_empty(send, await self._process(exchange))
 
     def _is_gateway(self, exchange: Exchange) -> bool:
         snapshot = self._agents.snapshot
         return snapshot is not None and carries_key(exchange.headers, snapshot.key.encode())
 
-    async def _understood(self, exchange: Exchange) -> int:
+    async def _process(self, exchange: Exchange) -> int:
         try:
             exchange.check_length()
-            self.hear(json.loads(await exchange.whole_body()), time.monotonic())
+            self.receive(json.loads(await exchange.whole_body()), time.monotonic())
         except PayloadTooLarge:
             return 413
         except (SwiftClawError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            log.warning("a gateway said something that makes no sense: %r", error)
+            log.warning("ignored an invalid message of another gateway: %r", error)
             return 400
         return 204
 
-    def hear(self, message: Mapping[str, Any], now: float) -> None:
-        """A peer's word. Raises what a wrong shape raises."""
-        word = self._words.setdefault(str(message["gateway"]), _PeerReport())
+    def receive(self, message: Mapping[str, Any], now: float) -> None:
+        """Take over a peer's message. Raises ValueError, TypeError, KeyError or AttributeError for a wrong shape."""
+        report = self._reports.setdefault(str(message["gateway"]), _PeerReport())
         in_flight = {str(replica): int(count) for replica, count in message["in_flight"].items()}
         clock = self._rate_limits.clock()
-        if message["number"] > word.number:  # else it came before, and its receipt was lost
-            word.number = int(message["number"])
+        if message["number"] > report.number:  # else it is resent, and its receipt was lost
+            report.number = int(message["number"])
             for agent, limit, admitted in message["admitted"]:
                 self._rate_limits.absorb(agent, limit, {key: [clock - age for age in ages] for key, ages in admitted.items()})
-        word.heard_at, word.in_flight = now, in_flight
+        report.received_at, report.in_flight = now, in_flight
         self._spread(now)
 
     def _spread(self, now: float) -> None:
-        """Tell every `LoadView` what the others together have in flight."""
+        """Give every `LoadView` the total that the other gateways have in flight."""
         total: dict[str, int] = {}
-        for word in self._words.values():
-            for replica, count in word.in_flight.items():
+        for report in self._reports.values():
+            for replica, count in report.in_flight.items():
                 total[replica] = total.get(replica, 0) + count
         for pool in self._agents.pools.values():
             for backend in pool.backends():
@@ -245,7 +245,8 @@ class Peers:
 
 def _grouped(batch: list[AdmittedRequest], clock: float) -> list[tuple[str, str, dict[str, list[float]]]]:
     """Ages in seconds by key, agent by agent and limit by limit."""
-    found: dict[tuple[str, str], dict[str, list[float]]] = {}
-    for told in batch:
-        found.setdefault((told.agent, told.limit), {}).setdefault(told.key, []).append(round(clock - told.at, 6))
-    return [(agent, limit, admitted) for (agent, limit), admitted in found.items()]
+    ages: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for admitted in batch:
+        by_key = ages.setdefault((admitted.agent, admitted.limit), {})
+        by_key.setdefault(admitted.key, []).append(round(clock - admitted.at, 6))
+    return [(agent, limit, by_key) for (agent, limit), by_key in ages.items()]

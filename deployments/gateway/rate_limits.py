@@ -1,9 +1,9 @@
-"""Which requests does one gateway let through? The limits of every agent, as the newest snapshot says.
+"""Which requests does one gateway admit? The rate limits of every agent, as of the newest snapshot.
 
 The agent's `rateLimit` counts every request to it. The rules of `@agent.rate_limit` count messages and chat requests, per
-value of their key: a field of the body, and the header `x-<key>`; a request that gives both counts with both, so that
-neither is a way round the other, and one that gives none shares a counter with all who give none. Only the first 64 KiB
-of a message are looked at. No await: deciding and counting are one step. The algorithms are in policies/rate_limit.py.
+value of their key: a field of the body, and the header `x-<key>`. A request that has both counts with both, so that neither
+bypasses the other; requests that have neither share one counter. Only the first 64 KiB of a message are read for it. No
+await: deciding and counting are one step. The algorithms are in policies/rate_limit.py.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from deployments.types import SentHeaders
 from policies.errors import RateLimited
 from policies.rate_limit import LIMITERS, Limiter, RateRule, TightestLimit, admit_all, headers, key_of
 
-Read = Callable[[Collection[str]], Mapping[str, object]]  # wanted names -> what the body says of them
+Read = Callable[[Collection[str]], Mapping[str, object]]  # names of fields -> their values in the body
 
-NOBODY = ""  # the key of requests that give none, and of limits without a key
-SWEPT = 2_000  # idle keys of one limit that may leave in one sweep
+NO_KEY = ""  # the key of requests without one, and of limits without a key
+SWEPT = 2_000  # idle keys of one limit that one sweep removes at most
 
 
 class AdmittedRequest(NamedTuple):
-    """One admission, as the other gateways are told of it."""
+    """One admission, as it is reported to the other gateways."""
 
     agent: str
     limit: str
@@ -50,19 +50,19 @@ class _Limit:
         return f"{self.scope}/{self.strategy}/{self.window_s:g}"
 
     def update(self, rule: RateRule) -> None:
-        """What was admitted stays counted."""
+        """Change the limit; past admissions stay counted."""
         self.window_s = rule.window_s
         self.limiter.update(rule.requests, rule.window_s)
 
     def keys(self, exchange: Exchange, body: Mapping[str, object]) -> list[str]:
         if self.key is None:
-            return [NOBODY]
+            return [NO_KEY]
         given = [_text(body.get(self.key)), _header(exchange, self.header)]
-        return list(dict.fromkeys(key for key in given if key != NOBODY)) or [NOBODY]
+        return list(dict.fromkeys(key for key in given if key != NO_KEY)) or [NO_KEY]
 
 
 class _Agent:
-    """One agent's limits: `every` request, and those of its code."""
+    """One agent's limits: for `every` request, and the `rules` of its code."""
 
     def __init__(self, every: list[_Limit], rules: list[_Limit]) -> None:
         self.every, self.rules = every, rules
@@ -75,42 +75,44 @@ class RateLimits:
 
     def __init__(self, agents: AgentTable, clock: Callable[[], float] | None = None) -> None:
         self._agents = agents
-        self._snapshot: object = None  # the one whose limits are in force
+        self._snapshot: object = None  # whose limits are in force
         self._limits: dict[str, _Agent] = {}
         offset_s = time.time() - time.monotonic()
         self.clock = clock or (lambda: time.monotonic() + offset_s)
 
     def admit(self, exchange: Exchange, agent: str, read: Read | None = None) -> None:
-        """Count the request with every limit it falls under, and let its answer tell. Raises RateLimited: then it counts
-        with none. `read`: for messages and chat requests, which are under the rules of the agent's code as well.
+        """Count the request with every limit that applies, and add the rate-limit headers to its response.
+
+        Raises RateLimited; then the request counts with none. `read`: for messages and chat requests, to which the rules of
+        the agent's code apply as well.
         """
         exchange.agent = agent
         limits = self._of(agent)
         if limits is None:
             return
-        verdict = admit_all(_asked(limits, exchange, read), self.clock())
-        if verdict is None:
+        tightest = admit_all(_asked(limits, exchange, read), self.clock())
+        if tightest is None:
             return
-        exchange.response_headers.extend(_headers(verdict))
-        decision, limiter = verdict
+        exchange.response_headers.extend(_headers(tightest))
+        decision, limiter = tightest
         if not decision.allowed:
             key = next(limit.key for limit in limits.all if limit.limiter is limiter)
             allowed = f"{limiter.requests} requests per {limiter.window_s:g} s{f' for each {key}' if key else ''}"
             raise RateLimited(f"rate limit exceeded: {allowed}", agent=agent, retry_after_s=round(decision.retry_after_s, 6))
 
-    def tell(self, exchange: Exchange) -> None:
-        """For an answer to a request that was refused before it could be admitted: where its client stands."""
+    def add_headers(self, exchange: Exchange) -> None:
+        """The rate-limit headers for a request that was refused before it could be admitted."""
         limits = self._of(exchange.agent) if exchange.agent is not None and not exchange.response_headers else None
         if limits is None:
             return
         now = self.clock()
-        looks = [(limit.limiter, limit.limiter.peek(NOBODY, now)) for limit in limits.every or limits.rules]
+        looks = [(limit.limiter, limit.limiter.peek(NO_KEY, now)) for limit in limits.every or limits.rules]
         limiter, look = min(looks, key=lambda each: each[1].remaining)
         uncounted = look._replace(remaining=look.remaining + look.allowed)
         exchange.response_headers.extend(_headers(TightestLimit(uncounted, limiter)))
 
     def drain(self) -> list[AdmittedRequest]:
-        """Every admission here since the last call."""
+        """The admissions of this gateway since the last call."""
         return [
             AdmittedRequest(agent, limit.name, key, at)
             for agent, limits in self._limits.items()
@@ -119,15 +121,15 @@ class RateLimits:
         ]
 
     def absorb(self, agent: str, limit: str, admitted: Mapping[str, Iterable[float]]) -> None:
-        """What another gateway has admitted: times by key. Nothing, where that limit is not in force."""
+        """Count the admissions of another gateway, times by key; ignored where that limit is not in force here."""
         limits, now = self._of(agent), self.clock()
-        for known in limits.all if limits is not None else ():
-            if known.name == limit:
+        for own in limits.all if limits is not None else ():
+            if own.name == limit:
                 for key, times in admitted.items():
-                    known.limiter.absorb(key, times, now)
+                    own.limiter.absorb(key, times, now)
 
     def sweep(self) -> None:
-        """Let idle keys go; to be called now and then."""
+        """Remove idle keys; call now and then."""
         now = self.clock()
         for limits in self._limits.values():
             for limit in limits.all:
@@ -135,14 +137,14 @@ class RateLimits:
 
     def _of(self, agent: str) -> _Agent | None:
         if self._snapshot is not self._agents.snapshot:
-            self._follow()
+            self._sync()
         return self._limits.get(agent)
 
-    def _follow(self) -> None:
+    def _sync(self) -> None:
         snapshot = self._snapshot = self._agents.snapshot
-        known, self._limits = self._limits, {}
+        previous, self._limits = self._limits, {}
         for name, view in snapshot.agents.items() if snapshot else ():
-            before = known.get(name)
+            before = previous.get(name)
             every = _renewed("all", _global(view), before.every if before else ())
             rules = _renewed("key", view.rate_rules, before.rules if before else ())
             if every or rules:
@@ -150,7 +152,7 @@ class RateLimits:
 
 
 def in_message(prefix: bytes, wanted: Collection[str]) -> Mapping[str, object]:
-    """As the handler sees it (of fields named twice, the last), or from as much of a large body as is known."""
+    """Fields as the handler sees them (of duplicates the last), or from the part of a large body that was read."""
     if len(prefix) <= READ_AHEAD:
         try:
             body = json.loads(prefix)
@@ -161,14 +163,14 @@ def in_message(prefix: bytes, wanted: Collection[str]) -> Mapping[str, object]:
 
 
 def in_chat(body: Mapping[str, object], wanted: Collection[str]) -> Mapping[str, object]:
-    """As the handler sees it: `metadata` speaks first, then the body; there, user and session are called `user`."""
+    """Fields as the handler sees them: from `metadata`, else from the body, where user and session are named `user`."""
     metadata = body.get("metadata")
     inner = metadata if isinstance(metadata, dict) else {}
     return {name: inner.get(name) or body.get("user" if name in ("user_id", "session_id") else name) for name in wanted}
 
 
 def _asked(limits: _Agent, exchange: Exchange, read: Read | None) -> list[tuple[Limiter[Any], str]]:
-    asked = [(limit.limiter, NOBODY) for limit in limits.every]
+    asked = [(limit.limiter, NO_KEY) for limit in limits.every]
     if read is not None and limits.rules:
         body = read(limits.wanted) if limits.wanted else {}
         asked += [(limit.limiter, key) for limit in limits.rules for key in limit.keys(exchange, body)]
@@ -181,24 +183,29 @@ def _global(view: AgentView) -> tuple[RateRule, ...]:
 
 
 def _renewed(kind: str, rules: Sequence[RateRule], before: Sequence[_Limit]) -> list[_Limit]:
-    """A limit per rule. One of the same key and strategy goes on with what it has counted, if possible of the same window.
+    """One limit per rule. A limit of the same key and strategy is kept with its counts, preferably one of the same window.
 
-    Of rules that differ only in how much they allow, the strictest is all there is to hold.
+    Of rules that differ only in the number of requests, the strictest applies.
     """
     strictest: dict[tuple[str, str, float], RateRule] = {}
     for rule in rules:
-        known = (_scope(kind, rule), rule.strategy, rule.window_s)
-        if known not in strictest or rule.requests < strictest[known].requests:
-            strictest[known] = rule
-    same = {known: limit for known in strictest for limit in before if known == (limit.scope, limit.strategy, limit.window_s)}
-    left = [limit for limit in before if limit not in same.values()]
+        identity = (_scope(kind, rule), rule.strategy, rule.window_s)
+        if identity not in strictest or rule.requests < strictest[identity].requests:
+            strictest[identity] = rule
+    same = {
+        identity: limit
+        for identity in strictest
+        for limit in before
+        if identity == (limit.scope, limit.strategy, limit.window_s)
+    }
+    unused = [limit for limit in before if limit not in same.values()]
     renewed = []
-    for known, rule in strictest.items():
-        limit = same.get(known) or next((other for other in left if (other.scope, other.strategy) == known[:2]), None)
+    for identity, rule in strictest.items():
+        limit = same.get(identity) or next((other for other in unused if (other.scope, other.strategy) == identity[:2]), None)
         if limit is None:
-            limit = _Limit(known[0], rule)
+            limit = _Limit(identity[0], rule)
         else:
-            left = [other for other in left if other is not limit]
+            unused = [other for other in unused if other is not limit]
             limit.update(rule)
         renewed.append(limit)
     return renewed
@@ -209,22 +216,22 @@ def _scope(kind: str, rule: RateRule) -> str:
 
 
 def _text(value: object) -> str:
-    """A text or a number as a key; a list or an object is none."""
+    """A string, number or boolean as a key; lists and objects are none."""
     if isinstance(value, str):
         return key_of(value)
-    return key_of(json.dumps(value)) if isinstance(value, bool | int | float) else NOBODY
+    return key_of(json.dumps(value)) if isinstance(value, bool | int | float) else NO_KEY
 
 
 def _header(exchange: Exchange, wanted: bytes | None) -> str:
-    """The last one of that name: a proxy's, if it appends."""
+    """The last header of that name: a proxy appends its own."""
     for name, value in reversed(exchange.headers):
         if name == wanted:
             return key_of(value.decode("utf-8", "surrogateescape"))
-    return NOBODY
+    return NO_KEY
 
 
-def _headers(verdict: TightestLimit) -> SentHeaders:
-    """`Retry-After` comes with the error."""
-    decision, limiter = verdict
+def _headers(tightest: TightestLimit) -> SentHeaders:
+    """Without `Retry-After`, which belongs to the error."""
+    decision, limiter = tightest
     fields = headers(decision, limiter.requests, limiter.window_s)
     return [(name.lower().encode(), value.encode()) for name, value in fields.items() if name != "Retry-After"]

@@ -1,10 +1,10 @@
-"""The chat API's shapes: what a request must look like, and what the OpenAI clients expect in return. No I/O.
+"""The chat API: what a request must look like, and what OpenAI clients expect in return. No I/O.
 
-`model` is the agent's name. The agent's handler gets the last thing the user said as its message; the whole
-body is in `request.body`. Fields this project has no use for (tools, temperature, …) are let through unread.
+`model` is the agent's name. The agent's handler gets the last user message; the whole body is in `request.body`. Fields that
+this project does not use (tools, temperature, …) pass unread.
 
-`usage` is an estimate: words between white space, since the agents' tokenizers are unknown here. The clients
-insist on integers; do not bill by them.
+`usage` is an estimate, in words between white space: the agents' tokenizers are unknown here. Clients insist on integers; do
+not bill by them.
 
 Source: https://platform.openai.com/docs/api-reference/chat
 """
@@ -20,7 +20,7 @@ from policies.errors import BadRequest, RateLimited, SwiftClawError, UnknownAgen
 
 OWNER = "swiftclaw"
 
-# Where OpenAI has a code of its own, clients look for it; elsewhere the code is the error's type.
+# OpenAI's own code where it has one, because clients look for it; elsewhere the error's type.
 _CODES = {UnknownAgent.type: "model_not_found", RateLimited.type: "rate_limit_exceeded"}
 
 
@@ -43,7 +43,7 @@ class ChatRequest:
 
     @classmethod
     def parse(cls, body: object) -> ChatRequest:
-        """From the decoded JSON body. Raises BadField, or BadRequest when it is no object."""
+        """From the decoded JSON body. Raises BadField, or BadRequest when it is not an object."""
         if not isinstance(body, dict):
             raise BadRequest("the request body must be a JSON object")
         model = _text(body, "model")
@@ -65,14 +65,14 @@ class ChatRequest:
 
 
 def text_of(value: object) -> str:
-    """Text as it is, nothing for None, else the value's JSON."""
+    """Text unchanged, None as empty text, anything else as JSON."""
     if isinstance(value, str):
         return value
     return "" if value is None else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def content_text(content: object) -> str:
-    """The text of a message's content: of a list of parts, the text parts, a line each."""
+    """The text of a message's content. Of a list of parts: the text parts, one per line."""
     if not isinstance(content, list):
         return text_of(content)
     parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]
@@ -80,7 +80,7 @@ def content_text(content: object) -> str:
 
 
 def last_user_text(messages: Iterable[Mapping[str, Any]]) -> str:
-    """What the user said last. Raises BadField when the user said nothing."""
+    """The text of the last user message. Raises BadField without one."""
     for message in reversed(list(messages)):
         if message.get("role") == "user":
             return content_text(message.get("content"))
@@ -104,7 +104,7 @@ def usage(messages: Iterable[Mapping[str, Any]], completion_words: int) -> dict[
 def completion(
     reply: object, *, id: str, created: int, model: str, messages: Iterable[Mapping[str, Any]] = ()
 ) -> dict[str, Any]:
-    """The `chat.completion` for what the agent answered; an answer that is not text becomes its JSON."""
+    """The `chat.completion` of the agent's reply; a reply that is not text becomes JSON."""
     content = text_of(reply)
     message = {"role": "assistant", "content": content, "refusal": None}
     return {
@@ -137,7 +137,7 @@ class Chunks:
         return self._chunk([_choice({"content": text})])
 
     def last(self) -> list[dict[str, Any]]:
-        """The reason, and the usage if it was asked for."""
+        """The finish reason, and the usage if it was requested."""
         chunks = [self._chunk([_choice({}, finish_reason="stop")])]
         if self.include_usage:
             chunks.append({**self._chunk([]), "usage": usage(self.messages, self._words)})
@@ -154,7 +154,7 @@ class Chunks:
         return {**chunk, "usage": None} if self.include_usage else chunk
 
     def _count(self, text: str) -> None:
-        """A word that comes in two pieces is one word, so that streamed and whole answers count the same."""
+        """A word split over two pieces is one word, so that streamed and whole replies count the same."""
         if not text:
             return
         self._words += words(text) - (self._within_word and not text[0].isspace())
@@ -170,7 +170,7 @@ def model_list(names: Iterable[str], *, created: int = 0) -> dict[str, Any]:
 
 
 def error_body(error: SwiftClawError, request_id: str | None = None) -> dict[str, Any]:
-    """OpenAI's error shape. `type` is the error's own, `code` OpenAI's word where it has one."""
+    """OpenAI's error shape. `type` is the error's own, `code` OpenAI's where it has one."""
     body = {
         "message": error.message,
         "type": error.type,

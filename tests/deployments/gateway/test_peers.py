@@ -235,8 +235,8 @@ async def test_what_was_sent_again_because_its_receipt_was_lost_counts_once(
     two: tuple[Site, Site], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, there = two
-    monkeypatch.setattr(peers_module, "AGAIN_S", 0.01)
-    understood = there.peers._understood
+    monkeypatch.setattr(peers_module, "RETRY_S", 0.01)
+    understood = there.peers._process
     lost: list[int] = []
 
     async def losing(exchange: Exchange) -> int:
@@ -246,7 +246,7 @@ async def test_what_was_sent_again_because_its_receipt_was_lost_counts_once(
             return 500
         return status
 
-    monkeypatch.setattr(there.peers, "_understood", losing)
+    monkeypatch.setattr(there.peers, "_process", losing)
     here.admit("anna")
     await until(lambda: len(lost) == 3 and not here.peers._links["bb"].batch, "the message to be received at last")
     assert (lost, there.left("anna")) == ([204, 204, 204], 9)
@@ -330,7 +330,7 @@ async def test_a_snapshot_that_changes_the_limit_is_no_obstacle(two: tuple[Site,
     meet(here, there, rules=(RateRule(10, 60.0, "team"),))
     meet(there, rules=(RULE,))
     here.admit("anna")
-    await until(lambda: "a" in there.peers._words, "it to be heard")
+    await until(lambda: "a" in there.peers._reports, "it to be heard")
     assert there.left("anna") == 10
     meet(here, there)
     there.admit("anna")
