@@ -201,7 +201,8 @@ async def test_each_user_has_a_limit_of_ones_own(plane: DataPlane, clock: Clock)
     await plane.add(limited({"requests": 3, "key": "user_id"}), 2)
     assert await let_through(plane, 50, user_id="noisy") == 3
     assert [await let_through(plane, 5, user_id=name) for name in ("a", "b")] == [3, 3]
-    assert (await ask(plane, user_id="noisy"))[2]["error"]["message"].startswith("at most 3 requests in 60 s per user_id")
+    message = (await ask(plane, user_id="noisy"))[2]["error"]["message"]
+    assert message == "rate limit exceeded: 3 requests per 60 s for each user_id"
 
 
 async def test_the_key_may_come_in_a_header_and_is_the_same_user_as_in_the_body(plane: DataPlane, clock: Clock) -> None:
