@@ -228,7 +228,7 @@ def test_only_this_user_can_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for path, mode in ((folder, 0o700), (folder.parent, 0o700), (kept.path, 0o600)):
         assert stat.S_IMODE(path.stat().st_mode) == mode
     folder.parent.chmod(0o755)
-    with pytest.raises(PermissionError, match="nobody else can read"):
+    with pytest.raises(PermissionError, match="no other user can read"):
         place("session_1")
 
 

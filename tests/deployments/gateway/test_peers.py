@@ -183,13 +183,13 @@ async def test_a_gateway_that_dies_takes_its_requests_with_it(two: tuple[Site, S
 async def test_idle_gateways_say_nothing(two: tuple[Site, Site], monkeypatch: pytest.MonkeyPatch) -> None:
     here, there = two
     heard: list[Any] = []
-    hear = there.peers.hear
+    hear = there.peers.receive
 
     def noting(message: Any, now: float) -> None:
         heard.append(message)
         hear(message, now)
 
-    monkeypatch.setattr(there.peers, "hear", noting)
+    monkeypatch.setattr(there.peers, "receive", noting)
     here.admit("anna")
     await until(lambda: heard, "the admission")
     here.admit("ben")
