@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from cluster.instance_state import HEALTHY
 from swiftclaw.cli import admin_api, files
 from swiftclaw.cli.errors import CommandFailed
 from swiftclaw.cli.failover.report import FailoverReport
@@ -92,7 +93,7 @@ def check_permitted(rows: Sequence[Row], agent: str, instance: str, force: bool)
     row = next((row for row in rows if row["id"] == instance), None)
     if row is None:
         raise CommandFailed(f"{agent} has no instance {instance!r} (it has: {', '.join(row['id'] for row in rows) or 'none'})")
-    if row["state"] != "healthy":
+    if row["state"] != HEALTHY:
         reason = f" ({row['health']['reason']})" if row["health"]["reason"] else ""
         raise CommandFailed(f"{instance} of {agent} is {row['state']}{reason}; only a healthy instance can be taken out")
     if not force and _healthy_others(rows, instance) == 0:
@@ -150,4 +151,4 @@ def conduct(
 
 
 def _healthy_others(rows: Sequence[Row], instance: str) -> int:
-    return sum(row["state"] == "healthy" and row["id"] != instance for row in rows)
+    return sum(row["state"] == HEALTHY and row["id"] != instance for row in rows)

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cluster.instance_state import DRAINING, HEALTHY, STARTING, STOPPED, UNHEALTHY
 from policies.priority import Level, level_loads
 
 Row = Mapping[str, Any]
-IN_PANIC = ("healthy", "unhealthy")  # the states that receive requests when a level panics
-NOT_COUNTED = ("draining", "stopped")
+IN_PANIC = (HEALTHY, UNHEALTHY)  # the states that receive requests when a level panics
+NOT_COUNTED = (DRAINING, STOPPED)
 
 
 def exact(agent: Mapping[str, Any]) -> bool:
@@ -34,13 +35,13 @@ def expected(rows: Sequence[Row], agent: Mapping[str, Any]) -> dict[str, float]:
 def without(rows: Sequence[Row], instance: str, mode: str) -> list[Row]:
     """The rows while the instance is out: killed or drained it is gone; unhealthy it still counts for its level."""
     if mode == "unhealthy":
-        return [{**row, "state": "unhealthy"} if row["id"] == instance else row for row in rows]
+        return [{**row, "state": UNHEALTHY} if row["id"] == instance else row for row in rows]
     return [row for row in rows if row["id"] != instance]
 
 
 def _versions(rows: Sequence[Row], agent: Mapping[str, Any]) -> dict[str, float]:
     """Version -> percent; "" stands for all of them. Versions without a healthy instance leave their share to the others."""
-    healthy = {row["version"] for row in rows if row["state"] == "healthy"}
+    healthy = {row["version"] for row in rows if row["state"] == HEALTHY}
     weights = {one["version"]: one["weight"] for one in agent["versions"] if one["version"] in healthy}
     total = sum(weights.values())
     if len(healthy) <= 1 or not total:
@@ -59,7 +60,7 @@ def _within(rows: Sequence[Row], regions: Mapping[str, Any]) -> dict[str, float]
     loads = level_loads([_level(members) for members in ordered])
     shares: dict[str, float] = {}
     for members, load, panic in zip(ordered, loads.healthy, loads.panic, strict=True):
-        receivers = [row for row in members if row["state"] == "healthy" or (panic and row["state"] in IN_PANIC)]
+        receivers = [row for row in members if row["state"] == HEALTHY or (panic and row["state"] in IN_PANIC)]
         total = sum(row["weight"] for row in receivers)
         shares |= {row["id"]: load * row["weight"] / total for row in receivers if total}
     return shares
@@ -67,4 +68,4 @@ def _within(rows: Sequence[Row], regions: Mapping[str, Any]) -> dict[str, float]
 
 def _level(members: Sequence[Row]) -> Level:
     states = [row["state"] for row in members]
-    return Level(total=len(states), healthy=states.count("healthy"), excluded=states.count("starting"))
+    return Level(total=len(states), healthy=states.count(HEALTHY), excluded=states.count(STARTING))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.instance_state import HEALTHY
 from swiftclaw.cli.errors import AdminUnreachable, CommandFailed
 from swiftclaw.cli.failover.probes import Probe, Probes
 
@@ -139,7 +140,7 @@ class TrialRun:
         row = next((row for row in rows if row["id"] == self._plan.instance), None)
         if self._left is None and (row is None or _process(row) != process_before):
             self._left = now
-        if row is None or row["state"] != "healthy":
+        if row is None or row["state"] != HEALTHY:
             return
         if self._plan.mode == "unhealthy":
             self._ready = now if self._left is not None and now >= self._left else None

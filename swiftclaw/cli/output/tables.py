@@ -11,9 +11,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from cluster.instance_state import DRAINING, EJECTED, HEALTHY, STARTING, STOPPED, UNHEALTHY
+
 STYLES = {
-    "healthy": "green", "closed": "green", "starting": "cyan", "draining": "yellow", "half-open": "yellow",
-    "unhealthy": "red", "ejected": "red", "open": "red", "stopped": "dim",
+    HEALTHY: "green", STARTING: "cyan", DRAINING: "yellow", UNHEALTHY: "red", EJECTED: "red", STOPPED: "dim",
+    "closed": "green", "half-open": "yellow", "open": "red",
 }  # fmt: skip
 Instance = Mapping[str, Any]
 
