@@ -238,8 +238,8 @@ class TokenBucket(Limiter["tuple[float, float]"]):
         for time in times:
             tokens, then = self._at(time, known)
             known = (tokens - 1, then)
-        if known is not None:
-            self._keys.put(key, known, now)
+        assert known is not None, "there is at least one time"
+        self._keys.put(key, known, now)
 
     def _at(self, now: float, known: tuple[float, float] | None) -> tuple[float, float]:
         if known is None:

@@ -14,6 +14,8 @@ from simulation.gateway import OWN, REPORTS, TRUTH, Build, Knowledge, exchange
 from simulation.scenarios import plan
 from simulation.stats import Interval, interval, measure
 
+pytestmark = pytest.mark.no_cover  # the simulation runs policies a million times; their own tests cover them
+
 LOAD = 0.8
 SEEDS = range(5)
 REQUESTS = 6_000

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from policies import STRATEGIES
 from policies.base import Instance, Options, Request
-from policies.chooser import Chooser
+from policies.chooser import MOST_LEVELS, Chooser
 from policies.load.distance import Distances
 
 SESSIONS = [f"session-{number}" for number in range(300)]
@@ -251,3 +251,11 @@ def test_a_strategy_that_is_not_registered_changes_nothing() -> None:
     chooser.choose(everyone, everyone, ask("s"))
     assert chooser.home(ask("s")) is not None
     assert repr(chooser).startswith("<Chooser round-robin, 1 sessions, <LevelChooser from anywhere: {'priority 1': 100}")
+
+
+def test_strategies_are_kept_for_a_limited_number_of_levels() -> None:
+    chooser = Chooser("round-robin", Random(1))
+    for level in range(MOST_LEVELS + 2):
+        everyone = [Instance("only", region=f"r{level}", priority=level)]
+        assert chooser.choose(everyone, everyone, ask()) is everyone[0]
+    assert len(chooser._strategies) <= MOST_LEVELS

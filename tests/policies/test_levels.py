@@ -212,3 +212,16 @@ def test_clients_from_endless_regions_do_not_fill_the_memory() -> None:
         drawn(chooser, everyone, 1, f"made-up-{number}")
     assert len(chooser._views) <= MOST_VIEWS
     assert len(chooser._turns) <= MOST_VIEWS
+
+
+def test_without_any_instance_there_is_no_level() -> None:
+    assert LevelChooser(Random(1)).narrow([], [], Request()) == ("", ())
+
+
+def test_the_same_stamp_keeps_what_was_worked_out() -> None:
+    everyone = flat(fleet(2, 2))
+    chooser = LevelChooser(Random(1))
+    assert chooser.narrow(everyone, everyone, Request(), stamp=1)[0] == FIRST
+    for instance in everyone[:2]:
+        instance.healthy = False
+    assert chooser.narrow(everyone, everyone, Request(), stamp=1)[0] == FIRST, "whoever changes one changes the stamp"

@@ -115,3 +115,13 @@ def test_counts_are_right_whatever_happens_and_the_budget_holds_when_a_retry_is_
             retrying.discard(request)
             ended |= {request} if step == "end" else set()
         assert (budget.active, budget.retrying) == (len(requests) - len(ended), len(retrying))
+
+
+def test_a_request_ends_once_however_often_that_is_said() -> None:
+    budget = Budget(20)
+    spending = budget.begin()
+    assert spending.retry()
+    for _ in range(2):
+        spending.end()
+        assert (budget.active, budget.retrying) == (0, 0)
+    assert not spending.retry(), "it has ended"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import accumulate, pairwise
 from math import ceil, floor, sqrt
 from random import Random
@@ -118,6 +119,13 @@ def judged(canary: VersionStats, stable: VersionStats = GOOD) -> Judgement:
         ),
         (VersionStats(100, 10, 100), VersionStats(100, 10, 100), "inconclusive", "stable fails as much (10 %)"),
         (VersionStats(100, 50, 100), VersionStats(0, 0), "worse", "50 % of the canary's 100 requests failed"),
+        (
+            VersionStats(5, 5, None, is_tripped=True),
+            GOOD,
+            "worse",
+            "allowed are 5 %, and all its circuit breakers are open",
+        ),
+        (VersionStats(40, 1, 100, is_tripped=True), GOOD, "inconclusive", "the circuit breakers of all the canary's instances"),
         (VersionStats(100, 0), GOOD, "inconclusive", "how long the canary takes is not known"),
         (VersionStats(100, 0, 100), VersionStats(100, 0), "inconclusive", "how long stable takes is not known"),
     ],
@@ -146,3 +154,9 @@ def test_the_next_step_is_the_first_above_where_it_is(percent: float, step: floa
 
 def test_steps_that_end_below_100_end_there() -> None:
     assert next_step((10, 25), 25) is None
+
+
+def test_turns_show_the_share_and_what_is_owed() -> None:
+    turns = Turns(25, Random(1))
+    assert turns.percent == 25
+    assert re.fullmatch(r"<Turns 25 % canary, 0\.\d\d requests owed>", repr(turns))

@@ -199,3 +199,9 @@ def test_a_steady_load_ends_at_one_count_that_carries_it(load: float, current: i
     counts = run(lambda _: load, 300, current, history=History(20))
     assert len(set(counts[200:])) == 1
     assert ceil(load / 5 / 1.1 - 1e-6) <= counts[-1] <= ceil(load / 5 / 0.9 + 1)
+
+
+def test_a_history_shows_what_it_remembers() -> None:
+    history = History(60)
+    history.propose(1, 2, 0.0)
+    assert repr(history) == "<History 2 proposals, down after 60 s>"

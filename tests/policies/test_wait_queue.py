@@ -192,3 +192,26 @@ def test_arrivals_are_served_in_order_without_exception(gaps: list[float]) -> No
         assert queue.join(now, 1e9, number) is not None
     served = [waiter.wake for _ in gaps if (waiter := queue.grant(now)) is not None]
     assert served == list(range(len(gaps)))
+
+
+def test_a_request_whose_capacity_turned_out_to_be_none_waits_at_the_front_again() -> None:
+    queue: WaitQueue[str] = WaitQueue(5)
+    for name in ("first", "second"):
+        queue.join(0.0, 10.0, name)
+    granted = queue.grant(1.0)
+    assert granted is not None and granted.wake == "first"
+    again = queue.rejoin(granted, "first, again")
+    assert (again.ticket, again.deadline, len(queue)) == (granted.ticket, granted.deadline, 2)
+    assert queue.deadline() == 10.0
+    assert [waiter.wake for _ in range(2) if (waiter := queue.grant(2.0))] == ["first, again", "second"]
+    assert queue.grant(3.0) is None
+
+
+def test_a_request_that_waits_again_expires_at_its_first_deadline() -> None:
+    queue: WaitQueue[str] = WaitQueue(5)
+    queue.join(0.0, 10.0, "a")
+    granted = queue.grant(1.0)
+    assert granted is not None
+    queue._gaps.clear()
+    queue.rejoin(granted, "again")
+    assert [waiter.wake for waiter in queue.expire(10.0)] == ["again"]

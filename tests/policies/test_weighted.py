@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.weighted import SmoothWeighted
+from policies.weighted import SmoothWeighted, weights_of
 
 CASES = json.loads((Path(__file__).parents[1] / "cases" / "weighted.json").read_text())["cases"]
 NAMES = "abcdefgh"
@@ -156,3 +156,18 @@ def test_weights_that_are_no_numbers_are_nothing() -> None:
     turns = made({"a": float("nan"), "b": -1.0, "c": float("inf"), "d": 0.5})
     assert {turns.pick("abcd") for _ in range(5)} == {"d"}
     assert repr(turns) == "<SmoothWeighted even, 1 of 1 names eligible>"
+
+
+def test_a_name_without_a_weight_has_the_mean_of_the_others() -> None:
+    assert weights_of({"a": 1, "b": 3}, "abc") == {"a": 1, "b": 3, "c": 2}
+    assert weights_of({}, "ab") == {"a": 1, "b": 1}
+
+
+def test_whoever_was_away_the_names_at_hand_are_soon_even() -> None:
+    """More than one pick is never repaid: it would come as a burst."""
+    for seed in range(60):
+        chance, turns = Random(seed), made({"a": 50, "b": 1, "c": 50, "d": 50})
+        for _ in range(60):
+            turns.pick([name for name in "abcd" if chance.random() < 0.6])
+        picks = Counter(turns.pick("cd") for _ in range(20))
+        assert abs(picks["c"] - picks["d"]) <= 4

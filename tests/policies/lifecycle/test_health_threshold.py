@@ -39,3 +39,11 @@ def test_it_changes_only_after_as_many_in_a_row_as_are_asked_for(answers: list[b
         if verdict.healthy != before:
             needed = unhealthy if before else healthy
             assert answers[index + 1 - needed : index + 1] == [not before] * needed
+
+
+def test_it_shows_its_state() -> None:
+    threshold = HealthThreshold()
+    assert repr(threshold) == "<HealthThreshold: unknown, 0 against>"
+    threshold.record(True, 3, 2)
+    threshold.record(False, 3, 2)
+    assert repr(threshold) == "<HealthThreshold: healthy, 1 against>"

@@ -126,3 +126,12 @@ def test_the_stamp_changes_only_with_news() -> None:
         distances.measured("a", "b", ms)
         stamps.append(distances.stamp)
     assert stamps == [1, 1, 2]
+
+
+def test_other_configured_distances_hold_at_once_and_measured_ones_are_kept() -> None:
+    distances = Distances({"us": {"eu": 80}})
+    distances.measured("us", "ap", 150)
+    before = distances.stamp
+    distances.configure({"us": {"eu": 90}})
+    assert distances.stamp != before
+    assert distances.lookup("us", "eu")[0] == 90 and distances.lookup("us", "ap")[0] == 150

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policies.base import Instance
-from policies.load.load_view import FIRST_USUAL_S, REFRESHES, REMEMBERED, SLICE, LoadView
+from policies.load.load_view import FIRST_USUAL_S, NEVER, REFRESHES, REMEMBERED, SLICE, LoadView
 
 
 def fleet(size: int) -> list[Instance]:
@@ -240,3 +240,10 @@ def test_fading_stays_between_what_was_heard_and_the_mean(counts: list[int], age
     mean = sum(counts) / len(counts)
     for instance, count in zip(instances, counts, strict=True):
         assert min(count, mean) - 1e-9 <= instance.load <= max(count, mean) + 1e-9
+
+
+def test_it_knows_when_a_load_was_last_reported() -> None:
+    view, (one, other) = LoadView(), fleet(2)
+    view.reported(one, 3, 5.0)
+    assert view.reported_at(one) == 5.0
+    assert view.reported_at(other) == NEVER

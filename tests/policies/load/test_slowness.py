@@ -195,3 +195,10 @@ def test_equal_instances_with_heavy_tailed_turns_are_seldom_told_apart(seed: int
     ratios = [of(slowness, name, 1.0) for name in "abcdefgh"]
     assert all(0.6 < ratio < 1.7 for ratio in ratios)
     assert ratios.count(1.0) >= 4
+
+
+def test_it_shows_what_it_has_found() -> None:
+    assert repr(Slowness(window_s=60, refresh_s=1)) == "<Slowness over 60 s: no responses>"
+    slowness = measured({"a": 1.0, "b": 1.0}, answers=KEPT_LEAST + 1)
+    of(slowness, "b", 10.0)
+    assert repr(slowness) == "<Slowness over 60 s: a 1.00, b 1.00>"

@@ -43,6 +43,7 @@ def test_a_new_one_takes_only_its_own_share_of_new_sessions() -> None:
     assert 70 <= len(moved) <= 150
 
 
+@pytest.mark.no_cover  # much work of code that the others run too
 @given(st.integers(1, 20), st.text(max_size=20), st.text(max_size=20), st.randoms())
 def test_two_gateways_agree_whatever_the_order_of_their_lists(size: int, agent: str, session: str, shuffler: Random) -> None:
     instances = fleet(size)
@@ -168,3 +169,17 @@ def test_it_never_gives_back_what_is_older_than_its_ttl(steps: list[tuple[int, f
             places.put("agent", session, SessionHome("i", "v"), now)
         used[session] = now
         assert len(places) <= 5
+
+
+def test_without_any_weight_the_load_bound_excludes_nothing() -> None:
+    instances = [Instance("a", weight=0.0), Instance("b", weight=0.0)]
+    instances[0].load = 3.0
+    assert within_bound(instances) == instances
+
+
+def test_hashes_of_names_are_kept_for_a_limited_number_and_the_choice_does_not_depend_on_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = homes(fleet(5))
+    monkeypatch.setattr("policies.sessions.affinity.MOST_NAMES", 2)
+    assert homes(fleet(5)) == before

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from policies.sessions import session_token
 from policies.sessions.session_token import MAC_BYTES, Token, Tokens
 
 OLD, NEW, OTHER = b"o" * 32, b"n" * 32, b"x" * 32
@@ -120,3 +121,11 @@ def test_names_that_do_not_fit_into_a_cookie_are_refused() -> None:
 
 def test_keys_are_not_shown() -> None:
     assert repr(Tokens([OLD, NEW])) == "<Tokens: 2 keys, ttl 3600 s>"
+
+
+@pytest.mark.parametrize(
+    "body", [bytes(8), bytes(8) + b"\0\1a", bytes(8) + b"\0\1a\0\1b\0\1c\0\1d", bytes(8) + b"\0\1\xff" * 3], ids=repr
+)
+def test_what_this_key_signed_for_another_purpose_reads_as_nothing(body: bytes) -> None:
+    signed = session_token._mac(NEW, "agent", body) + body
+    assert TOKENS.read(session_token._encoded(signed), "agent", NOW) is None
