@@ -1,4 +1,4 @@
-"""Hosts one Agent: a Serve replica that listens on a port of its own, for the gateways only.
+"""Hosts one Agent: a process that listens on a port of its own, for the gateways only.
 
 It starts in five steps: start the agent, bind a port, register with the Controller, serve, watch itself. When Serve stops it,
 it deregisters, drains (deployments/instance/draining.py) and runs the stop hooks. A stuck event loop ends the process
@@ -16,8 +16,6 @@ import time
 from dataclasses import replace
 
 import psutil
-import ray
-from ray import serve
 
 from cluster.controller_api import ControlApi
 from cluster.messages import InstanceSpec, Registration, RegistrationReply
@@ -44,14 +42,17 @@ STOP_HOOKS_S = 30.0  # below what Serve gives it after a drain (ENDING_S in clus
 
 
 class InstanceReplica:
-    """The class that instance apps run."""
+    """One instance process. `replica`: Serve's unique id for it; `node`: Ray's id of its node; `host`: where it listens."""
 
-    async def __init__(self, spec: InstanceSpec, app: str) -> None:  # type: ignore[misc]  # Serve awaits it
-        self._spec, self._app = spec, app
-        self._controller = RpcClient(serve.get_deployment_handle("Controller", "swiftclaw").control.remote)
+    def __init__(self, spec: InstanceSpec, app: str, controller: RpcClient, *, replica: str, node: str, host: str) -> None:
+        self._spec, self._app, self._controller = spec, app, controller
+        self._replica, self._node, self._host = replica, node, host
         self._stopping: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Returns when it serves. Raises RuntimeError when the agent cannot be started; the Controller gets the reason."""
         self._agent = await self._start_agent()
-        listening = self._bind()
+        listening = bind(self._host, 0)
         reply = await self._register(listening)
         await self._serve(listening, reply)
         self._watch_itself()
@@ -73,10 +74,6 @@ class InstanceReplica:
             raise RuntimeError(reason) from error
         return agent
 
-    def _bind(self) -> socket.socket:
-        self._host = self._spec.host or ray.util.get_node_ip_address()
-        return bind(self._host, 0)
-
     async def _register(self, listening: socket.socket) -> RegistrationReply:
         spec = self._spec
         self._registration = Registration(
@@ -84,11 +81,11 @@ class InstanceReplica:
             version=spec.version,
             region=spec.region,
             app=self._app,
-            replica=serve.get_replica_context().replica_id.unique_id,
+            replica=self._replica,
             host=self._host,
             port=listening.getsockname()[1],
             pid=os.getpid(),
-            node=ray.get_runtime_context().get_node_id(),
+            node=self._node,
             started_at=time.time(),
             session_affinity=self._agent.session_affinity,
             rate_rules=tuple(self._agent.rate_limits),
@@ -100,7 +97,7 @@ class InstanceReplica:
         return reply
 
     async def _serve(self, listening: socket.socket, reply: RegistrationReply) -> None:
-        self._server = InstanceServer(self._agent, self._spec, reply, self._registration.replica)
+        self._server = InstanceServer(self._agent, self._spec, reply, self._replica)
         self._server.retire = self._retire
         self._listener = Listener(self._server, listening, limits=LIMITS)
         await self._listener.start()
@@ -147,10 +144,6 @@ class InstanceReplica:
 
     # --- stop -----------------------------------------------------------------------------------------------------
 
-    async def __del__(self) -> None:
-        """Serve awaits this when the replica is to stop."""
-        await self.stop()
-
     def _retire(self) -> None:
         """Stop and end the process although Serve has not asked for it, so that Serve starts another one."""
         self._retiring = asyncio.create_task(self._stop_and_exit())
@@ -187,4 +180,4 @@ class InstanceReplica:
             await self._controller.close()
 
     async def _deregister(self) -> DrainTerms | None:
-        return await self._controller.call(ControlApi.deregister_instance, self._registration.replica, self._spec.agent)
+        return await self._controller.call(ControlApi.deregister_instance, self._replica, self._spec.agent)

@@ -1,0 +1,140 @@
+"""An instance process from start to stop, beside a Controller that only answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from cluster.controller_api import ControlApi
+from cluster.messages import KEY_HEADER, WATCH_PATH, InstanceSpec, Registration, RegistrationReply
+from cluster.transport.rpc import RpcAddress, RpcClient, RpcServer
+from deployments.instance import instance
+from deployments.instance.instance import InstanceReplica
+from policies.lifecycle.draining import DrainTerms
+from policies.rate_limit import RateRule
+
+KEY = "the-secret"
+AGENT = """
+from pathlib import Path
+from swiftclaw import Agent
+
+agent = Agent("shop", session_affinity=True)
+
+@agent.rate_limit(requests=3, window="1m", key="user_id")
+async def handle(message: str) -> str:
+    return message.upper()
+
+@agent.on_stop
+def note() -> None:
+    Path(__file__).with_name("stopped").touch()
+"""
+
+
+class AnsweringController:
+    """The methods that instances call, and what they were called with."""
+
+    def __init__(self) -> None:
+        self.registrations: list[Registration] = []
+        self.registered_twice = asyncio.Event()
+        self.calls: list[tuple[object, ...]] = []
+
+    async def register(self, new: Registration) -> RegistrationReply:
+        self.registrations.append(new)
+        if len(self.registrations) == 2:
+            self.registered_twice.set()
+        return RegistrationReply(new.id or "instance-1", KEY, DrainTerms(keep_sessions=False))
+
+    async def cannot_start(self, app: str, reason: str) -> None:
+        self.calls.append(("cannot_start", app, reason))
+
+    async def deregister_instance(self, replica: str, agent: str) -> DrainTerms | None:
+        self.calls.append(("deregister_instance", replica, agent))
+        return None
+
+
+@pytest.fixture
+async def controller() -> AsyncIterator[tuple[AnsweringController, RpcClient]]:
+    made = AnsweringController()
+    names = ("register", "cannot_start", "deregister_instance")
+    server = RpcServer({name: getattr(made, name) for name in names}, KEY)
+    await server.open("127.0.0.1")
+
+    async def find() -> RpcAddress:
+        return server.address
+
+    client = RpcClient(find)
+    yield made, client
+    await client.close()
+    await server.close()
+
+
+@pytest.fixture(autouse=True)
+def import_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test adds to the import path is gone after it."""
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+
+
+def replica(folder: Path, client: RpcClient, target: str) -> InstanceReplica:
+    spec = InstanceSpec("shop", target, str(folder), "v1", "local", "shop.v1.local")
+    return InstanceReplica(spec, spec.app, client, replica="r1", node="n1", host="127.0.0.1")
+
+
+async def test_it_registers_answers_and_on_stop_deregisters_refuses_and_runs_the_stop_hooks(
+    tmp_path: Path, controller: tuple[AnsweringController, RpcClient]
+) -> None:
+    (tmp_path / "whole_life.py").write_text(AGENT)
+    made, client = controller
+    process = replica(tmp_path, client, "whole_life:agent")
+    await process.start()
+    (registration,) = made.registrations
+    assert (registration.replica, registration.node, registration.host) == ("r1", "n1", "127.0.0.1")
+    assert registration.session_affinity and registration.rate_rules == (RateRule(3, 60.0, "user_id"),)
+    url = f"http://127.0.0.1:{registration.port}"
+    async with aiohttp.ClientSession(headers={KEY_HEADER.decode(): KEY}) as session:
+        async with session.post(f"{url}/messages", json={"message": "hi"}) as response:
+            assert (await response.json())["reply"] == "HI"
+        async with session.get(url + WATCH_PATH) as watch:
+            assert json.loads(await watch.content.readline())["replica"] == "r1"
+            await asyncio.gather(process.stop(), process.stop())
+        with pytest.raises(aiohttp.ClientConnectorError):
+            await session.post(f"{url}/messages", json={"message": "hi"})
+    assert made.calls == [("deregister_instance", "r1", "shop")]
+    assert (tmp_path / "stopped").exists()
+
+
+async def test_without_a_watch_of_the_controller_it_registers_again_under_its_name(
+    tmp_path: Path, controller: tuple[AnsweringController, RpcClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(instance, "UNWATCHED_S", 0.0)
+    (tmp_path / "unwatched.py").write_text(AGENT)
+    made, client = controller
+    process = replica(tmp_path, client, "unwatched:agent")
+    await process.start()
+    await asyncio.wait_for(made.registered_twice.wait(), 20)
+    first, again = made.registrations[:2]
+    assert again == replace(first, id="instance-1")
+    await process.stop()
+
+
+async def test_an_agent_that_cannot_be_imported_is_reported_with_the_reason(
+    tmp_path: Path, controller: tuple[AnsweringController, RpcClient]
+) -> None:
+    made, client = controller
+    with pytest.raises(RuntimeError, match="cannot be imported"):
+        await replica(tmp_path, client, "no_such_module:agent").start()
+    ((name, app, reason),) = made.calls
+    assert (name, app) == ("cannot_start", "shop.v1.local")
+    assert str(reason).startswith("no_such_module:agent cannot be imported: ModuleNotFoundError")
+    assert made.registrations == []
+
+
+def test_the_controller_here_has_only_methods_of_the_real_one() -> None:
+    methods = {name for name in vars(AnsweringController) if not name.startswith("_")}
+    assert methods <= set(vars(ControlApi))
