@@ -6,6 +6,8 @@ reads the same words on every path.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 CLIENT_CLOSED_REQUEST = 499  # NGINX's code for a client that disconnected; in metrics and logs only, never sent
 
 
@@ -62,6 +64,43 @@ class AgentFailed(SwiftClawError):
     type = "agent_error"
 
 
+class ModelFailed(SwiftClawError):
+    """The agent's model server failed: a 5xx, no connection, or a response that is not the chat API."""
+
+    type = "model_error"
+
+
+class ModelTimeout(SwiftClawError):
+    """The agent's model server did not answer in time."""
+
+    type = "model_timeout"
+
+
+class ModelRefused(SwiftClawError):
+    """The agent's model server refused the request: the status is the server's own 4xx, and no failure of the instance.
+
+    `fields`: the server's own error object, whose `type`, `code` and `param` the clients of the chat API know.
+    """
+
+    type = "model_refused"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        refused_with: int,
+        fields: Mapping[str, object] | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.fields = fields
+        self._status = refused_with
+
+    @property
+    def status(self) -> int:
+        return self._status
+
+
 class RateLimited(SwiftClawError):
     type = "rate_limited"
 
@@ -99,8 +138,10 @@ STATUS: dict[type[SwiftClawError], int] = {
     AgentFailed: 500,
     SwiftClawError: 500,
     InstanceFailed: 502,
+    ModelFailed: 502,
     Overloaded: 503,
     NoHealthyInstance: 503,
     CircuitOpen: 503,
+    ModelTimeout: 504,
     RequestTimeout: 504,
 }

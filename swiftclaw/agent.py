@@ -19,8 +19,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from deployments.instance.hosted_agent import RequestInfo, Turn
+from deployments.request.openai import Completion, check_one_answer
 from policies.rate_limit import LIMITERS, RateRule
 from swiftclaw.models import model_for
+from swiftclaw.models.base import Messages
+from swiftclaw.models.default_handler import NOT_GIVEN, answer, complete, question
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -29,7 +32,7 @@ __all__ = ["Agent", "RequestInfo", "Turn"]
 
 F = TypeVar("F", bound=Callable[..., object])
 
-_HANDLER_PARAMETERS = ("message", "session_id", "user_id", "request")
+_HANDLER_PARAMETERS = ("message", "messages", "session_id", "user_id", "request")
 _THREADS = 100  # sync handlers at once; the default of limits.maxConnectionsPerInstance
 _END = object()
 
@@ -147,13 +150,25 @@ class Agent:
             raise TypeError(f"{self._about('mount')}: an app is mounted already; an agent has one")
         self.app = asgi_app
 
-    async def generate(self, message: object, **options: Any) -> str:
-        """The model's reply as text; `options` go to the model. Raises swiftclaw.models.ModelError."""
-        return await self._model.generate(message, **options)
+    async def generate(self, message: object = NOT_GIVEN, *, messages: Messages | None = None, **options: Any) -> str:
+        """The model's reply as text, to one message or to a conversation; `options` go to the model.
 
-    def stream(self, message: object, **options: Any) -> AsyncGenerator[str, None]:
-        """The model's reply as text, piece by piece; `options` go to the model. Raises swiftclaw.models.ModelError."""
-        return self._model.stream(message, **options)
+        Text is all that it returns: `complete` has tool calls and usage too. Raises swiftclaw.models.ModelError.
+        """
+        return await self._model.generate(question(message, messages), **options)
+
+    def stream(
+        self, message: object = NOT_GIVEN, *, messages: Messages | None = None, **options: Any
+    ) -> AsyncGenerator[str, None]:
+        """The reply of `generate`, piece by piece as it arrives. Raises swiftclaw.models.ModelError."""
+        return self._model.stream(question(message, messages), **options)
+
+    async def complete(self, message: object = NOT_GIVEN, *, messages: Messages | None = None, **options: Any) -> Completion:
+        """The model's whole `chat.completion`: choices, tool calls, usage. A handler may return it.
+
+        Raises swiftclaw.models.ModelError.
+        """
+        return await complete(self._model, question(message, messages), options)
 
     # --- for the process that hosts an instance ---
 
@@ -178,7 +193,9 @@ class Agent:
         """The handler's reply: a plain value, or an async generator of text that the caller must close."""
         handler = self._handler or self._limited
         if handler is None:
-            return await self.generate(turn.message)
+            return await answer(self._model, turn)
+        if turn.options:
+            check_one_answer(turn.options)
         result = await handler.call(turn, self._threads)
         if hasattr(result, "__aiter__"):
             return _text(result, handler.name)

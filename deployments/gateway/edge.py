@@ -8,9 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
 from functools import partial
-from typing import Any
 
 from uvicorn.protocols.utils import ClientDisconnected as UvicornClientDisconnected
 
@@ -22,8 +20,8 @@ from deployments.gateway.reporter import Reporter
 from deployments.request import openai, sessions, tracing
 from deployments.request.access_log import AccessLine
 from deployments.request.exchange import CLIENT_DISCONNECTED, READ_AHEAD, ClientDisconnected, Exchange
-from deployments.request.responses import deny_websocket
-from deployments.types import Body, Receive, Scope, Send, SentHeaders
+from deployments.request.responses import deny_websocket, retry_after
+from deployments.types import Body, Receive, Scope, Send
 from deployments.upstream.connection_pool import ConnectionPool
 from deployments.upstream.forward import Call, Forwarder
 from deployments.upstream.websocket import WebSocketForwarder
@@ -125,7 +123,7 @@ class Edge:
         except ValueError as error:
             raise BadRequest(f"the request body is not JSON: {error}") from None
         if not isinstance(chat, dict) or not isinstance(chat.get("model"), str):
-            raise BadRequest("model: must be the name of an agent")
+            raise openai.BadField("model", "must be the name of an agent")
         pool = self._agents.pool(chat["model"])
         self._assign(exchange, pool)
         self.rate_limits.admit(exchange, pool.name, partial(in_chat, chat))
@@ -194,18 +192,12 @@ class Edge:
         if exchange.started:
             await exchange.end_broken(error)
             return
-        headers = _retry_after(error)
+        headers = retry_after(error)
         if isinstance(error, MethodNotAllowed):
             headers.append((b"allow", error.allowed.encode()))
         elif isinstance(error, HeadersTooLarge):
             headers.append((b"connection", b"close"))
-        await exchange.answer(error.status, self._error_body(exchange, error), headers)
-
-    @staticmethod
-    def _error_body(exchange: Exchange, error: SwiftClawError) -> dict[str, Any]:
-        if exchange.path.startswith(b"/v1/"):
-            return openai.error_body(error, exchange.request_id)
-        return exchange.error(error)
+        await exchange.answer(error.status, exchange.error(error), headers)
 
 
 def _only(exchange: Exchange, *methods: str) -> None:
@@ -221,12 +213,6 @@ def _app_path(exchange: Exchange, rest: bytes) -> str:
     return f"{path}?{query.decode('latin-1')}" if query else path
 
 
-def _retry_after(error: SwiftClawError) -> SentHeaders:
-    if error.retry_after_s is None:
-        return []
-    return [(b"retry-after", str(max(1, math.ceil(error.retry_after_s))).encode())]
-
-
 async def _refuse_websocket(exchange: Exchange, error: SwiftClawError) -> None:
     exchange.status = exchange.status or error.status
     content = json.dumps(exchange.error(error)).encode()
@@ -234,6 +220,6 @@ async def _refuse_websocket(exchange: Exchange, error: SwiftClawError) -> None:
         (b"content-type", b"application/json"),
         (b"content-length", str(len(content)).encode()),
         *exchange.response_headers,
-        *_retry_after(error),
+        *retry_after(error),
     ]
     await deny_websocket(exchange.scope, exchange.send, error.status, headers, content, reason=error.message[:120])

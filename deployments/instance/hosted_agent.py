@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from deployments.request.openai import chat_messages
+from policies.errors import SwiftClawError
 from policies.rate_limit import RateRule
 
 AsgiApp = Callable[[Any, Any, Any], Awaitable[None]]
@@ -18,23 +20,55 @@ AsgiApp = Callable[[Any, Any, Any], Awaitable[None]]
 
 @dataclass(frozen=True)
 class RequestInfo:
-    """The request as a handler sees it. `body`: the JSON object that was sent."""
+    """The request as a handler sees it. `body`: the JSON object that was sent.
+
+    `messages`: the whole conversation of the chat API; of a message, that message as a conversation.
+    """
 
     headers: Mapping[str, str]
     body: Mapping[str, object]
     instance: str
     region: str
     version: str
+    messages: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One message to the agent, with what its handler may ask for."""
+    """One message to the agent, with what its handler may ask for.
+
+    `stream`: the client wants the reply as it arrives. `options`: what a chat request asks of the model besides the messages
+    (temperature, tools, …); None when it is not a chat request.
+    """
 
     message: object
     session_id: str | None
     user_id: str | None
     request: RequestInfo | None = None
+    stream: bool = False
+    options: Mapping[str, Any] | None = None
+
+    @property
+    def messages(self) -> Sequence[Mapping[str, Any]]:
+        return self.request.messages if self.request and self.request.messages else chat_messages(self.message)
+
+
+@runtime_checkable
+class NamesItsError(Protocol):
+    """An exception of the agent's code that names the error which the client gets."""
+
+    def named_error(self) -> SwiftClawError: ...
+
+
+def named_error(error: BaseException) -> SwiftClawError | None:
+    """The error for the client, or None for one of the agent's own. Of a group: when every member has one, the gravest."""
+    if isinstance(error, SwiftClawError):
+        return error
+    if isinstance(error, NamesItsError):
+        return error.named_error()
+    named = [named_error(member) for member in getattr(error, "exceptions", ())]  # ExceptionGroup: Python 3.11
+    members = [member for member in named if member is not None]
+    return max(members, key=lambda member: member.status) if members and len(members) == len(named) else None
 
 
 @runtime_checkable

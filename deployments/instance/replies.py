@@ -9,13 +9,15 @@ import contextlib
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from typing import Any
 from urllib.parse import unquote
 
 from cluster.messages import SESSION_HEADER, InstanceSpec
 from cluster.transport import sse
 from deployments.instance.hosted_agent import HostedAgent, RequestInfo, Turn
 from deployments.request import openai
+from deployments.request.accept import prefers_events
 from deployments.request.exchange import Exchange
 from policies.errors import BadRequest
 
@@ -33,13 +35,16 @@ class Replies:
         for name in ("session_id", "user_id"):
             if not isinstance(body.get(name), (str, type(None))):
                 raise BadRequest(f"{name}: must be a string")
-        if not isinstance(body.get("stream", False), bool):
+        if not isinstance(body.get("stream"), (bool, type(None))):
             raise BadRequest("stream: must be true or false")
+        message = body["message"]
+        stream = bool(body["stream"]) if "stream" in body else prefers_events(exchange.headers)
         session = _session(exchange, _text(body.get("session_id"))) or secrets.token_hex(16)
-        turn = Turn(body["message"], session, _text(body.get("user_id")), self._info(exchange, body, instance))
-        reply = await self._agent.answer(turn)
-        accepts = exchange.header(b"accept") or b""
-        if body.get("stream") or b"text/event-stream" in accepts:
+        info = self._info(exchange, body, instance, openai.chat_messages(message))
+        reply = await self._agent.answer(Turn(message, session, _text(body.get("user_id")), info, stream))
+        if isinstance(reply, openai.Completion):
+            reply = openai.reply_of(reply)
+        if stream:
             await self._stream(exchange, _deltas(_pieces(reply)))
             return
         if isinstance(reply, AsyncIterator):
@@ -54,11 +59,17 @@ class Replies:
         body = _json_object(await exchange.whole_body())
         chat_request = openai.ChatRequest.parse(body)
         session = _session(exchange, chat_request.session_id)
-        message = openai.last_user_text(chat_request.messages)
-        turn = Turn(message, session, chat_request.user_id, self._info(exchange, body, instance))
-        reply = await self._agent.answer(turn)
+        message, stream = openai.last_user_text(chat_request.messages), chat_request.stream
+        info = self._info(exchange, body, instance, chat_request.messages)
+        reply = await self._agent.answer(Turn(message, session, chat_request.user_id, info, stream, chat_request.options))
+        if isinstance(reply, openai.CompletionStream):
+            await self._stream(exchange, _renamed(reply.chunks, chat_request.model))
+            return
         answer_id, created = f"chatcmpl-{exchange.request_id}", int(time.time())
-        if chat_request.stream:
+        if isinstance(reply, openai.Completion):
+            await self._completion(exchange, reply, chat_request)
+            return
+        if stream:
             shape = openai.Chunks(answer_id, created, chat_request.model, chat_request.messages, chat_request.include_usage)
             await self._stream(exchange, _chat_chunks(shape, _pieces(reply)))
             return
@@ -68,6 +79,13 @@ class Replies:
             200,
             openai.completion(reply, id=answer_id, created=created, model=chat_request.model, messages=chat_request.messages),
         )
+
+    async def _completion(self, exchange: Exchange, reply: openai.Completion, chat_request: openai.ChatRequest) -> None:
+        """A completion of the model server: whole, or as the stream that the client asked for."""
+        if not chat_request.stream:
+            await exchange.answer(200, {**reply, "model": chat_request.model})
+            return
+        await self._stream(exchange, _renamed(openai.as_chunks(reply), chat_request.model))
 
     async def _stream(self, exchange: Exchange, chunks: AsyncGenerator[object, None]) -> None:
         """Server-sent events. An exception after the first one becomes `event: error`."""
@@ -80,9 +98,11 @@ class Replies:
                 await exchange.write(_event(chunk), more=True)
             await exchange.write(sse.DONE, more=False)
 
-    def _info(self, exchange: Exchange, body: dict[str, object], instance: str) -> RequestInfo:
+    def _info(
+        self, exchange: Exchange, body: dict[str, object], instance: str, messages: Sequence[Mapping[str, Any]]
+    ) -> RequestInfo:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in exchange.headers}
-        return RequestInfo(headers, body, instance, self._spec.region, self._spec.version)
+        return RequestInfo(headers, body, instance, self._spec.region, self._spec.version, messages)
 
 
 def _session(exchange: Exchange, from_body: str | None) -> str | None:
@@ -108,6 +128,13 @@ async def _deltas(pieces: AsyncGenerator[str, None]) -> AsyncGenerator[object, N
     async with contextlib.aclosing(pieces):
         async for text in pieces:
             yield {"delta": text}
+
+
+async def _renamed(chunks: AsyncGenerator[dict[str, Any], None], model: str) -> AsyncGenerator[object, None]:
+    """A model server's chunks, in the agent's name."""
+    async with contextlib.aclosing(chunks):
+        async for chunk in chunks:
+            yield {**chunk, "model": model}
 
 
 async def _chat_chunks(shape: openai.Chunks, pieces: AsyncGenerator[str, None]) -> AsyncGenerator[object, None]:

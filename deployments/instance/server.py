@@ -36,13 +36,12 @@ from cluster.messages import (
     InstanceSpec,
     RegistrationReply,
 )
-from deployments.instance.hosted_agent import AsgiApp, HostedAgent
+from deployments.instance.hosted_agent import AsgiApp, HostedAgent, named_error
 from deployments.instance.lifecycle import Lifecycle
 from deployments.instance.replies import Replies
-from deployments.request import openai
 from deployments.request.cluster_key import carries_key
 from deployments.request.exchange import ClientDisconnected, Exchange, uncancel
-from deployments.request.responses import deny_websocket, send_empty
+from deployments.request.responses import deny_websocket, retry_after, send_empty
 from deployments.types import Message, Receive, Scope, Send, SentHeaders
 from policies.errors import AgentFailed, InstanceFailed, NotFound, RequestTimeout, SwiftClawError
 
@@ -155,6 +154,7 @@ class InstanceServer:
         """Answer a request, with an error if need be."""
         if exchange.header(SESSION_HEADER) is not None:
             self.session_at = exchange.started_at
+        exchange.is_openai = path == CHAT_PATH
         active = ActiveRequest(exchange, asyncio.current_task())
         self._active.add(active)
         try:
@@ -165,9 +165,9 @@ class InstanceServer:
             if not active.cancelled or active.task is None:
                 raise
             uncancel(active.task)
-            await self._fail(exchange, self._cancellation(exchange), path)
+            await self._fail(exchange, self._cancellation(exchange))
         except Exception as error:
-            await self._fail(exchange, self._named(error, exchange), path)
+            await self._fail(exchange, self._named(error, exchange))
         finally:
             self._active.discard(active)
 
@@ -227,20 +227,21 @@ class InstanceServer:
 
     def _named(self, error: Exception, exchange: Exchange) -> SwiftClawError:
         """The error that the client gets; what the agent raised goes to the log only."""
-        if not isinstance(error, SwiftClawError):
+        named = named_error(error)
+        if named is None:
             log.exception("request %s: the agent's code raised", exchange.request_id)
             where = "the traceback is in the instance's log, with this request id"
-            error = AgentFailed(f"the agent's code raised {type(error).__name__}; {where}")
-        error.agent = error.agent or self._spec.agent
-        return error
+            named = AgentFailed(f"the agent's code raised {type(error).__name__}; {where}")
+        elif named is not error:
+            log.warning("request %s: %s: %s", exchange.request_id, named.type, error)
+        named.agent = named.agent or self._spec.agent
+        return named
 
-    async def _fail(self, exchange: Exchange, error: SwiftClawError, path: str) -> None:
+    async def _fail(self, exchange: Exchange, error: SwiftClawError) -> None:
         if exchange.scope["type"] == "websocket":
             await exchange.send({"type": "websocket.close", "code": 1011})
         elif not exchange.started:
-            chat = path == CHAT_PATH
-            body = openai.error_body(error, exchange.request_id) if chat else exchange.error(error)
-            await exchange.answer(error.status, body)
+            await exchange.answer(error.status, exchange.error(error), retry_after(error))
         else:
             await exchange.end_broken(error)
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from cluster.messages import Member
 from cluster.transport import sse
+from deployments.request import openai
 from deployments.types import Body, Headers, Receive, Scope, Send, SentHeaders
 from policies.errors import BadRequest, PayloadTooLarge, SwiftClawError
 
@@ -71,6 +72,7 @@ class Exchange:
         self.started = False  # the response head was sent
         self.status = 0
         self.event_stream = False
+        self.is_openai = self.path.startswith(b"/v1/") or self.path == b"/v1"  # errors have OpenAI's shape
         self.prefix = b""  # the part of the body that was read before an instance was chosen
         self.response_headers: SentHeaders = []  # added to the response, whichever it will be
         self.agent: str | None = None  # the agent that it addresses, once known
@@ -289,6 +291,8 @@ class Exchange:
             await self.write(sse.encode(json.dumps(self.error(error), ensure_ascii=False), name="error"), more=False)
 
     def error(self, error: SwiftClawError) -> dict[str, Any]:
+        if self.is_openai:
+            return openai.error_body(error, self.request_id)
         return {
             "error": {
                 "type": error.type,

@@ -1,10 +1,10 @@
 """The chat API: what a request must look like, and what OpenAI clients expect in return. No I/O.
 
-`model` is the agent's name. The agent's handler gets the last user message; the whole body is in `request.body`. Fields that
-this project does not use (tools, temperature, …) pass unread.
+`model` is the agent's name. The agent's handler gets the last user message; the whole conversation is in `request.messages`.
+Fields that this project does not use (tools, temperature, …) pass unread: to the model of an agent without a handler.
 
-`usage` is an estimate, in words between white space: the agents' tokenizers are unknown here. Clients insist on integers; do
-not bill by them.
+`usage` of a handler's reply is an estimate, in words between white space: the agents' tokenizers are unknown here. Clients
+insist on integers; do not bill by them. The completions and chunks of a model server have its own.
 
 Source: https://platform.openai.com/docs/api-reference/chat
 """
@@ -12,11 +12,11 @@ Source: https://platform.openai.com/docs/api-reference/chat
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from policies.errors import BadRequest, RateLimited, SwiftClawError, UnknownAgent
+from policies.errors import BadRequest, ModelRefused, RateLimited, SwiftClawError, UnknownAgent
 
 OWNER = "swiftclaw"
 
@@ -40,6 +40,7 @@ class ChatRequest:
     include_usage: bool = False
     session_id: str | None = None  # metadata.session_id, else user
     user_id: str | None = None  # metadata.user_id, else user
+    options: Mapping[str, Any] = field(default_factory=dict, compare=False)  # the other fields, for the model
 
     @classmethod
     def parse(cls, body: object) -> ChatRequest:
@@ -50,9 +51,6 @@ class ChatRequest:
         if model is None:
             raise BadField("model", "required: the agent's name")
         messages = _messages(body.get("messages"))
-        last_user_text(messages)
-        if body.get("n") is not None and (body["n"] != 1 or isinstance(body["n"], bool)):
-            raise BadField("n", f"must be 1, not {_shown(body['n'])}: each request gets one answer")
         user, metadata = _text(body, "user"), _object(body, "metadata")
         return cls(
             model=model,
@@ -61,6 +59,7 @@ class ChatRequest:
             include_usage=_flag(_object(body, "stream_options"), "include_usage", "stream_options."),
             session_id=_text(metadata, "session_id", "metadata.") or user,
             user_id=_text(metadata, "user_id", "metadata.") or user,
+            options=_options(body, metadata),
         )
 
 
@@ -80,11 +79,29 @@ def content_text(content: object) -> str:
 
 
 def last_user_text(messages: Iterable[Mapping[str, Any]]) -> str:
-    """The text of the last user message. Raises BadField without one."""
-    for message in reversed(list(messages)):
-        if message.get("role") == "user":
-            return content_text(message.get("content"))
-    raise BadField("messages", "at least one must have the role 'user'")
+    """The text of the last user message; without one, of the last message."""
+    newest_first = list(reversed(list(messages)))
+    chosen = next((message for message in newest_first if message.get("role") == "user"), newest_first[0])
+    return content_text(chosen.get("content"))
+
+
+def chat_messages(message: object) -> Sequence[Mapping[str, Any]]:
+    """A list of chat messages as it is; anything else is what a user says."""
+    if isinstance(message, list) and message and all(isinstance(item, dict) and "role" in item for item in message):
+        return message
+    return [{"role": "user", "content": text_of(message)}]
+
+
+def message_text(message: Mapping[str, Any]) -> str:
+    """The text of a completion's message or a chunk's delta: its content, else its refusal."""
+    return content_text(message.get("content")) or text_of(message.get("refusal"))
+
+
+def check_one_answer(options: Mapping[str, Any]) -> None:
+    """For agents that give one answer per request. Raises BadField for another `n`."""
+    n = options.get("n")
+    if n is not None and (n != 1 or isinstance(n, bool)):
+        raise BadField("n", f"must be 1, not {_shown(n)}: each request gets one answer")
 
 
 def words(text: str) -> int:
@@ -161,6 +178,43 @@ class Chunks:
         self._within_word = not text[-1].isspace()
 
 
+class Completion(dict[str, Any]):
+    """A `chat.completion` as a model server made it, for the client: only `model` becomes the agent's name."""
+
+
+@dataclass(frozen=True)
+class CompletionStream:
+    """The `chat.completion.chunk` objects of a model server, likewise. Close `chunks`."""
+
+    chunks: AsyncGenerator[dict[str, Any], None]
+
+
+def reply_of(completion: Completion) -> object:
+    """The first choice as the reply to a message: its text, or the message itself when it is something else (tool calls)."""
+    message = completion["choices"][0]["message"]
+    return message if message.get("tool_calls") or message.get("function_call") else message_text(message)
+
+
+async def as_chunks(completion: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+    """A completion as a stream: its choices whole, their reasons, then the usage."""
+    choices = completion.get("choices") or []
+    head = {name: value for name, value in completion.items() if name not in ("choices", "usage")}
+    head["object"] = "chat.completion.chunk"
+    deltas = [{"index": n, "delta": _delta(choice), "finish_reason": None} for n, choice in enumerate(choices)]
+    yield {**head, "choices": deltas}
+    reasons = [{"index": n, "delta": {}, "finish_reason": choice.get("finish_reason")} for n, choice in enumerate(choices)]
+    yield {**head, "choices": reasons}
+    if completion.get("usage"):
+        yield {**head, "choices": [], "usage": completion["usage"]}
+
+
+def _delta(choice: Mapping[str, Any]) -> dict[str, Any]:
+    message = dict(choice.get("message") or {})
+    if calls := message.get("tool_calls"):
+        message["tool_calls"] = [{"index": n, **call} for n, call in enumerate(calls)]
+    return message
+
+
 def model(name: str, *, created: int = 0) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": created, "owned_by": OWNER}
 
@@ -171,12 +225,16 @@ def model_list(names: Iterable[str], *, created: int = 0) -> dict[str, Any]:
 
 def error_body(error: SwiftClawError, request_id: str | None = None) -> dict[str, Any]:
     """OpenAI's error shape. `type` is the error's own, `code` OpenAI's where it has one."""
-    body = {
+    body: dict[str, Any] = {
         "message": error.message,
         "type": error.type,
         "param": getattr(error, "param", None),
         "code": _CODES.get(error.type, error.type),
     }
+    fields = error.fields if isinstance(error, ModelRefused) else None
+    if fields and fields.get("type"):  # the model server has the shape too: its own words
+        code = fields.get("code")
+        body |= {"type": str(fields["type"]), "param": fields.get("param"), "code": code if code is None else str(code)}
     return {"error": body if request_id is None else {**body, "request_id": request_id}}
 
 
@@ -195,6 +253,14 @@ def _messages(value: object) -> Sequence[Mapping[str, Any]]:
             raise BadField(f"{path}.role", "required: 'user', 'assistant', 'system', …")
         _check_content(message.get("content"), f"{path}.content")
     return value
+
+
+def _options(body: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What the model gets besides the messages: not what only SwiftClaw knows."""
+    options = {name: value for name, value in body.items() if name not in ("model", "messages", "stream", "metadata")}
+    if rest := {name: value for name, value in metadata.items() if name not in ("session_id", "user_id")}:
+        options["metadata"] = rest
+    return options
 
 
 def _check_content(content: object, path: str) -> None:

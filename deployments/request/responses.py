@@ -1,8 +1,11 @@
-"""Short ASGI responses: a status without a body, and a WebSocket that is not accepted."""
+"""Short ASGI responses: a status without a body, a WebSocket that is not accepted, and the headers of an error."""
 
 from __future__ import annotations
 
-from deployments.types import Headers, Scope, Send
+import math
+
+from deployments.types import Headers, Scope, Send, SentHeaders
+from policies.errors import SwiftClawError
 
 
 async def send_empty(send: Send, status: int) -> None:
@@ -19,3 +22,10 @@ async def deny_websocket(
         return
     await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
     await send({"type": "websocket.http.response.body", "body": body})
+
+
+def retry_after(error: SwiftClawError) -> SentHeaders:
+    """`Retry-After` in whole seconds, at least 1, if the error has a time."""
+    if error.retry_after_s is None:
+        return []
+    return [(b"retry-after", str(max(1, math.ceil(error.retry_after_s))).encode())]

@@ -87,7 +87,7 @@ def test_it_answers_over_https_with_a_secure_cookie(secure: Secure) -> None:
     assert secure.ask("/-/healthz")[:2] == (200, "success")
     status, body, _ = secure.ask("/agents/broken/messages", {"message": BODY_SECRET})
     assert (status, json.loads(body)["error"]["type"]) == (500, "agent_error")
-    assert secure.ask("/agents/broken/messages", {"message": "ask"})[0] == 500
+    assert secure.ask("/agents/broken/messages", {"message": "ask"})[0] == 502
     with pytest.raises((urllib.error.URLError, ConnectionError)):
         urllib.request.urlopen(f"http://127.0.0.1:{secure.cluster.port}/-/healthz", timeout=10)
     assert "https://127.0.0.1" in secure.cluster.run("status").stdout

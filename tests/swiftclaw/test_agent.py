@@ -62,7 +62,7 @@ class TestHandlers:
         [
             (
                 lambda massage: None,
-                "parameter 'massage' cannot be filled; a handler may take message, session_id, user_id, request; any other",
+                "parameter 'massage' cannot be filled; a handler may take message, messages, session_id, user_id, request; ",
             ),
             (lambda massage, /: None, "parameter 'massage' cannot be filled"),
             (lambda *args: None, r"\*args and \*\*kwargs receive nothing; a handler may take message"),

@@ -3,12 +3,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 
 import pytest
 from aiohttp import web
 
 from swiftclaw import Agent
-from swiftclaw.models import MODELS, Echo, ModelError, OpenAI, model_for
+from swiftclaw.models import MODELS, Echo, Function, ModelError, OpenAI, model_for
+from swiftclaw.models.endpoint import Endpoint
 
 KEY = "sk-secret-key"
 
@@ -24,6 +26,7 @@ class ChatServer:
         self.url = ""
         self.requests = []
         self.status = 200
+        self.content_type = None
         self.chunks = [b"{}"]
         self.pause_s = 0.0
         self.aborts = False
@@ -40,6 +43,8 @@ class ChatServer:
         self.connections.add(request.transport.get_extra_info("peername"))
         self.requests.append((request.path, dict(request.headers), await request.json()))
         response = web.StreamResponse(status=self.status)
+        if self.content_type:
+            response.content_type = self.content_type
         if self.status in (301, 307):
             response.headers["location"] = "/elsewhere/chat/completions"
         await response.prepare(request)
@@ -78,8 +83,9 @@ async def model(server):
 
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch):
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    for name in list(os.environ):
+        if name.startswith("OPENAI_") or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
 
 
 def event(text=None, **choice):
@@ -273,11 +279,12 @@ class TestOpenAIErrors:
             (b"not json", "not JSON"),
             (b"\xff\xfe", "not JSON"),
             (b"[1]", "not a JSON object"),
-            (b"{}", "small: the response has no text"),
-            (b'{"choices": []}', "small: the response has no text"),
-            (b'{"choices": [3]}', "small: the response has no text"),
-            (b'{"choices": [{"message": null}]}', "small: the response has no text"),
-            (b'{"choices": [{"message": {"content": null}}]}', "small: the response has no text"),
+            (b'{"a": NaN}', "not JSON"),
+            (b'{"a": ' * 100_000, "not JSON"),
+            (b"{}", "small: the response has no choices"),
+            (b'{"choices": []}', "small: the response has no choices"),
+            (b'{"choices": [3]}', "small: the response has a choice without a message"),
+            (b'{"choices": [{"message": null}]}', "small: the response has a choice without a message"),
         ],
     )
     async def test_a_response_of_another_shape_is_an_error(self, server, model, body, problem):
@@ -356,3 +363,136 @@ class TestOpenAIStreams:
         async with contextlib.aclosing(model.stream("hi")) as pieces:
             assert await anext(pieces) == "a"
         await asyncio.wait_for(server.disconnected.wait(), 5)
+
+
+class TestEnvironment:
+    """What the `openai` package reads from the environment, read at each call."""
+
+    async def test_organization_project_and_custom_headers_are_sent(self, server, monkeypatch):
+        server.replies("hello")
+        monkeypatch.setenv("OPENAI_ORG_ID", "org-1")
+        monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-1")
+        monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Team: a: b\nbroken\nAuthorization: Basic xyz")
+        model = OpenAI("small", base_url=server.url, api_key=f" {KEY}\n")
+        await model.generate("hi")
+        await model.close()
+        headers = server.requests[0][1]
+        assert (headers["OpenAI-Organization"], headers["OpenAI-Project"], headers["X-Team"]) == ("org-1", "proj-1", "a: b")
+        assert headers["Authorization"] == f"Bearer {KEY}"
+
+    @pytest.mark.parametrize(
+        ("environment", "through"),
+        [
+            ({"HTTP_PROXY": "{proxy}"}, True),
+            ({"http_proxy": "{proxy}"}, True),
+            ({"ALL_PROXY": "{proxy}"}, True),
+            ({"HTTPS_PROXY": "{proxy}"}, False),
+            ({"HTTP_PROXY": "{proxy}", "NO_PROXY": "elsewhere,.test"}, False),
+            ({"HTTP_PROXY": "{proxy}", "NO_PROXY": "*"}, False),
+            ({"HTTP_PROXY": "{proxy}", "NO_PROXY": "other.example"}, True),
+        ],
+    )
+    def test_a_proxy_is_used_unless_the_host_is_excepted(self, monkeypatch, environment, through):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value.format(proxy="proxy.example:3128"))
+        expected = "http://proxy.example:3128" if through else None
+        assert Endpoint.resolve("http://model.test:8000/v1", None).proxy == expected
+
+    async def test_the_request_really_passes_through_the_proxy(self, server, monkeypatch):
+        server.replies("hello")
+        monkeypatch.setenv("HTTP_PROXY", server.url.removesuffix("/v1").replace("http://", "http://me:secret@"))
+        model = OpenAI("small", base_url="http://model.test/v1")
+        assert await model.generate("hi") == "hello"
+        await model.close()
+        headers = server.requests[0][1]
+        assert headers["Host"] == "model.test" and headers["Proxy-Authorization"].startswith("Basic ")
+
+    async def test_an_unknown_kind_of_proxy_is_named(self, monkeypatch):
+        monkeypatch.setenv("ALL_PROXY", "socks5://me:secret@127.0.0.1:9")
+        with pytest.raises(ModelError, match="names a socks5 proxy") as failure:
+            await OpenAI("small", base_url="http://model.test/v1").generate("hi")
+        assert "secret" not in str(failure.value)
+
+
+class TestWholeAnswers:
+    async def test_complete_returns_the_servers_own_object(self, server, model):
+        whole = {"id": "x", "choices": [{"message": {"content": None, "tool_calls": [{"id": "t"}]}}], "usage": {"a": 1}}
+        server.answers(whole)
+        assert await model.complete([{"role": "user", "content": "hi"}], tools=[{}]) == whole
+        assert server.requests[0][2]["tools"] == [{}]
+
+    @pytest.mark.parametrize(
+        ("message", "text"),
+        [
+            ({"content": None, "tool_calls": [{"id": "t"}]}, ""),
+            ({"content": None}, ""),
+            ({"content": None, "refusal": "I will not"}, "I will not"),
+            ({"content": [{"type": "text", "text": "a"}, {"type": "thinking"}]}, "a"),
+        ],
+    )
+    async def test_an_answer_without_text_is_an_answer(self, server, model, message, text):
+        server.answers({"choices": [{"message": message}]})
+        assert await model.generate("hi") == text
+
+    async def test_an_agent_takes_a_conversation_or_a_message(self, server):
+        server.replies("hello")
+        agent = Agent("a", model="openai:small", base_url=server.url)
+        conversation = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+        assert await agent.generate(messages=conversation, temperature=0) == "hello"
+        assert (await agent.complete(messages=conversation))["choices"][0]["message"]["content"] == "hello"
+        assert [body["messages"] for _, _, body in server.requests] == [conversation] * 2
+        with pytest.raises(TypeError, match="either a message or messages"):
+            await agent.generate()
+        with pytest.raises(TypeError, match="either a message or messages"):
+            await agent.generate("a", messages=conversation)
+        await agent.stop()
+
+    async def test_a_model_that_only_gives_text_completes_too(self):
+        completion = await Agent("a").complete("two words")
+        assert completion["choices"][0]["message"]["content"] == "two words"
+
+    async def test_a_server_that_does_not_stream_is_read_as_a_stream(self, server, model):
+        server.content_type = "application/json"
+        message = {"role": "assistant", "content": "hello"}
+        server.answers({"id": "x", "choices": [{"message": message, "finish_reason": "stop"}]})
+        assert await collect(model.stream("hi")) == ["hello"]
+
+    async def test_one_choice_of_several_that_is_unfinished_is_an_error(self, server, model):
+        second = {"choices": [{"index": 1, "delta": {"content": "x"}}]}
+        server.chunks = [event("a", finish_reason="stop"), f"data: {json.dumps(second)}\n\n".encode()]
+        with pytest.raises(ModelError, match="ended before the reply was complete"):
+            await collect(model.stream("hi"))
+
+
+class TestBounds:
+    async def test_a_response_that_never_ends_is_an_error(self, server, model, monkeypatch):
+        monkeypatch.setattr("swiftclaw.models.openai._LARGEST", 10_000)
+        server.chunks = [b"x" * 1000] * 50
+        with pytest.raises(ModelError, match="larger than 10000 bytes"):
+            await model.generate("hi")
+        with pytest.raises(ModelError, match="an event of the stream is larger than 10000 bytes"):
+            await collect(model.stream("hi"))
+
+    @pytest.mark.parametrize("chunk", [b'data: {"choices": [3]}\n\n', b'data: {"choices": 3}\n\n', b"data: 7\n\n"])
+    async def test_a_chunk_of_another_shape_is_an_error(self, server, model, chunk):
+        server.chunks = [chunk]
+        with pytest.raises(ModelError, match=r"choices that are not objects|not a JSON object"):
+            await collect(model.stream("hi"))
+
+
+class TestFunctionOptions:
+    async def test_a_parameter_named_messages_gets_the_conversation(self):
+        async def model(*, messages, temperature=1):
+            return f"{len(messages)} at {temperature}"
+
+        conversation = [{"role": "user", "content": "a"}] * 3
+        assert await Agent("a", model=model).generate(messages=conversation, temperature=0) == "3 at 0"
+        assert await Agent("a", model=model).generate("hi") == "1 at 1"
+
+    def test_of_a_clients_options_it_accepts_those_that_it_names(self):
+        async def some(message, temperature=1): ...
+        async def every(message, **options): ...
+
+        options = {"temperature": 0, "tools": [], "message": "x"}
+        assert Function(some).accepted(options) == {"temperature": 0}
+        assert Function(every).accepted(options) == options

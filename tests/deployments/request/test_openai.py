@@ -12,6 +12,7 @@ from deployments.request.openai import (
     BadField,
     ChatRequest,
     Chunks,
+    check_one_answer,
     completion,
     content_text,
     error_body,
@@ -36,6 +37,22 @@ class TestRequests:
     def test_what_is_of_no_use_here_is_let_through(self):
         nothing = dict.fromkeys(("n", "stream", "stream_options", "metadata", "user"))
         assert asked(tools=[{}], temperature=2, n=1, response_format={}) == asked(**nothing) == asked()
+
+    @pytest.mark.parametrize("messages", [MESSAGES[:1], [{"role": "developer"}], [{"role": "assistant", "content": "so"}]])
+    def test_no_role_is_required(self, messages):
+        assert asked(messages=messages).messages == messages
+
+    def test_the_models_options_are_all_but_what_swiftclaw_alone_knows(self):
+        known = {"temperature": 0, "tools": [{}], "user": "u", "n": 3, "stream_options": {"include_usage": True}}
+        assert asked(**known, stream=True, metadata={"session_id": "s", "user_id": "u"}).options == known
+        assert asked(metadata={"session_id": "s", "a": "b"}).options == {"metadata": {"a": "b"}}
+
+    @pytest.mark.parametrize(("n", "shown"), [(2, "2"), (0, "0"), (True, "true"), ("x", '"x"')])
+    def test_an_agent_that_gives_one_answer_refuses_another_number(self, n, shown):
+        with pytest.raises(BadField, match=f"n: must be 1, not {shown}: each request gets one answer"):
+            check_one_answer({"n": n})
+        for fine in ({}, {"n": None}, {"n": 1}):
+            check_one_answer(fine)
 
     def test_streaming_and_usage_are_read(self):
         request = asked(stream=True, stream_options={"include_usage": True})
@@ -75,10 +92,6 @@ class TestRequests:
                 "messages[0].content[0]",
                 "must be an object with a 'type'",
             ),
-            ({"messages": MESSAGES[:1]}, "messages", "at least one must have the role 'user'"),
-            ({"n": 2}, "n", "must be 1, not 2: each request gets one answer"),
-            ({"n": 0}, "n", "must be 1, not 0: each request gets one answer"),
-            ({"n": True}, "n", "must be 1, not true: each request gets one answer"),
             ({"stream": "yes"}, "stream", 'must be true or false, not "yes"'),
             ({"stream_options": []}, "stream_options", "must be an object, not []"),
             ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage", "must be true or false"),
@@ -112,6 +125,10 @@ class TestTexts:
     def test_the_last_thing_the_user_said_counts(self):
         later = [*MESSAGES, {"role": "user", "content": "bye"}, {"role": "assistant", "content": "ok"}]
         assert last_user_text(later) == "bye"
+
+    @pytest.mark.parametrize("role", ["system", "developer", "assistant", "tool"])
+    def test_without_a_user_the_last_message_counts(self, role):
+        assert last_user_text([MESSAGES[0], {"role": role, "content": "so"}]) == "so"
 
     def test_text_parts_are_lines_and_other_parts_are_left_out(self):
         parts = [{"type": "text", "text": "a"}, {"type": "image_url"}, {"type": "text", "text": "b"}]
