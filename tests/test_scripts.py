@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
+import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import yaml
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
 APT = """
@@ -85,3 +94,22 @@ def test_a_registry_that_does_not_answer_is_no_silent_skip(machine: Path) -> Non
     (machine / "offline").touch()
     status, said, _ = tools(machine)
     assert status == 1 and said.endswith("axe-core is missing and npm cannot install it\n")
+
+
+def test_pre_commit_runs_the_programs_of_the_environment_that_the_lock_describes() -> None:
+    """No hook has a version of its own, and `scripts/lint` and a commit are held to the same."""
+    hooks = [hook for repo in yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"] for hook in repo["hooks"]]
+    assert {hook["language"] for hook in hooks} == {"system"}
+    locked = dict(re.findall(r"^([\w-]+)==([\w.]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
+    programs = {hook["entry"].split()[0].removeprefix(".venv/bin/") for hook in hooks}
+    assert programs == {"ruff", "mypy", "pytest"}
+    for program in programs:
+        assert version(program) == locked[program], "the environment is not the lock's"
+    linted = set(re.findall(r"\$venv/bin/(\w+)", (ROOT / "scripts/lint").read_text()))
+    assert linted <= programs
+
+
+def test_what_is_measured_is_left_out_of_the_tests_and_run_by_a_command_of_its_own() -> None:
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    assert "-m 'not measures'" in options["addopts"]
+    assert "-m measures" in (ROOT / "scripts/measure").read_text()

@@ -215,7 +215,7 @@ async def test_a_rollback_in_the_middle_is_noticed_by_nobody(shop: Cluster) -> N
     async with load(shop) as made:
         await ok(shop, "deploy", "shop", "--canary", "50")
         refused = await run(shop, "deploy", "shop", "--canary", "50", "--version", "other")
-        assert refused.returncode == 0 or "first" in refused.stderr
+        assert refused.returncode == 1 and "promote it or roll it back first" in refused.stderr
         name = rollout(shop)["canary"]
         assert (await answers(shop, 20))[name, "three !"] == 10
         await ok(shop, "rollback", "shop")

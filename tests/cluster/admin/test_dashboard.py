@@ -243,6 +243,7 @@ async def test_the_theme_that_was_chosen_is_remembered(port: Port, tab: Tab) -> 
     assert await tab.evaluate("document.documentElement.dataset.theme") == "dark"
 
 
+@pytest.mark.measures
 async def test_with_two_hundred_instances_it_stays_responsive(tmp_path: Path) -> None:
     """The browser's own measure of the time between frames, while 1,000 requests/s are recorded."""
     cluster = StandIn(tmp_path, {"my-agent": {"regions": {region: {"instances": 70} for region in REGIONS}}})

@@ -53,9 +53,9 @@ async def test_beats_that_come_late_start_the_count_anew() -> None:
 
 async def test_a_hanging_thread_is_not_a_stuck_loop() -> None:
     ended, release = threading.Event(), threading.Event()
-    watchdog = LoopWatchdog("instance-1", limit=5, tick_s=0.02, end=ended.set)
+    watchdog = LoopWatchdog("instance-1", limit=100, tick_s=0.01, end=ended.set)
     hanging = asyncio.ensure_future(asyncio.to_thread(release.wait, 10))
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(1.5)
     watchdog.stop()
     release.set()
     await hanging
