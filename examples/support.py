@@ -10,6 +10,7 @@ import re
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -54,9 +55,13 @@ async def check() -> dict[str, str]:
 
 
 @agent.on_message
-async def help_customer(message: str, session_id: str | None) -> AsyncIterator[str]:
-    """Answers word by word."""
-    for word in re.findall(r"\S+\s*", reply(str(message), customer_of(session_id))):
+async def help_customer(message: str, messages: list[dict[str, Any]], session_id: str | None) -> AsyncIterator[str]:
+    """Answers word by word. Clients of the chat API send the whole conversation: what the user said before counts too."""
+    customer = customer_of(session_id)
+    for earlier in messages[:-1]:
+        if earlier["role"] == "user":
+            reply(str(earlier.get("content")), customer)
+    for word in re.findall(r"\S+\s*", reply(str(message), customer)):
         yield word
 
 

@@ -264,6 +264,21 @@ async def test_your_own_agent_answers_and_its_entry_is_valid() -> None:
     assert [block["agent"] for block in yaml.safe_load(entry)["agents"].values()] == ["shop:agent"]
 
 
+async def test_the_example_of_the_page_about_models_keeps_the_conversation(monkeypatch: pytest.MonkeyPatch) -> None:
+    from swiftclaw.agent import Turn
+    from swiftclaw.models import model_for
+
+    async def model(messages: list[dict[str, str]], temperature: float) -> str:
+        return f"{[message['role'] for message in messages]} at {temperature}"
+
+    (example,) = fenced("docs/models.md", "python")
+    names: dict[str, Any] = {}
+    exec(example, names)
+    monkeypatch.setattr(names["agent"], "_model", model_for(model))
+    reply = await names["agent"].answer(Turn([{"role": "user"}, {"role": "assistant"}, {"role": "user"}], "s", None))
+    assert [piece async for piece in reply] == ["['system', 'user', 'assistant', 'user'] at 0.2"]
+
+
 SETTINGS = [(page, block) for page in PAGES for block in fenced(page, "yaml") if not block.startswith("scrape_configs:")]
 
 

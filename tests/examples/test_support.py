@@ -6,7 +6,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from examples import support
-from swiftclaw.agent import Turn
+from swiftclaw.agent import RequestInfo, Turn
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +35,18 @@ class TestTalking:
     async def test_without_a_session_nothing_is_kept(self):
         assert await say("order 8") == "your order 8 is delivered."
         assert not support.customers
+
+    async def test_the_conversation_of_the_chat_api_is_remembered_without_a_session(self):
+        asked = [
+            {"role": "user", "content": "my name is Ada"},
+            {"role": "assistant", "content": "Hello Ada, what is your order number?"},
+            {"role": "user", "content": "order 1042"},
+            {"role": "user", "content": "Where is my order?"},
+        ]
+        info = RequestInfo({}, {}, "instance-1", "local", "v1", asked)
+        answer = await support.agent.answer(Turn("Where is my order?", None, None, info))
+        assert isinstance(answer, AsyncIterator)
+        assert "".join([piece async for piece in answer]) == "Ada, your order 1042 is being packed."
 
     async def test_the_longest_unused_session_is_forgotten_first(self, monkeypatch):
         monkeypatch.setattr(support, "SESSIONS", 2)
