@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from policies.load.distance import Distances
+from policies.regions.distance import Distances
 
 
 @dataclass(slots=True, eq=False)

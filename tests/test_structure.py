@@ -39,10 +39,6 @@ ENVIRONMENT_READERS = {
 AT_MOST = 14  # .py files side by side, `__init__.py` among them: about what a reader takes in at a glance
 FOLDERS_WITH_MORE = {"swiftclaw/cli/commands": "one file per command, named as the command"}
 
-# Imports that close a circle, of modules or of sub-packages. Nothing is added here; who opens a circle removes its lines.
-CLOSING_A_CIRCLE = {
-    "policies.base -> policies.load.distance",
-}
 MACHINE_PATH = re.compile(rb"(?<![\w.])/(?:home|root|work|workspace|Users)/\w")
 
 
@@ -122,22 +118,13 @@ def circle(pairs: Iterable[tuple[str, str]]) -> str:
     return ""
 
 
-def without(offenders: set[str]) -> set[tuple[str, str]]:
-    return {(start, end) for start, end in arrows() if f"{start} -> {end}" not in offenders}
-
-
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    assert circle(without(CLOSING_A_CIRCLE)) == ""
+    assert circle(arrows()) == ""
 
 
 def test_no_arrow_runs_back_between_sub_packages() -> None:
-    rooms = {(room_of(start), room_of(end)) for start, end in without(CLOSING_A_CIRCLE)}
+    rooms = {(room_of(start), room_of(end)) for start, end in arrows()}
     assert circle((start, end) for start, end in rooms if start != end) == ""
-
-
-def test_every_import_that_is_listed_as_closing_a_circle_still_stands() -> None:
-    opened = CLOSING_A_CIRCLE - {f"{start} -> {end}" for start, end in arrows()}
-    assert opened == set(), "these circles are open: remove their lines from the head of this file"
 
 
 def test_a_circle_is_recognised() -> None:

@@ -11,7 +11,7 @@ from cluster.instance_state import HEALTHY
 from cluster.telemetry.history import COLUMNS
 from cluster.telemetry.tally import Key
 from cluster.view import ClusterView
-from policies.load.distance import Distances
+from policies.regions.distance import Distances
 
 
 class Live:

@@ -13,7 +13,7 @@ from deployments.balancing.backend import Backend
 from deployments.balancing.pool import Pool
 from deployments.request.client_address import ClientAddresses
 from policies.errors import NoHealthyInstance, UnknownAgent
-from policies.load.distance import Distances
+from policies.regions.distance import Distances
 
 
 class AgentTable:

@@ -20,9 +20,9 @@ from policies.base import Instance, Options, Request
 from policies.chooser import Chooser
 from policies.errors import CLIENT_CLOSED_REQUEST, CircuitOpen, NoHealthyInstance, SwiftClawError
 from policies.lifecycle.slow_start import warm_weights
-from policies.load.distance import Distances
 from policies.load.load_view import LoadView
 from policies.load.slowness import Slowness
+from policies.regions.distance import Distances
 from policies.retry import Budget
 from policies.sessions.session_token import Tokens
 from policies.weighted import weights_of

@@ -1,1 +1,1 @@
-"""Measuring is not choosing: requests in flight, slowness, distances. Strategies read what these measure."""
+"""Measuring is not choosing: requests in flight, slowness. Strategies read what these measure."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from policies import STRATEGIES
 from policies.base import Instance, Options, Request
 from policies.chooser import MOST_LEVELS, Chooser
-from policies.load.distance import Distances
+from policies.regions.distance import Distances
 
 SESSIONS = [f"session-{number}" for number in range(300)]
 every_strategy = pytest.mark.parametrize("strategy", list(STRATEGIES))

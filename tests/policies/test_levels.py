@@ -10,7 +10,7 @@ import pytest
 
 from policies.base import Instance, Options, Request
 from policies.levels import MOST_VIEWS, ByDistance, LevelChooser
-from policies.load.distance import Distances
+from policies.regions.distance import Distances
 
 FIRST, SECOND, THIRD = "priority 1", "priority 2", "priority 3"
 

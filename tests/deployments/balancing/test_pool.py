@@ -15,7 +15,7 @@ from deployments.balancing.pool import Pool
 from deployments.balancing.wait_queue import NoCapacity
 from policies.base import Request
 from policies.errors import CircuitOpen, NoHealthyInstance
-from policies.load.distance import Distances
+from policies.regions.distance import Distances
 
 
 def pool(*states: InstanceState, **blocks: Any) -> Pool:

@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from policies.base import Instance, Options, Request
-from policies.load.distance import Distances
+from policies.regions.distance import Distances
 from policies.strategies.geographic import Geographic
 
 

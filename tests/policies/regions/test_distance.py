@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.load.cloud_regions import COORDINATES
-from policies.load.distance import Distances, great_circle_km
+from policies.regions.cloud_regions import COORDINATES
+from policies.regions.distance import Distances, great_circle_km
 
 regions = st.sampled_from(sorted(COORDINATES))
 

@@ -1,7 +1,7 @@
 """Where are the big clouds' regions?
 
 Latitude and longitude in degrees, to a tenth, of the place that the provider names (a metropolis or a state, not a
-building). AWS, Google Cloud and Azure do not share a region name. For estimates only: see policies/load/distance.py.
+building). AWS, Google Cloud and Azure do not share a region name. For estimates only: see policies/regions/distance.py.
 Source: the providers' public lists of regions and their places.
 """
 

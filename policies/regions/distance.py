@@ -1,7 +1,7 @@
 """How far is it from one region to another?
 
 Round-trip milliseconds: as configured, else as measured by gateways, else the great circle between known cloud
-regions (policies/load/cloud_regions.py), else unknown, and then priority decides. A region is always nearest
+regions (policies/regions/cloud_regions.py), else unknown, and then priority decides. A region is always nearest
 to itself. Measured times less than 2 ms apart are equal: priority decides between them, not noise. Not a substitute
 for measuring: a great circle knows no cables (Cape Town to Bahrain goes through Europe).
 Source: Envoy's locality priorities, ordered per client instead of once.
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import asin, cos, inf, radians, sin, sqrt
 
-from policies.load.cloud_regions import COORDINATES
+from policies.regions.cloud_regions import COORDINATES
 
 EARTH_KM = 6371.0
 MS_PER_KM = 0.014  # there and back in fibre is 0.01; cables are about 1.4 times as long as the great circle
