@@ -224,7 +224,7 @@ class Controller:
 
     async def scale(self, agent: str, region: str | None, instances: int) -> str:
         """For `swiftclaw scale`: the change, as a sentence. Raises ValueError if the bounds forbid it."""
-        change = self._autoscaling.fix(self._desired.file, agent, region, instances, time.time())
+        change = self._autoscaling.fix(self._desired.file, agent, region, instances, time.time(), self._desired.commit)
         self._desired.scaled([change])
         await self._reconciler.round()
         return str(change)

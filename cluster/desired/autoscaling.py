@@ -8,7 +8,7 @@ first, then those on nodes with the fewest replicas, then the newest); 2.60 has 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from cluster.config import AgentSettings, Scaling, Settings
@@ -118,8 +118,19 @@ class Autoscaling:
         ]
         return [change for change in changes if change is not None]
 
-    def fix(self, settings: Settings, name: str, region: str | None, instances: int, wall: float) -> ScalingChange:
-        """Set an operator's count. Raises ValueError with a sentence when the count is not allowed."""
+    def fix(
+        self,
+        settings: Settings,
+        name: str,
+        region: str | None,
+        instances: int,
+        wall: float,
+        save: Callable[[], None] = lambda: None,
+    ) -> ScalingChange:
+        """Set an operator's count and `save` it; if that raises, the count is as before.
+
+        Raises ValueError with a sentence when the count is not allowed.
+        """
         agent = settings.agents.get(name)
         if agent is None:
             raise ValueError(f"there is no agent {name!r} (known: {', '.join(settings.agents) or 'none'})")
@@ -134,9 +145,16 @@ class Autoscaling:
             raise ValueError(
                 f"{instances} instances of {name} in {region} are out of bounds: minInstances and maxInstances allow {allowed}"
             )
-        before = count_of(agent, region, self._counts)
+        counts = {agent: dict(regions) for agent, regions in self._counts.items()}
+        change = self._set(agent, region, count_of(agent, region, self._counts), instances, OPERATOR, wall)
+        try:
+            save()
+        except BaseException:
+            self._counts.clear()
+            self._counts.update(counts)
+            raise
         self._histories.pop((name, region), None)  # proposals from before no longer apply
-        return self._set(agent, region, before, instances, OPERATOR, wall)
+        return change
 
     def last(self, agent: str, region: str) -> tuple[str, float | None]:
         """Why the count was last changed, and when (seconds since the epoch)."""

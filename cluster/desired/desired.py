@@ -1,6 +1,8 @@
 """What should run now? The file's settings, with each agent's versions and instance counts put in.
 
-Every change is in the state file before it is acted on, so the process may end between any two lines. How versions change:
+A change is in the state file before it takes effect (`commit`), so the process may end between any two lines, and a command
+whose change cannot be saved is refused. What the file would only repeat, such as the apps and instances that run, is
+saved as soon as the folder can be written (`save`). How versions change:
 cluster/desired/rollout_manager.py. How counts change: cluster/desired/autoscaling.py. What does run:
 cluster/placement/reconciler.py.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from cluster.config import Settings
@@ -16,7 +19,7 @@ from cluster.desired.autoscaling import ScalingChange, with_counts
 from cluster.desired.packages import Packages
 from cluster.desired.rollout import RolloutRejected
 from cluster.desired.rollout_manager import RolloutManager
-from cluster.desired.state import AppliedConfig, State, Store
+from cluster.desired.state import AppliedConfig, State, StateNotSaved, Store
 from cluster.telemetry.events import Events
 
 log = logging.getLogger("swiftclaw.controller")
@@ -30,7 +33,8 @@ class DesiredState:
 
     def __init__(self, state: State, store: Store, packages: Packages, events: Events, at: Callable[[str], None]) -> None:
         self.state, self._store, self._events = state, store, events
-        self.versions = RolloutManager(state, packages, self.save, self._record_rollout, at)
+        self.versions = RolloutManager(state, packages, self.commit, self._record_rollout, at)
+        self.unsaved = ""  # why the state file is older than the state
         self.lost = not state.started_with  # no state file, or another cluster's; until the last `rebuild`
         self._rebuilt_from: Mapping[str, Any] | None = None
         self._started_config = AppliedConfig()  # before `rebuild`
@@ -40,7 +44,7 @@ class DesiredState:
         digest = AppliedConfig(args, folder).digest
         if self.state.started_with != digest:
             try:
-                self.versions.apply_file(args, folder)
+                self.versions.apply_file(args, folder, must_save=False)  # Serve keeps the args of the app as well
             except RolloutRejected as error:
                 log.error("the settings were not applied: %s", error)
             self.state.started_with = digest
@@ -49,7 +53,7 @@ class DesiredState:
         self.read()
 
     def apply_file(self, args: Mapping[str, Any], folder: str) -> None:
-        """Apply cluster.yaml; to be followed by `save`. Raises ConfigError, RolloutRejected."""
+        """Apply cluster.yaml. Raises ConfigError, RolloutRejected, StateNotSaved."""
         self.file = self.versions.apply_file(args, folder)
         self.settings = with_counts(self.file, self.state.counts)
 
@@ -59,7 +63,7 @@ class DesiredState:
         self.settings = with_counts(self.file, self.state.counts)
 
     def scaled(self, changes: Iterable[ScalingChange]) -> None:
-        """Recompute the settings after a change of counts, and save before anything acts on it."""
+        """Recompute the settings after a change of counts."""
         self.settings = with_counts(self.file, self.state.counts)
         self.save()
         for change in changes:
@@ -89,9 +93,32 @@ class DesiredState:
         self.state.started_with = ""
         self.state.counts.clear()
 
+    def commit(self, must_save: bool = True, **changes: Any) -> None:
+        """Save the state with these fields changed, then change them. Raises StateNotSaved, then nothing has changed.
+
+        Without `must_save` they change in any case and are saved as soon as possible.
+        """
+        if must_save:
+            self._store.save(replace(self.state, **changes))
+            self.unsaved = ""
+        for name, value in changes.items():
+            setattr(self.state, name, value)
+        if not must_save:
+            self.save()
+
     def save(self) -> None:
-        """Raises OSError: nothing may be done that is not saved."""
-        self._store.save(self.state)
+        """Save the state, or leave the reason in `unsaved`; the next round tries again."""
+        try:
+            self._store.save(self.state)
+            self.unsaved = ""
+        except StateNotSaved as error:
+            if not self.unsaved:
+                log.error("the state is not saved: %s", error)
+            self.unsaved = str(error).partition(": ")[0]
+
+    def warnings(self) -> list[str]:
+        """For operators."""
+        return [f"{self.unsaved}: commands that change anything are refused until it can be"] if self.unsaved else []
 
     def _record_rollout(self, agent: str, version: str, message: str) -> None:
         log.info("%s", message)

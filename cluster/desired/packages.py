@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.desired.gitignore import ALWAYS, FILES, IgnoreRules
-from cluster.desired.state import write_private
+from cluster.desired.state import write_private, writing
 
 MOST_BYTES = 100 * 2**20
 MOST_FILES = 50_000
@@ -129,19 +129,20 @@ class Packages:
         return bool(DIGEST.fullmatch(digest)) and self._file(digest).is_file()
 
     def put(self, package: Package) -> None:
-        """Raises DamagedPackage, or OSError when it cannot be written."""
+        """Raises DamagedPackage, or StateNotSaved when it cannot be written."""
         if not DIGEST.fullmatch(package.digest):
             raise DamagedPackage(f"{package.digest!r} is not the digest of a package")
         if self.has(package.digest):
             return
         check(package)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        write_private(self._file(package.digest), package.content)
+        with writing(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_private(self._file(package.digest), package.content)
 
     def drop_all_but(self, wanted: Collection[str]) -> None:
         """Delete packages that are not `wanted`, except recent uploads: their version may be about to be deployed."""
         for file in self._folder.glob("*.zip"):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # deleted meanwhile, or on a folder that cannot be written
                 if file.stem not in wanted and time.time() - file.stat().st_mtime > WAITING_S:
                     file.unlink()
 

@@ -19,7 +19,7 @@ from cluster.desired import rollout as transitions
 from cluster.desired.apps import AppSpec, AppStatus, Deployed, app_name
 from cluster.desired.packages import CannotPack, Packages, pack
 from cluster.desired.rollout import Rollout, RolloutRejected, Version
-from cluster.desired.state import AppliedConfig, AppRecord, State
+from cluster.desired.state import AppliedConfig, AppRecord, State, StateNotSaved
 from cluster.fleet.registry import Registry
 from cluster.instance_state import HEALTHY
 from cluster.messages import VersionShare
@@ -40,13 +40,14 @@ class DeployRequest:
 
 
 class RolloutManager:
-    """`save` writes the state file; `tell` records an event; `at` is called with the name of each failpoint."""
+    """`commit` saves the state with changed fields, then changes them; `tell` records an event; `at` is called with the
+    name of each failpoint."""
 
     def __init__(
-        self, state: State, packages: Packages, save: Callable[[], None], tell: Tell, at: Callable[[str], None]
+        self, state: State, packages: Packages, commit: Callable[..., None], tell: Tell, at: Callable[[str], None]
     ) -> None:
         self._state, self.packages = state, packages
-        self._save, self._tell, self._at = save, tell, at
+        self._commit, self._tell, self._at = commit, tell, at
         self._clock = time.time
         for name, block in state.config.agents.items():
             state.rollouts.setdefault(name, transitions.from_block(block))
@@ -61,8 +62,8 @@ class RolloutManager:
 
     # --- the file ---------------------------------------------------------------------------------------
 
-    def apply_file(self, args: Mapping[str, Any], folder: str) -> Settings:
-        """Apply cluster.yaml; returns the settings in force. Raises ConfigError, RolloutRejected."""
+    def apply_file(self, args: Mapping[str, Any], folder: str, *, must_save: bool = True) -> Settings:
+        """Apply cluster.yaml; returns the settings in force. Raises ConfigError, RolloutRejected, StateNotSaved."""
         asked = parse(args, Path(folder))
         config, before = AppliedConfig(asked.to_args(), folder), self._state.config.agents
         after: dict[str, Rollout] = {}
@@ -77,8 +78,7 @@ class RolloutManager:
             except RolloutRejected as error:
                 raise RolloutRejected(f"agents.{name}.{error}") from None
         settings = self._effective(config, after)
-        self._state.config = config
-        self._keep(after)
+        self._commit(must_save, config=config, rollouts=after)
         return settings
 
     def settings(self) -> Settings:
@@ -113,8 +113,10 @@ class RolloutManager:
         name = wish.version or transitions.next_name({*names, *rollout.used})
         version = Version(name, own, wish.package)
         self._check(agent, transitions.with_own(wish.block, version))
-        self._regions(agent, wish.regions)
-        self._put(agent, transitions.bring_in(rollout, version, wish.percent, wish.block, self._clock(), wish.deadline_s))
+        config = self._with_regions(agent, wish.regions)
+        self._put(
+            agent, transitions.bring_in(rollout, version, wish.percent, wish.block, self._clock(), wish.deadline_s), config
+        )
         self._at("deploy.saved")
         stable = rollout.stable.name
         goal = f"will replace {stable}" if wish.percent >= 100 else f"will receive {wish.percent:g} % of {stable}'s traffic"
@@ -164,10 +166,11 @@ class RolloutManager:
             digest, why = package.digest, ""
         except (CannotPack, OSError) as error:
             digest, why = "", str(error)
-        for name in undecided:
-            if name in self.rollouts:
-                self.unfrozen[name] = why
-                self._put(name, transitions.frozen(self.rollouts[name], digest))
+        rollouts = dict(self.rollouts)
+        for name in rollouts.keys() & set(undecided):
+            self.unfrozen[name] = why
+            rollouts[name] = transitions.frozen(rollouts[name], digest)
+        self._commit(False, rollouts=rollouts)
         self._at("deploy.packed")
 
     def advance(
@@ -189,11 +192,14 @@ class RolloutManager:
                 )
             if after == before:
                 continue
-            changed = True
             takes_over = after.stable.name != before.stable.name
-            if takes_over and before.canary is not None:
-                self._take_over(agent, before.canary.block)
-            self._put(agent, after)
+            config = self._taken_over(agent, before.canary.block) if takes_over and before.canary is not None else None
+            try:
+                self._put(agent, after, config)
+            except StateNotSaved:  # the step is taken when it can be saved
+                self._commit(False)
+                continue
+            changed = True
             self._at("takeover.saved" if takes_over else "traffic.saved")
             self._report(agent, before, after)
         return changed
@@ -244,14 +250,14 @@ class RolloutManager:
 
     def restore(self, kept: Mapping[str, Any], started_with: str, started_config: AppliedConfig) -> None:
         """The state folder was lost. `started_config`, if SwiftClaw was started with it since then, wins over what was kept."""
-        self._keep({name: transitions.restored(rollout) for name, rollout in kept["rollouts"].items()})
-        self._state.config = AppliedConfig(kept["args"], self._state.config.folder)
-        if kept["started_with"] == started_with:
-            self._state.config = AppliedConfig(kept["args"], kept["folder"])
-            self._save()
+        is_same = kept["started_with"] == started_with
+        config = AppliedConfig(kept["args"], kept["folder"] if is_same else self._state.config.folder)
+        rollouts = {name: transitions.restored(rollout) for name, rollout in kept["rollouts"].items()}
+        self._commit(False, config=config, rollouts=rollouts)
+        if is_same:
             return
         try:
-            self.apply_file(started_config.args, started_config.folder)
+            self.apply_file(started_config.args, started_config.folder, must_save=False)
         except RolloutRejected as error:
             self._tell("", "", f"the settings were not applied: {error}")
 
@@ -262,8 +268,7 @@ class RolloutManager:
 
     def forget_all(self) -> None:
         """All agents will stop."""
-        self._state.config = self._state.config.without_agents()
-        self._keep({})
+        self._commit(False, config=self._state.config.without_agents(), rollouts={})
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
@@ -276,8 +281,7 @@ class RolloutManager:
         block = transitions.with_regions({**wish.block, **({"version": wish.version} if wish.version else {})}, wish.regions)
         made = transitions.from_block(block)
         rollout = replace(made, stable=replace(made.stable, package=wish.package))
-        self._replace_block(agent, self._check(agent, block))
-        self._put(agent, rollout)
+        self._put(agent, rollout, self._with_block(agent, self._check(agent, block)))
         self._at("deploy.saved")
         self._tell(agent, rollout.stable.name, f"{agent} starts with version {rollout.stable.name}")
         return rollout.stable.name
@@ -288,15 +292,15 @@ class RolloutManager:
         after = self._check(agent, transitions.with_regions(transitions.settled_block(before, wish.block), wish.regions))
         if after == before:
             return False
-        self._replace_block(agent, after)
-        self._save()
+        self._commit(config=self._with_block(agent, after))
         self._at("regions.saved")
         return True
 
-    def _regions(self, agent: str, regions: Sequence[str]) -> None:
-        if regions:
-            before = self._state.config.agents[agent]
-            self._replace_block(agent, self._check(agent, transitions.with_regions(before, regions)))
+    def _with_regions(self, agent: str, regions: Sequence[str]) -> AppliedConfig:
+        if not regions:
+            return self._state.config
+        before = self._state.config.agents[agent]
+        return self._with_block(agent, self._check(agent, transitions.with_regions(before, regions)))
 
     def _find_versions_down(self, registry: Registry) -> None:
         """A version with traffic but no healthy instance: gateways use the other one, and an event says so."""
@@ -312,15 +316,16 @@ class RolloutManager:
                         agent, name, f"{name} of {agent} has no healthy instance: the other version receives its traffic"
                     )
 
-    def _take_over(self, agent: str, block: Mapping[str, Any]) -> None:
+    def _taken_over(self, agent: str, block: Mapping[str, Any]) -> AppliedConfig:
         before = self._state.config.agents[agent]
         try:
-            self._replace_block(agent, self._check(agent, transitions.settled_block(before, block)))
+            return self._with_block(agent, self._check(agent, transitions.settled_block(before, block)))
         except ConfigError as error:  # the regions have changed since
             self._tell(agent, "", f"{agent} keeps its settings, the new version's are not valid any more: {error}")
+            return self._state.config
 
-    def _replace_block(self, agent: str, block: dict[str, Any]) -> None:
-        self._state.config = self._state.config.with_agent(agent, block)
+    def _with_block(self, agent: str, block: dict[str, Any]) -> AppliedConfig:
+        return self._state.config.with_agent(agent, block)
 
     def _check(self, agent: str, block: Mapping[str, Any]) -> dict[str, Any]:
         """The block as plain JSON. Raises ConfigError."""
@@ -334,12 +339,9 @@ class RolloutManager:
             known = self._read[agent] = (block, version, made)
         return known[2]
 
-    def _put(self, agent: str, rollout: Rollout) -> None:
-        self._keep({**self.rollouts, agent: rollout})
-
-    def _keep(self, rollouts: dict[str, Rollout]) -> None:
-        self._state.rollouts = rollouts
-        self._save()
+    def _put(self, agent: str, rollout: Rollout, config: AppliedConfig | None = None) -> None:
+        """Raises StateNotSaved."""
+        self._commit(rollouts={**self.rollouts, agent: rollout}, config=config or self._state.config)
 
     def _report(self, agent: str, before: Rollout, after: Rollout) -> None:
         if before.canary is None:

@@ -6,12 +6,13 @@ a change is acted on. The folder is `stateDir` of cluster.yaml.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,10 @@ from cluster.desired.rollout import Rollout, dump, restored
 
 log = logging.getLogger("swiftclaw.state")
 FORMAT = 1
+
+
+class StateNotSaved(OSError):
+    """The state folder cannot be written; the text says which and why. Nothing has changed."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +123,20 @@ class State:
         return cls(config=config, apps=apps, counts=counts, rollouts=rollouts, **fields)
 
 
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Raises StateNotSaved for an OSError of the block."""
+    try:
+        yield
+    except OSError as error:
+        raise StateNotSaved(
+            f"the state folder {folder} cannot be written ({error.strerror or error}): nothing was changed; "
+            "free space or make the folder writable, then repeat the command"
+        ) from error
+
+
 class Store:
-    """The files of the folder. Raises OSError when they cannot be written: nothing may be done that is not saved."""
+    """The files of the folder. Writing raises StateNotSaved: nothing may be done that is not saved."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -142,7 +159,8 @@ class Store:
     def save(self, state: State) -> None:
         content = json.dumps(state.to_json(), indent=1)
         if content != self._saved:
-            write_private(self._file, content)
+            with writing(self._folder):
+                write_private(self._file, content)
             self._saved = content
 
     def key(self) -> str:
@@ -165,16 +183,22 @@ class Store:
     def rotate_session_key(self, old: tuple[str, ...]) -> tuple[str, ...]:
         """Put a new key in front; only the previous one is still accepted."""
         keys = (secrets.token_hex(32), *old[:1])
-        write_private(self._folder / "session-keys", "\n".join(keys) + "\n")
+        with writing(self._folder):
+            write_private(self._folder / "session-keys", "\n".join(keys) + "\n")
         return keys
 
 
 def write_private(file: Path, content: str | bytes) -> None:
-    """Write atomically, with mode 0600; on disk when it returns."""
+    """Write atomically, with mode 0600; on disk when it returns. After an error the old file is whole and nothing is left."""
     beside = file.with_name(f".{file.name}.{os.getpid()}")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as opened:
-        opened.write(content.encode() if isinstance(content, str) else content)
-        opened.flush()
-        os.fsync(opened.fileno())
-    beside.replace(file)
+    try:
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as opened:
+            opened.write(content.encode() if isinstance(content, str) else content)
+            opened.flush()
+            os.fsync(opened.fileno())
+        beside.replace(file)
+    except OSError:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise

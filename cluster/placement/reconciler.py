@@ -18,6 +18,7 @@ from cluster.desired.apps import Action, AppSpec, AppStatus, desired_apps, plan
 from cluster.desired.autoscaling import Autoscaling
 from cluster.desired.canary_analysis import CanaryAnalysis
 from cluster.desired.desired import DesiredState
+from cluster.desired.state import StateNotSaved
 from cluster.fleet.gateways import Gateways
 from cluster.fleet.registry import Registry
 from cluster.instance_state import HEALTHY
@@ -140,6 +141,7 @@ class Reconciler:
             *_about_regions(self._desired.settings, labelled),
             *await self._missing_capacity(desired.values()),
             *self._versions.warnings(),
+            *self._desired.warnings(),
         ]
         running = {name: app.status for name, app in self.observed.items()}
         self._record_running(desired.keys() & running.keys(), desired)
@@ -163,12 +165,15 @@ class Reconciler:
     def _analyse(self) -> bool:
         """Advance or roll back canaries by their analysis; whether one changed."""
         steps = self._analysis.look(self._desired.file, self._versions.rollouts, time.monotonic())
+        changed = False
         for step in steps:
-            if step.percent is None:
-                self._versions.take_back(step.agent, step.reason)
-            else:
-                self._versions.promote(step.agent, step.percent, step.reason)
-        return bool(steps)
+            with contextlib.suppress(StateNotSaved):  # decided again when it can be saved
+                if step.percent is None:
+                    self._versions.take_back(step.agent, step.reason)
+                else:
+                    self._versions.promote(step.agent, step.percent, step.reason)
+                changed = True
+        return changed
 
     async def _missing_capacity(self, specs: Iterable[AppSpec]) -> list[str]:
         short = self._capacity.short(specs, self._registry, time.monotonic())
