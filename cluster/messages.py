@@ -19,6 +19,7 @@ from policies.rate_limit import RateRule
 KEY_HEADER = b"x-swiftclaw-key"  # the cluster's secret, by which an instance recognizes a gateway
 SESSION_HEADER = b"x-swiftclaw-session"  # the session id, percent-encoded
 LOAD_HEADER = b"x-swiftclaw-load"  # "<in flight> <in flight on arrival> <cpu percent>" of the responding instance
+ORIGIN_HEADER = b"x-swiftclaw-origin"  # JSON: how the client sent a request for the mounted app
 LIMIT_HEADER = b"x-swiftclaw-limit"  # maximum number of requests in flight on an instance
 REFUSED_HEADER = b"x-swiftclaw-not-executed"  # the instance refused the request before starting it: safe to retry elsewhere
 

@@ -142,6 +142,8 @@ class Agent:
     def mount(self, asgi_app: ASGIApp) -> None:
         """Serve every path of the agent that is not SwiftClaw's own with this ASGI app, WebSockets included.
 
+        The app runs as under uvicorn: its lifespan starts after the `on_start` functions and before the first request, and
+        ends before the `on_stop` functions; `root_path` is /agents/NAME; `client` and `scheme` are those of the client.
         Raises TypeError for a second app.
         """
         if not callable(asgi_app):

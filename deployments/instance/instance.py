@@ -1,8 +1,8 @@
 """Hosts one Agent: a process that listens on a port of its own, for the gateways only.
 
 It starts in five steps: start the agent, bind a port, register with the Controller, serve, watch itself. When Serve stops it,
-it deregisters, drains (deployments/instance/draining.py) and runs the stop hooks. A stuck event loop ends the process
-(deployments/instance/watchdog.py).
+it deregisters, drains (deployments/instance/draining.py), shuts the mounted app down and runs the stop hooks. A stuck loop
+ends the process (deployments/instance/watchdog.py).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from deployments.instance.code_cache import CodeCache, CodeUnavailable
 from deployments.instance.draining import drain_server, drain_terms
 from deployments.instance.hosted_agent import HostedAgent, NotAnAgent, load_agent
 from deployments.instance.lifecycle import Lifecycle
+from deployments.instance.lifespan import Lifespan, StartupFailed
 from deployments.instance.server import InstanceServer
 from deployments.instance.watchdog import LoopWatchdog
 from policies.lifecycle.draining import Drain, DrainTerms
@@ -38,7 +39,9 @@ LIMITS = ConnectionLimits(keep_alive_s=120, unread_s=math.inf, head_bytes=2**18,
 UNWATCHED_S = 5.0  # without a watch of the Controller for this long, the instance registers again
 PACKAGE_S = 120.0  # for code over a slow network
 CLOSING_S = 0.3  # a request on its way is better refused than met by a closed connection
-STOP_HOOKS_S = 30.0  # below what Serve gives it after a drain (ENDING_S in cluster/placement/serve.py)
+# For the mounted app's shutdown (at most half of it) and the stop hooks; below what Serve gives the replica after a drain
+# (ENDING_S in cluster/placement/serve.py).
+STOP_HOOKS_S = 30.0
 
 
 class InstanceReplica:
@@ -60,15 +63,17 @@ class InstanceReplica:
     # --- start ----------------------------------------------------------------------------------------------------
 
     async def _start_agent(self) -> HostedAgent:
-        """Import the agent and run its start hooks. A failure is reported to the Controller and ends the replica."""
+        """Import the agent, run its start hooks, start its app. A failure goes to the Controller and ends the replica."""
         spec = self._spec
         try:
             self._code = CodeCache(spec.package) if spec.package else None
             folder = await self._code.ready(self._fetch_package) if self._code else spec.folder
             agent = await asyncio.to_thread(load_agent, spec.target, folder)
             await agent.start()
+            self._lifespan = Lifespan(agent.app)
+            await self._lifespan.startup()
         except Exception as error:
-            clear = isinstance(error, NotAnAgent | CodeUnavailable)
+            clear = isinstance(error, NotAnAgent | CodeUnavailable | StartupFailed)
             reason = str(error) if clear else f"on_start raised {type(error).__name__}: {error}"
             await self._controller.call(ControlApi.cannot_start, self._app, reason)
             raise RuntimeError(reason) from error
@@ -97,7 +102,7 @@ class InstanceReplica:
         return reply
 
     async def _serve(self, listening: socket.socket, reply: RegistrationReply) -> None:
-        self._server = InstanceServer(self._agent, self._spec, reply, self._replica)
+        self._server = InstanceServer(self._agent, self._spec, reply, self._replica, self._lifespan.state)
         self._server.retire = self._retire
         self._listener = Listener(self._server, listening, limits=LIMITS)
         await self._listener.start()
@@ -172,8 +177,10 @@ class InstanceReplica:
         self._server.advance(Lifecycle.ENDED)
         await self._listener.close()
         self._watchdog.stop()
+        ends_at = time.monotonic() + STOP_HOOKS_S
+        await self._lifespan.shutdown(STOP_HOOKS_S / 2)
         try:
-            await asyncio.wait_for(self._agent.stop(), STOP_HOOKS_S)
+            await asyncio.wait_for(self._agent.stop(), ends_at - time.monotonic())
         except asyncio.TimeoutError:
             log.error("%s: on_stop has not returned within %g s; the process ends", self._server.id, STOP_HOOKS_S)
         finally:

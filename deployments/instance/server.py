@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.messages import (
-    APP_PREFIX,
     CHAT_PATH,
     CHECK_PATH,
     CLOSING,
@@ -36,8 +35,9 @@ from cluster.messages import (
     InstanceSpec,
     RegistrationReply,
 )
-from deployments.instance.hosted_agent import AsgiApp, HostedAgent, named_error
+from deployments.instance.hosted_agent import HostedAgent, named_error
 from deployments.instance.lifecycle import Lifecycle
+from deployments.instance.mounted_app import MountedApp
 from deployments.instance.replies import Replies
 from deployments.request.cluster_key import carries_key
 from deployments.request.exchange import ClientDisconnected, Exchange, uncancel
@@ -50,6 +50,7 @@ log = logging.getLogger("swiftclaw.instance")
 WATCH_LINE_S = 1.0
 NO_LIMIT = 2**62  # the gateway has applied the body limit
 NO_DEADLINE_S = 10 * 365 * 86400.0  # ten years: `Exchange.guard` has no "never", and the gateway keeps the deadlines
+_HEADS = frozenset(("http.response.start", "websocket.accept", "websocket.http.response.start"))  # they report the load
 _GATEWAY_ONLY = frozenset((KEY_HEADER, LIMIT_HEADER))  # the agent does not get these headers
 
 
@@ -65,7 +66,15 @@ class ActiveRequest:
 class InstanceServer:
     """The HTTP side of one instance of an agent. `id` changes if the Controller gives the instance another name."""
 
-    def __init__(self, agent: HostedAgent, spec: InstanceSpec, reply: RegistrationReply, replica: str) -> None:
+    def __init__(
+        self,
+        agent: HostedAgent,
+        spec: InstanceSpec,
+        reply: RegistrationReply,
+        replica: str,
+        app_state: dict[str, Any] | None = None,
+    ) -> None:
+        """`app_state`: of the mounted app's lifespan."""
         self._agent, self._spec, self._replica = agent, spec, replica
         self.id = reply.id
         self._key = reply.key.encode()
@@ -79,6 +88,7 @@ class InstanceServer:
         self._active: set[ActiveRequest] = set()
         self._health_check = asyncio.Lock()
         self._stage_changed = asyncio.Event()
+        self._app = MountedApp(agent.app, spec.agent, app_state or {}) if agent.app is not None else None
         replies = Replies(agent, spec)
         self._agent_routes = {MESSAGES_PATH: replies.message, CHAT_PATH: replies.chat}
         self._control_routes = {
@@ -143,7 +153,7 @@ class InstanceServer:
 
     def _with_load(self, send: Send, on_arrival: int) -> Send:
         async def sending(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] in _HEADS:
                 load = b"%d %d %d" % (self.in_flight, on_arrival, self.cpu_percent)
                 message = {**message, "headers": [*message.get("headers", ()), (LOAD_HEADER, load)]}
             await send(message)
@@ -177,8 +187,8 @@ class InstanceServer:
             await self._refuse(exchange, CLOSING)
         elif (route := self._agent_routes.get(path)) is not None:
             await self._while_connected(exchange, route(exchange, self.id))
-        elif self._agent.app is not None:
-            await self._mounted(exchange, self._agent.app)
+        elif self._app is not None:
+            await self._app.answer(exchange)
         else:
             agent = self._spec.agent
             raise NotFound(f"{agent} has no mounted app; messages are sent with POST /agents/{agent}/messages", agent=agent)
@@ -195,21 +205,6 @@ class InstanceServer:
             raise why from None
         finally:
             exchange.done()
-
-    async def _mounted(self, exchange: Exchange, app: AsgiApp) -> None:
-        """Let the mounted app answer: it gets its own paths, and the prefix in a header, as reverse proxies send it."""
-        scope = exchange.scope
-        prefix = len(APP_PREFIX)
-        scope["path"], scope["raw_path"] = scope["path"][prefix:], scope["raw_path"][prefix:]
-        kept = [(name, value) for name, value in scope["headers"] if name != SESSION_HEADER]
-        scope["headers"] = [*kept, (b"x-forwarded-prefix", f"/agents/{self._spec.agent}".encode())]
-
-        async def send(message: Message) -> None:
-            if message["type"] in ("http.response.start", "websocket.accept"):
-                exchange.started = True
-            await exchange.send(message)
-
-        await app(scope, exchange.receive, send)
 
     async def _refuse(self, exchange: Exchange, why: bytes) -> None:
         """Answer that the request was not executed: the gateway may ask another instance."""
@@ -239,7 +234,7 @@ class InstanceServer:
 
     async def _fail(self, exchange: Exchange, error: SwiftClawError) -> None:
         if exchange.scope["type"] == "websocket":
-            await exchange.send({"type": "websocket.close", "code": 1011})
+            await _fail_websocket(exchange, error)
         elif not exchange.started:
             await exchange.answer(error.status, exchange.error(error), retry_after(error))
         else:
@@ -319,6 +314,17 @@ def _limit(headers: SentHeaders) -> int:
         if name == LIMIT_HEADER and value.isdigit():
             return int(value)
     return NO_LIMIT
+
+
+async def _fail_websocket(exchange: Exchange, error: SwiftClawError) -> None:
+    """Decline the handshake with the error's status, or close with 1011 what was open."""
+    if exchange.started:
+        with contextlib.suppress(RuntimeError):  # the app has closed it already
+            await exchange.send({"type": "websocket.close", "code": 1011, "reason": error.type})
+        return
+    body = json.dumps(exchange.error(error)).encode()
+    headers = [(b"content-type", b"application/json")]
+    await deny_websocket(exchange.scope, exchange.send, error.status, headers, body, error.type)
 
 
 async def _disconnected(receive: Receive) -> None:

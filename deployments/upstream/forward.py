@@ -11,6 +11,7 @@ import logging
 import time
 from dataclasses import dataclass
 
+from cluster.messages import APP_PREFIX
 from cluster.transport.http_protocol import IDLE
 from deployments.balancing.agents import AgentTable
 from deployments.balancing.backend import Lease
@@ -82,7 +83,8 @@ class Forwarder:
     def headers(self, call: Call) -> SentHeaders:
         snapshot = self._agents.snapshot
         key = snapshot.key if snapshot else ""
-        return headers.for_instance(call.exchange, self._agents.clients, key, call.session.name)
+        mounted = call.path.startswith(APP_PREFIX)
+        return headers.for_instance(call.exchange, self._agents.clients, key, call.session.name, mounted=mounted)
 
     async def _attempt(self, call: Call, lease: Lease, sent: SentHeaders, attempts: Attempts) -> bool:
         """Returns True when the request was answered, False when another instance may be tried. Raises as `http` does."""

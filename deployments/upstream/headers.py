@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import quote
 
-from cluster.messages import KEY_HEADER, LIMIT_HEADER, LOAD_HEADER, REFUSED_HEADER, SESSION_HEADER
+from cluster.messages import KEY_HEADER, LIMIT_HEADER, LOAD_HEADER, ORIGIN_HEADER, REFUSED_HEADER, SESSION_HEADER
 from deployments.balancing.backend import LoadReport
-from deployments.request.client_address import FORWARDED_HEADER, ClientAddresses, forwarded
+from deployments.request.client_address import (
+    FORWARDED_HEADER,
+    HOST_HEADER,
+    PREFIX_HEADER,
+    PROTO_HEADER,
+    ClientAddresses,
+    Origin,
+    forwarded,
+)
 from deployments.request.exchange import Exchange
 from deployments.types import Headers, SentHeaders
 
@@ -16,35 +25,68 @@ _HOP_BY_HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te", b"trailer",
      b"transfer-encoding", b"upgrade")
 )  # fmt: skip
-_OURS = frozenset((KEY_HEADER, LIMIT_HEADER, LOAD_HEADER, REFUSED_HEADER, SESSION_HEADER))
-_SET_BY_US = frozenset((b"expect", FORWARDED_HEADER, b"x-forwarded-proto", b"x-forwarded-host", b"x-request-id"))
+_OURS = frozenset((KEY_HEADER, LIMIT_HEADER, LOAD_HEADER, ORIGIN_HEADER, REFUSED_HEADER, SESSION_HEADER))
+_SET_BY_US = frozenset((b"expect", FORWARDED_HEADER, PROTO_HEADER, HOST_HEADER, PREFIX_HEADER, b"x-request-id"))
 _RESPONSE_ONLY = frozenset((b"x-swiftclaw-instance", b"x-swiftclaw-version"))
 _NOT_SENT = _HOP_BY_HOP | _OURS | _SET_BY_US | _RESPONSE_ONLY
 _NOT_RETURNED = _HOP_BY_HOP | _OURS | {b"x-request-id", b"x-swiftclaw-instance", b"x-swiftclaw-version", b"x-swiftclaw-region"}
 
+# What proxies say of a request besides X-Forwarded-*; only a trusted proxy may say it.
+_X_FORWARDED = b"x-forwarded-"
+_CLAIMS = frozenset(
+    (b"forwarded", b"x-real-ip", b"x-client-ip", b"x-cluster-client-ip", b"client-ip", b"true-client-ip", b"cf-connecting-ip",
+     b"cf-connecting-ipv6", b"fastly-client-ip", b"x-original-forwarded-for", b"x-original-host", b"x-original-proto",
+     b"x-original-url", b"x-rewrite-url", b"x-scheme", b"x-url-scheme", b"front-end-https", b"x-envoy-external-address",
+     b"x-script-name")
+)  # fmt: skip
 
-def for_instance(exchange: Exchange, clients: ClientAddresses, key: str, session: str | None) -> SentHeaders:
-    """The client's headers without those of this hop, plus the forwarding headers, the request id, the key and the session."""
+
+def for_instance(
+    exchange: Exchange, clients: ClientAddresses, key: str, session: str | None, *, mounted: bool = False
+) -> SentHeaders:
+    """The client's headers without those of this hop, plus the forwarding headers, the request id, the key and the session.
+
+    `mounted`: the request is for the mounted app, which sees the request as its client sent it.
+    """
     named = _named_by_connection(exchange)
-    headers = [header for header in exchange.headers if header[0] not in _NOT_SENT and header[0] not in named]
     client = exchange.scope.get("client")
     peer = client[0] if client else None
-    scheme = exchange.scope.get("scheme", "http").replace("ws", "http").encode()
-    host = exchange.header(b"host") or b""
+    trusted = clients.trusts(peer)
+    headers = [header for header in exchange.headers if header[0] not in named and _crosses(header[0], trusted)]
+    origin = clients.origin(exchange.scope, exchange.headers)
     hops = peer or "unknown"
-    if clients.trusts(peer):  # a trusted proxy: its statements about the client stand
+    if trusted:
         hops = ", ".join([*forwarded(exchange.headers), hops])
-        scheme, host = exchange.header(b"x-forwarded-proto") or scheme, exchange.header(b"x-forwarded-host") or host
     headers += (
         (b"x-request-id", exchange.request_id.encode()),
         (FORWARDED_HEADER, hops.encode("latin-1")),
-        (b"x-forwarded-proto", scheme),
-        (b"x-forwarded-host", host),
+        (PROTO_HEADER, origin.scheme.encode()),
+        (HOST_HEADER, origin.host),
         (KEY_HEADER, key.encode()),
     )
+    if mounted:
+        headers.append((ORIGIN_HEADER, _origin(origin, exchange.scope.get("server"))))
     if session is not None:
         headers.append((SESSION_HEADER, quote(session, errors="surrogatepass").encode()))
     return headers
+
+
+def _crosses(name: bytes, trusted: bool) -> bool:
+    return _verdict(name, trusted) if len(name) <= 64 else _verdict.__wrapped__(name, trusted)  # long ones are not kept
+
+
+@lru_cache(2048)
+def _verdict(name: bytes, trusted: bool) -> bool:
+    """Whether a header of the client is sent on. WSGI and CGI apps cannot tell X_Forwarded_For from X-Forwarded-For."""
+    plain = name.replace(b"_", b"-")
+    claim = plain.startswith(_X_FORWARDED) or plain in _CLAIMS
+    return plain not in _NOT_SENT and not (claim and (name != plain or not trusted))
+
+
+def _origin(origin: Origin, server: tuple[str, int | None] | None) -> bytes:
+    """For `MountedApp`: scheme, client, gateway's address, and prefix, as JSON."""
+    client = (origin.address, origin.port) if origin.address is not None else None
+    return json.dumps((origin.scheme, client, server, origin.prefix.decode("latin-1"))).encode()
 
 
 @lru_cache(64)

@@ -23,6 +23,7 @@ from cluster.transport.listener import Listener, bind
 from deployments.balancing.agents import AgentTable
 from deployments.gateway.edge import Edge
 from deployments.gateway.reporter import Reporter
+from deployments.instance.lifespan import Lifespan
 from deployments.instance.server import InstanceServer
 from deployments.upstream.connection_pool import ConnectionPool
 from policies.rate_limit import RateRule
@@ -40,6 +41,7 @@ class DataPlane:
     members: dict[str, list[Member]] = field(default_factory=dict)
     hosts: dict[str, InstanceServer] = field(default_factory=dict)
     listeners: dict[str, Listener] = field(default_factory=dict)
+    lifespans: dict[str, Lifespan] = field(default_factory=dict)
     revision: int = 0
     args: dict[str, Any] = field(default_factory=dict)
     session_keys: tuple[str, ...] = ("11" * 32,)
@@ -83,13 +85,17 @@ class DataPlane:
         for _ in range(count):
             name = f"instance-{len(self.members.get(agent.name, [])) + 1}"
             spec = InstanceSpec(agent.name, "tests:agent", "/", version, region, f"{agent.name}.{version}.{region}")
-            host = InstanceServer(agent, spec, RegistrationReply(name, KEY), replica=f"{agent.name}-{name}")
+            lifespan = Lifespan(agent.app)
+            await lifespan.startup()
+            replica = f"{agent.name}-{name}"
+            host = InstanceServer(agent, spec, RegistrationReply(name, KEY), replica, lifespan.state)
             listener = Listener(host, bind("127.0.0.1", 0), grace_s=0)
             await listener.start()
-            member = Member(name, f"{agent.name}-{name}", "127.0.0.1", listener.port, version, region, priority, "healthy")
+            member = Member(name, replica, "127.0.0.1", listener.port, version, region, priority, "healthy")
             self.members.setdefault(agent.name, []).append(member)
             self.hosts[member.replica] = host
             self.listeners[member.replica] = listener
+            self.lifespans[member.replica] = lifespan
             names.append(name)
         self.announce()
         return names
@@ -97,6 +103,7 @@ class DataPlane:
     async def end(self, replica: str) -> None:
         """Its port refuses connections from now on; the gateway is not told."""
         await self.listeners.pop(replica).close()
+        await self.lifespans.pop(replica).shutdown(5)
 
     def mark(self, agent: str, name: str, state: InstanceState) -> None:
         self.members[agent] = [replace(m, state=state) if m.id == name else m for m in self.members[agent]]

@@ -138,3 +138,58 @@ async def test_an_agent_that_cannot_be_imported_is_reported_with_the_reason(
 def test_the_controller_here_has_only_methods_of_the_real_one() -> None:
     methods = {name for name in vars(AnsweringController) if not name.startswith("_")}
     assert methods <= set(vars(ControlApi))
+
+
+MOUNTED = """
+from contextlib import asynccontextmanager
+from pathlib import Path
+from fastapi import FastAPI
+from swiftclaw import Agent
+
+agent = Agent("shop")
+notes = Path(__file__).with_suffix(".notes")
+
+def note(event: str) -> None:
+    with notes.open("a") as file:
+        file.write(event + " ")
+
+@agent.on_start
+def before() -> None:
+    note("on_start")
+
+@agent.on_stop
+def after() -> None:
+    note("on_stop")
+
+@asynccontextmanager
+async def lifespan(app):
+    note("startup")
+    yield
+    note("shutdown")
+
+agent.mount(FastAPI(lifespan=lifespan))
+"""
+
+
+async def test_the_mounted_app_starts_after_the_start_hooks_and_ends_before_the_stop_hooks(
+    tmp_path: Path, controller: tuple[AnsweringController, RpcClient]
+) -> None:
+    (tmp_path / "in_order.py").write_text(MOUNTED)
+    _, client = controller
+    process = replica(tmp_path, client, "in_order:agent")
+    await process.start()
+    assert (tmp_path / "in_order.notes").read_text() == "on_start startup ", "before the first request"
+    await process.stop()
+    assert (tmp_path / "in_order.notes").read_text() == "on_start startup shutdown on_stop "
+
+
+async def test_a_mounted_app_that_fails_to_start_is_reported_and_the_instance_never_registers(
+    tmp_path: Path, controller: tuple[AnsweringController, RpcClient]
+) -> None:
+    (tmp_path / "no_database.py").write_text(MOUNTED.replace('note("startup")', 'raise OSError("no database")'))
+    made, client = controller
+    reason = "the mounted app failed to start: OSError: no database"
+    with pytest.raises(RuntimeError, match=reason):
+        await replica(tmp_path, client, "no_database:agent").start()
+    assert made.calls == [("cannot_start", "shop.v1.local", reason)]
+    assert made.registrations == []

@@ -1,0 +1,61 @@
+"""The mounted app's view of a request: as under uvicorn with `--root-path /agents/NAME`, listening at the gateway.
+
+`path` includes `root_path` (ASGI 3), so that redirects, `url_for`, OpenAPI pages and sub-apps lead back through the gateway.
+`client`, `scheme` and `server` are those of the request as its client sent it: the gateway states them in ORIGIN_HEADER.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from urllib.parse import unquote
+
+from cluster.messages import APP_PREFIX, ORIGIN_HEADER, SESSION_HEADER
+from deployments.instance.hosted_agent import AsgiApp
+from deployments.request.client_address import HOST_HEADER, PREFIX_HEADER
+from deployments.request.exchange import Exchange
+from deployments.types import Message, Scope
+
+_STARTS = frozenset(("http.response.start", "websocket.accept", "websocket.http.response.start"))
+_NOT_SHOWN = frozenset((ORIGIN_HEADER, SESSION_HEADER))
+
+
+class MountedApp:
+    """The app that the agent mounts. `state`: of its lifespan; each request gets a copy."""
+
+    def __init__(self, app: AsgiApp, agent: str, state: dict[str, Any]) -> None:
+        self._app, self._state = app, state
+        self._root = f"/agents/{agent}"
+
+    async def answer(self, exchange: Exchange) -> None:
+        """Raises what the app raises."""
+
+        async def send(message: Message) -> None:
+            if message["type"] in _STARTS:
+                exchange.started = True
+            await exchange.send(message)
+
+        await self._app(self._scope(exchange.scope), exchange.receive, send)
+
+    def _scope(self, scope: Scope) -> Scope:
+        headers = scope["headers"]
+        stated = next((value for name, value in headers if name == ORIGIN_HEADER), None)
+        scheme, client, server, prefix = (
+            json.loads(stated) if stated else ("http", scope.get("client"), scope.get("server"), "")
+        )
+        raw_root = prefix + self._root
+        root = unquote(raw_root)
+        host = next((value for name, value in headers if name == HOST_HEADER), b"")
+        shown = [(name, host if name == b"host" and host else value) for name, value in headers if name not in _NOT_SHOWN]
+        length = len(APP_PREFIX)
+        return {
+            **scope,
+            "root_path": root,
+            "path": root + scope["path"][length:],
+            "raw_path": raw_root.encode() + scope["raw_path"][length:],
+            "scheme": scheme.replace("http", "ws") if scope["type"] == "websocket" else scheme,
+            "client": tuple(client) if client else None,
+            "server": tuple(server) if server else None,
+            "headers": [*shown, (PREFIX_HEADER, raw_root.encode())],
+            "state": self._state.copy(),
+        }
