@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from deployments.request.openai import chat_messages
-from policies.errors import SwiftClawError
 from policies.rate_limit import RateRule
 
 AsgiApp = Callable[[Any, Any, Any], Awaitable[None]]
@@ -51,24 +50,6 @@ class Turn:
     @property
     def messages(self) -> Sequence[Mapping[str, Any]]:
         return self.request.messages if self.request and self.request.messages else chat_messages(self.message)
-
-
-@runtime_checkable
-class NamesItsError(Protocol):
-    """An exception of the agent's code that names the error which the client gets."""
-
-    def named_error(self) -> SwiftClawError: ...
-
-
-def named_error(error: BaseException) -> SwiftClawError | None:
-    """The error for the client, or None for one of the agent's own. Of a group: when every member has one, the gravest."""
-    if isinstance(error, SwiftClawError):
-        return error
-    if isinstance(error, NamesItsError):
-        return error.named_error()
-    named = [named_error(member) for member in getattr(error, "exceptions", ())]  # ExceptionGroup: Python 3.11
-    members = [member for member in named if member is not None]
-    return max(members, key=lambda member: member.status) if members and len(members) == len(named) else None
 
 
 @runtime_checkable

@@ -35,9 +35,10 @@ from cluster.messages import (
     InstanceSpec,
     RegistrationReply,
 )
-from deployments.instance.hosted_agent import HostedAgent, named_error
+from deployments.instance.hosted_agent import HostedAgent
 from deployments.instance.lifecycle import Lifecycle
 from deployments.instance.mounted_app import MountedApp
+from deployments.instance.named_errors import named_error
 from deployments.instance.replies import Replies
 from deployments.request.cluster_key import carries_key
 from deployments.request.exchange import ClientDisconnected, Exchange, uncancel

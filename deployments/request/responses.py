@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
 
 from deployments.types import Headers, Scope, Send, SentHeaders
 from policies.errors import SwiftClawError
@@ -22,6 +25,20 @@ async def deny_websocket(
         return
     await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
     await send({"type": "websocket.http.response.body", "body": body})
+
+
+def parse_retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds from now: `Retry-After` in seconds or as a date, or OpenAI's `retry-after-ms`. `headers`: names of any case."""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers.get(name, "")) * unit
+        except ValueError:
+            continue
+        return seconds if math.isfinite(seconds) and seconds >= 0 else None
+    try:
+        return max(0.0, parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time())
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def retry_after(error: SwiftClawError) -> SentHeaders:

@@ -6,15 +6,13 @@ A server's words reach the client without keys. Those of a 401 never do: they ar
 from __future__ import annotations
 
 import json
-import math
-import time
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import aiohttp
 
 from deployments.request.openai import text_of
+from deployments.request.responses import parse_retry_after
 from swiftclaw.models.base import ModelError
 from swiftclaw.models.endpoint import Endpoint
 
@@ -34,7 +32,7 @@ async def model_error(response: aiohttp.ClientResponse, endpoint: Endpoint) -> M
         body += piece
         if len(body) > _ERROR_LIMIT:
             break
-    retry_after_s = _retry_after_s(response.headers)
+    retry_after_s = parse_retry_after(response.headers)
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):
@@ -74,17 +72,3 @@ def _text(body: object) -> str:
         if isinstance(body, dict) and body.get(name):
             body = body[name]
     return text_of(body) if body else ""
-
-
-def _retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """`Retry-After` in seconds or as a date, or OpenAI's `retry-after-ms`."""
-    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        try:
-            seconds = float(headers.get(name, "")) * unit
-        except ValueError:
-            continue
-        return seconds if math.isfinite(seconds) and seconds >= 0 else None
-    try:
-        return max(0.0, parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time())
-    except (TypeError, ValueError, OverflowError):
-        return None

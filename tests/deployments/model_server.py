@@ -21,6 +21,7 @@ class ModelServer:
         self.pause_s = 0.0  # between the pieces of a stream
         self.breaks_after: int | None = None  # pieces of a stream
         self.url = ""
+        self.gone = asyncio.Event()  # a client left its stream
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
@@ -41,8 +42,12 @@ class ModelServer:
                 assert request.transport is not None
                 request.transport.abort()
                 return response
-            await response.write(f"data: {json.dumps(chunk)}\n\n".encode())
-            await asyncio.sleep(self.pause_s)
+            try:
+                await response.write(f"data: {json.dumps(chunk)}\n\n".encode())
+                await asyncio.sleep(self.pause_s)
+            except (asyncio.CancelledError, ConnectionError):
+                self.gone.set()
+                raise
         await response.write(b"data: [DONE]\n\n")
         return response
 

@@ -71,6 +71,21 @@ class TestMessages:
         assert [json.loads(event)["delta"] for event in events[:-1]] == ["one ", "zwei ", "три"]
         assert events[-1] == "[DONE]"
 
+    @pytest.mark.parametrize(
+        ("stream", "accept", "events"),
+        [
+            ({"stream": False}, "text/event-stream", False),
+            ({"stream": None}, "text/event-stream", False),
+            ({"stream": True}, "application/json", True),
+            ({}, "application/json, text/event-stream;q=0.5", False),
+        ],
+    )
+    async def test_the_bodys_stream_wins_over_accept(self, plane: DataPlane, stream: Any, accept: str, events: bool) -> None:
+        await plane.add(streaming(["one"]))
+        body = {"message": "go", **stream}
+        async with plane.client.post("/agents/streamer/messages", json=body, headers={"accept": accept}) as response:
+            assert response.content_type == ("text/event-stream" if events else "application/json")
+
     async def test_a_generators_pieces_are_joined_when_no_stream_is_asked_for(self, plane: DataPlane) -> None:
         await plane.add(streaming(["one ", "two"]))
         assert (await post(plane, "streamer", {"message": "go"}))[1]["reply"] == "one two"

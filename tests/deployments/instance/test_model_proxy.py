@@ -16,7 +16,7 @@ from deployments.gateway.in_process import InProcessRequest, events
 from swiftclaw import Agent
 from swiftclaw.models import ModelError
 from tests.deployments.conftest import DataPlane
-from tests.deployments.helpers import post
+from tests.deployments.helpers import post, until
 from tests.deployments.model_server import ModelServer, serving
 
 KEY = "sk-live-51f0c9a7d2"
@@ -183,6 +183,38 @@ class TestRefusals:
         assert times[0] is not None and 95 <= int(times[0]) <= 100
         assert times[1:] == ["3", None]
 
+    @pytest.mark.parametrize(
+        ("status", "answered", "kind"),
+        [(400, 400, "model_refused"), (429, 429, "model_refused"), (500, 502, "model_error"), (200, 500, "agent_error")],
+    )
+    async def test_a_client_package_in_a_handler_is_treated_alike(
+        self, plane: DataPlane, status: int, answered: int, kind: str
+    ) -> None:
+        async with serving() as server, openai.AsyncOpenAI(base_url=server.url, api_key=KEY, max_retries=0) as client:
+            agent = Agent("own")
+
+            @agent.on_message
+            async def handle(messages: Any) -> None:
+                await client.chat.completions.create(model="small", messages=messages)
+                raise ValueError("the agent's own")
+
+            await plane.add(agent)
+            error = {"message": f"no, {KEY}", "type": "t", "code": "context_length_exceeded", "param": None}
+            server.script = [(status, {"retry-after": "3"}, json.dumps({"error": error}).encode())] * 2
+            got, answer, headers = await post(plane, "own", {"message": "x"})
+            assert (got, answer["error"]["type"]) == (answered, kind)
+            assert KEY not in str(answer) and (status == 200 or headers["retry-after"] == "3")
+            async with plane.client.post("/v1/chat/completions", json={"model": "own", "messages": TURNS}) as response:
+                code = (await response.json())["error"]["code"]
+            assert code == ("context_length_exceeded" if kind == "model_refused" else kind)
+
+    async def test_a_client_package_without_a_server_is_a_failure_of_the_model(self, plane: DataPlane) -> None:
+        async with openai.AsyncOpenAI(base_url="http://127.0.0.1:9/v1", api_key=KEY, max_retries=0) as client:
+            agent = Agent("own")
+            agent.on_message(lambda messages: client.chat.completions.create(model="small", messages=messages))
+            await plane.add(agent)
+            assert [await post(plane, "own", {"message": "x"})][0][1]["error"]["type"] == "model_error"
+
     async def test_a_handler_may_catch_them(self, plane: DataPlane) -> None:
         async with serving() as server:
             agent = Agent("proxy", model="openai:small", base_url=server.url)
@@ -292,11 +324,43 @@ class TestStreams:
         both.server.pause_s = 0.05
         async with both.plane.client.post("/agents/proxy/messages", json={"message": "x", "stream": True}) as response:
             await response.content.readline()
-        for _ in range(100):
-            if both.plane.active() == 0:
-                break
-            await asyncio.sleep(0.02)
-        assert both.plane.active() == 0
+        await until(lambda: both.plane.active() == 0)
+        await asyncio.wait_for(both.server.gone.wait(), 5)
+
+    @pytest.mark.parametrize(
+        "delta",
+        [
+            {"reasoning": "hm"},
+            {"reasoning_content": "hm", "content": None},
+            {"reasoning_items": [{"encrypted_content": "x"}], "content": ""},
+            {"tool_calls": [{"id": "t", "function": {"name": "look", "arguments": "{}"}}]},
+            {"audio": {"data": "AAAA"}, "annotations": [{"type": "url_citation"}]},
+        ],
+    )
+    async def test_fields_that_only_the_server_knows_pass(self, both: Both, delta: dict[str, Any]) -> None:
+        chunks: list[dict[str, Any]] = [
+            {"id": "x", "choices": [{"index": 0, "delta": delta, "token_ids": [1]}], "provider": "p"},
+            {"id": "x", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop", "native_finish_reason": "end"}]},
+            {"id": "x", "choices": None, "usage": {"cost": 0.1}},
+        ]
+        content = b": PROCESSING\n\n" + b"".join(f"data: {json.dumps(chunk)}\n\n".encode() for chunk in chunks)
+        both.server.script = [(200, {"content-type": "text/event-stream"}, content)]  # and without [DONE]
+        request = {"model": "proxy", "messages": TURNS, "stream": True}
+        async with both.plane.client.post("/v1/chat/completions", json=request) as response:
+            *events, done, _ = (await response.text()).split("\n\n")
+        assert [json.loads(event.removeprefix("data: ")) for event in events] == [
+            {**chunk, "model": "proxy"} for chunk in chunks
+        ]
+        assert done == "data: [DONE]"
+
+    @pytest.mark.parametrize("last", [None, {"choices": [], "usage": {"prompt_tokens": 1}}], ids=["cut", "with usage"])
+    async def test_a_stream_without_a_reason_and_without_done_is_no_success(self, both: Both, last: Any) -> None:
+        chunks = [{"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": None}]}, *([last] if last else [])]
+        content = b"".join(f"data: {json.dumps(chunk)}\n\n".encode() for chunk in chunks)
+        both.server.script = [(200, {"content-type": "text/event-stream"}, content)]
+        stream = await both.through.chat.completions.create(model="proxy", messages=TURNS, stream=True)
+        with pytest.raises(openai.APIError, match="the stream ended before the reply was complete"):
+            _ = [chunk async for chunk in stream]
 
 
 class TestMessages:

@@ -1,0 +1,56 @@
+"""Which exceptions of the agent's code name the error that the client gets? All others are `agent_error`.
+
+A model server's refusal of one request must not count against the instance, whichever client called the server: the agent's own
+model, or a client package in the handler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from deployments.request.responses import parse_retry_after
+from policies.errors import ModelFailed, ModelRefused, ModelTimeout, SwiftClawError
+
+
+@runtime_checkable
+class NamesItsError(Protocol):
+    """An exception that names its error, as swiftclaw.models.ModelError does."""
+
+    def named_error(self) -> SwiftClawError: ...
+
+
+def named_error(error: BaseException) -> SwiftClawError | None:
+    """The error for the client, or None for one of the agent's own. Of a group: when every member has one, the gravest."""
+    if isinstance(error, SwiftClawError):
+        return error
+    if isinstance(error, NamesItsError):
+        return error.named_error()
+    members = getattr(error, "exceptions", ())  # ExceptionGroup: Python 3.11
+    if isinstance(members, (list, tuple)) and members:
+        named = [named for member in members if (named := named_error(member)) is not None]
+        return max(named, key=lambda member: member.status) if len(named) == len(members) else None
+    return _of_client_package(error)
+
+
+def _of_client_package(error: Any) -> SwiftClawError | None:
+    """Of `openai`, `anthropic` and the packages generated like them, by the names of their classes: none is imported here.
+
+    The server's words stay in the log, because they may hold a key that is unknown here.
+    """
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if "APITimeoutError" in names:
+        return ModelTimeout("the agent's model did not answer in time")
+    if "APIConnectionError" in names:
+        return ModelFailed("the agent's model cannot be reached")
+    status = getattr(error, "status_code", None)
+    if "APIStatusError" not in names or not isinstance(status, int):
+        return None
+    retry_after_s = parse_retry_after(getattr(getattr(error, "response", None), "headers", {}))
+    if not 400 <= status < 500:
+        return ModelFailed(f"the agent's model failed with status {status}", retry_after_s=retry_after_s)
+    body = getattr(error, "body", None)
+    inner = body.get("error", body) if isinstance(body, Mapping) else None
+    fields = inner if isinstance(inner, Mapping) else None
+    message = f"the agent's model refused the request with status {status}"
+    return ModelRefused(message, refused_with=status, fields=fields, retry_after_s=retry_after_s)
