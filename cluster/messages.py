@@ -18,6 +18,7 @@ from policies.rate_limit import RateRule
 # Headers between gateways and instances; they never leave the cluster.
 KEY_HEADER = b"x-swiftclaw-key"  # the cluster's secret, by which an instance recognizes a gateway
 SESSION_HEADER = b"x-swiftclaw-session"  # the session id, percent-encoded
+SESSION_MOVED_HEADER = b"x-swiftclaw-session-moved"  # the session has lived at another instance until now
 LOAD_HEADER = b"x-swiftclaw-load"  # "<in flight> <in flight on arrival> <cpu percent>" of the responding instance
 ORIGIN_HEADER = b"x-swiftclaw-origin"  # JSON: how the client sent a request for the mounted app
 LIMIT_HEADER = b"x-swiftclaw-limit"  # maximum number of requests in flight on an instance

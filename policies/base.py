@@ -43,7 +43,7 @@ class Request:
     session: str | None = None  # the session's name, if it has one
     region: str = "local"  # where the client is
     now: float = 0.0  # monotonic seconds
-    pin: str | None = None  # the instance that a valid session token names
+    pin: str | None = None  # the instance that the session lives at; before it is looked up: the one that its token names
     fresh: bool = False  # the session was made for this request: no other gateway can know it yet
     version: str | None = None  # the version that should answer; None: any
 

@@ -1,7 +1,9 @@
 """Which request is next when every instance is full?
 
 One queue per agent and gateway: first come, first served, at most `max_waiting` long, each request with its own deadline.
-Every operation is O(1) or O(log n). It decides and never waits: `wake` is whatever the caller awaits (a future).
+A request waits in a lane: for any instance, or for one, the home of its session. Free capacity goes to the earliest request
+that can use it, so none waits behind a request that waits for another instance. Every operation is O(1) or O(log n). It
+decides and never waits: `wake` is whatever the caller awaits (a future).
 Not for the limit itself: an instance refuses above its own limit, whatever the gateways believe.
 Source: httpcore's connection pool (decide in sync code); Release It! on bounded queues.
 """
@@ -9,6 +11,7 @@ Source: httpcore's connection pool (decide in sync code); Release It! on bounded
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from itertools import count
@@ -16,6 +19,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+ANY = ""  # the lane of requests that any instance can answer
 KEPT_GAPS = 64  # newest times between two requests that left the queue with capacity
 UNKNOWN_S = 5.0  # Retry-After while no request has left the queue yet
 MIN_S, MAX_S = 1.0, 300.0  # of Retry-After
@@ -27,6 +31,7 @@ class Waiter(Generic[T]):
 
     ticket: int
     deadline: float
+    lane: str
     wake: T
     waiting: bool = True
 
@@ -36,26 +41,28 @@ class WaitQueue(Generic[T]):
 
     def __init__(self, max_waiting: int) -> None:
         self.max_waiting = max_waiting
+        self._waiting = 0
         self._tickets = count()
-        self._order: OrderedDict[int, Waiter[T]] = OrderedDict()  # by ticket, in order of arrival
+        self._lanes: dict[str, OrderedDict[int, Waiter[T]]] = {}  # each by ticket, in order of arrival; none is empty
         self._deadlines: list[tuple[float, int, Waiter[T]]] = []  # a heap; waiters that left are dropped late
         self._gaps: deque[float] = deque(maxlen=KEPT_GAPS)
         self._moved_at = 0.0  # when the queue last moved, or began
 
     def __len__(self) -> int:
-        return len(self._order)
+        return self._waiting
 
     def __repr__(self) -> str:
-        return f"<WaitQueue {len(self._order)} of {self.max_waiting} waiting>"
+        return f"<WaitQueue {self._waiting} of {self.max_waiting} waiting>"
 
-    def join(self, now: float, timeout_s: float, wake: T) -> Waiter[T] | None:
+    def join(self, now: float, timeout_s: float, wake: T, lane: str = ANY) -> Waiter[T] | None:
         """A place at the end of the queue, or None: it is full."""
-        if len(self._order) >= self.max_waiting:
+        if self._waiting >= self.max_waiting:
             return None
-        if not self._order:
+        if not self._waiting:
             self._moved_at = now
-        waiter = Waiter(next(self._tickets), now + timeout_s, wake)
-        self._order[waiter.ticket] = waiter
+        waiter = Waiter(next(self._tickets), now + timeout_s, lane, wake)
+        self._lanes.setdefault(lane, OrderedDict())[waiter.ticket] = waiter
+        self._waiting += 1
         heappush(self._deadlines, (waiter.deadline, waiter.ticket, waiter))
         return waiter
 
@@ -64,21 +71,30 @@ class WaitQueue(Generic[T]):
         if not waiter.waiting:
             return
         waiter.waiting = False
-        del self._order[waiter.ticket]
-        if len(self._deadlines) > 2 * len(self._order) + KEPT_GAPS:
+        self._waiting -= 1
+        lane = self._lanes[waiter.lane]
+        del lane[waiter.ticket]
+        if not lane:
+            del self._lanes[waiter.lane]
+        if len(self._deadlines) > 2 * self._waiting + KEPT_GAPS:
             self._deadlines = [entry for entry in self._deadlines if entry[2].waiting]
             heapify(self._deadlines)
 
-    def ahead(self, now: float) -> bool:
-        """Whether any request is waiting: then a new one may not take free capacity."""
-        return self._first(now) is not None
+    @property
+    def lanes(self) -> Collection[str]:
+        """The lanes in which requests wait."""
+        return self._lanes.keys()
 
-    def grant(self, now: float) -> Waiter[T] | None:
-        """The next request for free capacity, taken out of the queue.
+    def ahead(self, now: float, lanes: Iterable[str] = (ANY,)) -> bool:
+        """Whether a request waits in these lanes: then a new one may not take the capacity that it could use."""
+        return self._first(now, lanes) is not None
+
+    def grant(self, now: float, lanes: Iterable[str] = (ANY,)) -> Waiter[T] | None:
+        """The next request for free capacity, taken out of the queue. `lanes`: the ones that can use it.
 
         Take the capacity in its name before anything else runs, or a new request will.
         """
-        first = self._first(now)
+        first = self._first(now, lanes)
         if first is None:
             return None
         self._gaps.append(max(0.0, now - self._moved_at))
@@ -87,10 +103,12 @@ class WaitQueue(Generic[T]):
         return first
 
     def rejoin(self, waiter: Waiter[T], wake: T) -> Waiter[T]:
-        """The capacity that it was granted was none: back to the front, with its deadline."""
-        again = Waiter(waiter.ticket, waiter.deadline, wake)
-        self._order[again.ticket] = again
-        self._order.move_to_end(again.ticket, last=False)
+        """The capacity that it was granted was none: back to the front of its lane, with its deadline."""
+        again = Waiter(waiter.ticket, waiter.deadline, waiter.lane, wake)
+        lane = self._lanes.setdefault(waiter.lane, OrderedDict())
+        lane[again.ticket] = again
+        lane.move_to_end(again.ticket, last=False)
+        self._waiting += 1
         heappush(self._deadlines, (again.deadline, next(self._tickets), again))
         if self._gaps:
             self._gaps.pop()  # the queue has not moved
@@ -116,13 +134,17 @@ class WaitQueue(Generic[T]):
         if not self._gaps:
             return UNKNOWN_S
         moving_s, moves = sum(self._gaps), len(self._gaps)
-        standing_s = max(0.0, now - self._moved_at) if self._order else 0.0
+        standing_s = max(0.0, now - self._moved_at) if self._waiting else 0.0
         per_request_s = max(moving_s / moves, (moving_s + standing_s) / (moves + 1))
-        return min(MAX_S, max(MIN_S, (len(self._order) + 1) * per_request_s))
+        return min(MAX_S, max(MIN_S, (self._waiting + 1) * per_request_s))
 
-    def _first(self, now: float) -> Waiter[T] | None:
-        """The earliest waiter that is still in time; passes over those that `expire` has yet to collect."""
-        for waiter in self._order.values():
-            if waiter.deadline > now:
-                return waiter
-        return None
+    def _first(self, now: float, lanes: Iterable[str]) -> Waiter[T] | None:
+        """The earliest waiter of these lanes that is still in time; passes over those that `expire` has yet to collect."""
+        earliest: Waiter[T] | None = None
+        for name in lanes:
+            for waiter in self._lanes.get(name, {}).values():
+                if waiter.deadline > now:
+                    if earliest is None or waiter.ticket < earliest.ticket:
+                        earliest = waiter
+                    break
+        return earliest

@@ -154,6 +154,8 @@ class Lease:
         "first_byte_at",
         "load_on_arrival",
         "move_elsewhere",
+        "session_moved",
+        "session_placed",
         "started_at",
     )
 
@@ -161,6 +163,8 @@ class Lease:
         self._owner, self.backend, self.started_at, self.arrived_at = owner, backend, now, arrived_at
         self.first_byte_at: float | None = None
         self.move_elsewhere: Callable[[], bool] | None = None  # called when the breaker opens; True: the request moves
+        self.session_moved = False  # the request's session has lived elsewhere until now
+        self.session_placed = False  # its home is new, and the other gateways may not know it yet
         self.load_on_arrival: float = backend.instance.load
         self._open = True
         self._counted = False

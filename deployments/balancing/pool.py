@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from random import Random
 
+from cluster.instance_state import STOPPED
 from cluster.messages import AgentView, BreakerReport, Member
 from deployments.balancing.backend import Backend, Lease
 from deployments.balancing.breakers import Breakers
@@ -24,7 +26,9 @@ from policies.load.load_view import LoadView
 from policies.load.slowness import Slowness
 from policies.regions.distance import Distances
 from policies.retry import Budget
-from policies.sessions.session_token import Tokens
+from policies.sessions.homes import SessionHome, SessionHomes
+from policies.sessions.session_token import Token, Tokens
+from policies.wait_queue import ANY
 from policies.weighted import weights_of
 
 REFRESH_S = 0.5  # how often weights and slowness are brought up to date
@@ -45,7 +49,8 @@ class Pool:
         self.slowness = Slowness()
         self.loads = LoadView()
         self.breakers = Breakers(lambda backend: self.slowness.forget(backend.member.id))
-        self.wait_queue = AgentWaitQueue(name, self.choose, self.may_have_capacity)
+        self.homes: SessionHomes | None = None  # None: no session affinity
+        self.wait_queue = AgentWaitQueue(name, self.choose, self.may_have_capacity, self.lane_of)
         self.budget = Budget(view.settings.retry.budget_percent)
         self.retries = 0  # since the last observation
         self.unreachable: set[str] = set()  # replicas that refused a connection since the last observation
@@ -66,8 +71,14 @@ class Pool:
         self.versions.configure(
             balancing.strategy,
             Options(regions=balancing.regions, distances=distances),
-            self.affinity.ttl_s if self.affinity else None,
+            affinity=self.affinity is not None,
         )
+        if self.affinity is None:
+            self.homes = None
+        elif self.homes is None:
+            self.homes = SessionHomes(self.affinity.ttl_s)
+        else:
+            self.homes.ttl_s = self.affinity.ttl_s
         self.versions.update_share(view.versions)
         self.by_client = balancing.strategy == "geographic"
         self._by_slowness = balancing.strategy == "response-time"
@@ -127,12 +138,18 @@ class Pool:
         eligible = [instance for instance in self._reachable if instance.load < instance.capacity]
         if tried or self._suspects:
             eligible = [instance for instance in eligible if self._may_try(instance, tried, now)]
+        home = self._home_of(request, now)
+        if home is not None:
+            request = self._pinned(request, home, tried, now)
         chosen = self.versions.choose(eligible, self._everyone, request, self._revision)
         if chosen is None:
             chosen = self._possibly_stale_full(request, tried, now)
         if chosen is None:
             raise self._why_unavailable(tried, now)
-        return Lease(self, self._by_id[chosen.id], now, request.now)
+        lease = Lease(self, self._by_id[chosen.id], now, request.now)
+        if self.homes is not None and request.session is not None:
+            self._settle(self.homes, request.session, home, lease, now)
+        return lease
 
     def _rebuild_candidates(self, now: float) -> None:
         """After a change of health or of a breaker: the instances that may be asked, and what the levels are made of."""
@@ -155,12 +172,18 @@ class Pool:
         ]
         return self.versions.choose(candidates, self._everyone, request, self._revision) if candidates else None
 
-    def may_have_capacity(self, now: float) -> bool:
-        """False: every instance is full. True also when none is ready: a waiting request then gets the reason at once."""
-        return (
-            not self.ready
-            or any(instance.load < instance.capacity for instance in self._everyone)
-            or any(backend.possibly_stale(now) for backend in self._by_id.values())
+    def may_have_capacity(self, now: float, lane: str = ANY) -> bool:
+        """False: every instance is full, or the one that the lane names. True also when none of them can take the request
+        at all: a waiting request then goes elsewhere, or gets the reason at once."""
+        if not self.ready:
+            return True
+        if lane != ANY:
+            home = self._by_id.get(lane)
+            if home is None or not home.passes_checks or not home.breaker_allows(now):
+                return True
+            return home.instance.load < home.instance.capacity or home.possibly_stale(now)
+        return any(instance.load < instance.capacity for instance in self._everyone) or any(
+            backend.possibly_stale(now) for backend in self._by_id.values()
         )
 
     def _why_unavailable(self, tried: Collection[str], now: float) -> SwiftClawError | NoCapacity:
@@ -190,10 +213,74 @@ class Pool:
         others = (other for other in self._by_id.values() if other is not backend and other.member.id not in tried)
         return not any(other.available(now) for other in others)
 
-    def home(self, request: Request) -> Backend | None:
-        """The instance that the request's session is bound to, after `choose`."""
-        name = self.versions.home(request)
-        return self._by_id.get(name) if name else None
+    # --- sessions -------------------------------------------------------------------------------------------------
+
+    def version_for(self, session: str | None, token: Token | None, *, fresh: bool = False) -> str | None:
+        """The version for a new request: that of its session's home, if it has one."""
+        home = self.homes.peek(session) if self.homes is not None and session is not None else None
+        pinned = home.version if home is not None else token.version if token is not None else None
+        return self.versions.version_for(session, pinned, fresh=fresh)
+
+    def session_home(self, session: str) -> Backend | None:
+        """The instance that the session lives at, after `choose`."""
+        home = None if self.homes is None else self.homes.peek(session)
+        return None if home is None else self._backends.get(home.replica)
+
+    def learn_session(self, session: str, backend: Backend, now: float) -> bool:
+        """The instance has created this session itself. Returns whether that is news."""
+        if self.homes is None:
+            return False
+        known = self.homes.get(session, now)
+        if known is not None and known.replica == backend.member.replica:
+            return False
+        self.homes.place(session, _home_at(backend, known), now)
+        return True
+
+    def lane_of(self, request: Request) -> str:
+        """Where the request waits for capacity: for the home of its session (the instance's id) while that is in rotation."""
+        home = None if self.homes is None or request.session is None else self._live(self.homes.peek(request.session))
+        return home.member.id if home is not None and home.healthy else ANY
+
+    def _home_of(self, request: Request, now: float) -> SessionHome | None:
+        """What is known of the session's home; a token counts for what no gateway remembers."""
+        if self.homes is None or request.session is None:
+            return None
+        home = self.homes.get(request.session, now)
+        if home is None and request.pin is not None and request.pin in self._by_id:
+            member = self._by_id[request.pin].member
+            home = SessionHome(member.id, member.replica, member.version, placed_at=0.0)  # as old as a home can be
+        return home
+
+    def _pinned(self, request: Request, home: SessionHome, tried: Collection[str], now: float) -> Request:
+        """The request with its home in place of what its token says. Raises NoCapacity: it waits while its home is full."""
+        backend = self._live(home)
+        if backend is None:
+            return replace(request, pin=None)
+        if (
+            backend.full
+            and backend.healthy
+            and backend.breaker_allows(now)
+            and not backend.possibly_stale(now)
+            and self._may_try(backend.instance, tried, now)
+        ):
+            raise NoCapacity
+        return replace(request, pin=backend.member.id)
+
+    def _live(self, home: SessionHome | None) -> Backend | None:
+        """The process that the session lives at, while its checks pass (or it drains): another one of its name is not it."""
+        backend = None if home is None else self._backends.get(home.replica)
+        return backend if backend is not None and backend.passes_checks and backend.member.state != STOPPED else None
+
+    def _settle(self, homes: SessionHomes, session: str, home: SessionHome | None, lease: Lease, now: float) -> None:
+        """After the choice: a session without a live home lives where it was sent; one with a home keeps it."""
+        backend = lease.backend
+        lease.session_moved = home is not None and home.replica != backend.member.replica
+        if home is None or self._live(home) is None:
+            homes.place(session, _home_at(backend, home), now)
+            lease.session_placed = True
+        elif homes.peek(session) is None:  # known from a token alone
+            homes.place(session, home, now)
+            lease.session_placed = True
 
     # --- what leases report (`LeaseOwner`) --------------------------------------------------------------------------
 
@@ -253,3 +340,9 @@ class Pool:
             instance.weight = weights[instance.id]
             instance.slowness = ratios.get(instance.id, 1.0)
         self._suspects = any(backend.suspect(now) for backend in self._by_id.values())
+
+
+def _home_at(backend: Backend, before: SessionHome | None) -> SessionHome:
+    member = backend.member
+    moves = 0 if before is None else before.moves + 1
+    return SessionHome(member.id, member.replica, member.version, moves, time.time())

@@ -46,13 +46,13 @@ class VersionRouter:
         names = (share.stable, *([share.canary] if share.canary else []), *share.leaving)
         self._choosers = {name: self._choosers.get(name) or self._make() for name in names}
 
-    def configure(self, strategy: str, options: Options, affinity_ttl_s: float | None) -> None:
-        self._make = _maker(self._rng, strategy, options, affinity_ttl_s)
+    def configure(self, strategy: str, options: Options, *, affinity: bool) -> None:
+        self._make = _maker(self._rng, strategy, options, affinity)
         for chooser in (self._all, *self._choosers.values()):
-            chooser.configure(strategy, options, affinity_ttl_s)
+            chooser.configure(strategy, options, affinity=affinity)
 
     def version_for(self, session: str | None, pinned: str | None = None, *, fresh: bool = False) -> str | None:
-        """The version for a new request. `pinned`: of its session token; `fresh`: the session was created for this request."""
+        """The version for a new request. `pinned`: of its session's home; `fresh`: the session was created for this request."""
         share = self._share
         if share is None:
             return None
@@ -79,16 +79,6 @@ class VersionRouter:
                 return chosen
         return None
 
-    def home(self, request: Request) -> str | None:
-        """As `Chooser.home`."""
-        if self._share is None:
-            return self._all.home(request)
-        for version in self._order(request.version):
-            home = self._choosers[version].home(request)
-            if home is not None:
-                return home
-        return None
-
     def _group(self, everyone: Sequence[Instance], stamp: object) -> None:
         self._stamp = stamp
         self._by_version = {name: [i for i in everyone if i.version == name] for name in self._choosers}
@@ -105,5 +95,5 @@ class VersionRouter:
         return any(instance.healthy for instance in self._by_version.get(version, ()))
 
 
-def _maker(rng: Random, strategy: str, options: Options, affinity_ttl_s: float | None) -> Callable[[], Chooser]:
-    return lambda: Chooser(strategy, rng, options, affinity_ttl_s)
+def _maker(rng: Random, strategy: str, options: Options, affinity: bool) -> Callable[[], Chooser]:
+    return lambda: Chooser(strategy, rng, options, affinity=affinity)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from deployments.balancing.backend import Lease
 from policies.base import Request
 from policies.errors import Overloaded, SwiftClawError
-from policies.wait_queue import Waiter, WaitQueue
+from policies.wait_queue import ANY, Waiter, WaitQueue
 
 Choose = Callable[[Request, Collection[str], float], Lease]
 
@@ -38,11 +38,17 @@ class AgentWaitQueue:
     """`len()` is the number of waiting requests.
 
     `choose` takes a lease for a request (Raises NoCapacity, or SwiftClawError); `may_have_capacity` is False when calling
-    `choose` would be in vain.
+    `choose` would be in vain; both by lane: `lane_of` names the instance that a request has to wait for, or ANY.
     """
 
-    def __init__(self, agent: str, choose: Choose, may_have_capacity: Callable[[float], bool]) -> None:
-        self._agent, self._choose, self._may_have_capacity = agent, choose, may_have_capacity
+    def __init__(
+        self,
+        agent: str,
+        choose: Choose,
+        may_have_capacity: Callable[[float, str], bool],
+        lane_of: Callable[[Request], str] = lambda _: ANY,
+    ) -> None:
+        self._agent, self._choose, self._may_have_capacity, self._lane_of = agent, choose, may_have_capacity, lane_of
         self._queue: WaitQueue[WaitingRequest] = WaitQueue(1)
         self._moving = False
 
@@ -57,7 +63,7 @@ class AgentWaitQueue:
 
     def take(self, request: Request, tried: Collection[str], now: float) -> Lease | None:
         """A lease at once, or None: the request has to wait. Raises SwiftClawError."""
-        if len(self._queue) and self._queue.ahead(now):
+        if len(self._queue) and self._queue.ahead(now, {ANY, self._lane_of(request)}):
             return None
         try:
             return self._choose(request, tried, now)
@@ -77,7 +83,7 @@ class AgentWaitQueue:
         if before is not None and before.waiter is not None:
             waiting.waiter = self._queue.rejoin(before.waiter, waiting)
         else:
-            waiting.waiter = self._queue.join(now, timeout_s, waiting)
+            waiting.waiter = self._queue.join(now, timeout_s, waiting, self._lane_of(request))
         if waiting.waiter is None:
             raise self._overloaded(f"the wait queue is full ({len(self._queue)} requests)", now)
         try:
@@ -95,9 +101,11 @@ class AgentWaitQueue:
             return
         self._moving = True
         try:
-            while self._may_have_capacity(now) and (waiter := self._queue.grant(now)) is not None:
+            lanes = {lane for lane in self._queue.lanes if self._may_have_capacity(now, lane)}
+            while lanes and (waiter := self._queue.grant(now, lanes)) is not None:
                 if not self._give(waiter, now):
-                    break
+                    lanes.discard(waiter.lane)
+                lanes = {lane for lane in lanes if self._may_have_capacity(now, lane)}
         finally:
             self._moving = False
 
@@ -123,7 +131,7 @@ class AgentWaitQueue:
 
     def dismiss(self, error: SwiftClawError) -> None:
         """Refuse every waiting request."""
-        while (waiter := self._queue.grant(0.0)) is not None:
+        while (waiter := self._queue.grant(0.0, list(self._queue.lanes))) is not None:
             if not waiter.wake.future.done():
                 waiter.wake.future.set_exception(error)
 

@@ -23,7 +23,7 @@ from deployments.request.exchange import CLIENT_DISCONNECTED, READ_AHEAD, Client
 from deployments.request.responses import deny_websocket, retry_after
 from deployments.types import Body, Receive, Scope, Send
 from deployments.upstream.connection_pool import ConnectionPool
-from deployments.upstream.forward import Call, Forwarder
+from deployments.upstream.forward import Call, Forwarder, HomeSharing
 from deployments.upstream.websocket import WebSocketForwarder
 from policies.base import Request
 from policies.errors import BadRequest, HeadersTooLarge, MethodNotAllowed, NotFound, RequestTimeout, SwiftClawError
@@ -45,6 +45,10 @@ class Edge:
         self.rate_limits = RateLimits(agents)
         self._forwarder = Forwarder(agents, connections)
         self._websockets = WebSocketForwarder(connections, self._forwarder)
+
+    def share_homes(self, sharing: HomeSharing) -> None:
+        """There are other gateways, which must agree on where sessions live."""
+        self._forwarder.sharing = sharing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         snapshot = self._agents.snapshot
@@ -174,9 +178,7 @@ class Edge:
             now=exchange.started_at,
             pin=session.token.instance if session.token else None,
             fresh=session.fresh,
-            version=pool.versions.version_for(
-                session.name, session.token.version if session.token else None, fresh=session.fresh
-            ),
+            version=pool.version_for(session.name, session.token, fresh=session.fresh),
         )
         return Call(exchange, pool, request, path, body, session)
 

@@ -42,6 +42,7 @@ log = logging.getLogger("swiftclaw.gateway")
 OBSERVE_EVERY_S = 1.0
 TICK_S = 0.1  # how late a timeout may be noticed
 FIRST_SNAPSHOT_S = 10.0  # how long a new gateway waits for its first snapshot before it accepts connections without one
+CATCH_UP_S = 3.0  # how long a new gateway waits for the session homes that the others know
 CALL_S = 20.0  # for a call to the Controller; after that it is made again
 
 
@@ -70,6 +71,7 @@ class Gateway:
             self._edge, listening, tls=tls, date=True, grace_s=GATEWAY_DRAIN_S, on_rejected=self._reporter.rejected
         )
         self._peers = Peers(self._hello.gateway, self._agents, self._edge.rate_limits, self._connections)
+        self._edge.share_homes(self._peers)
         host = host or ray.util.get_node_ip_address()
         self._hello = replace(self._hello, host=host, port=await self._peers.open(host))
         self._informed = asyncio.Event()
@@ -81,6 +83,8 @@ class Gateway:
             await asyncio.wait_for(self._informed.wait(), FIRST_SNAPSHOT_S)
         except asyncio.TimeoutError:
             log.warning("no snapshot from the Controller after %g s; answering 503 until one arrives", FIRST_SNAPSHOT_S)
+        if not await self._peers.sessions.catch_up(self._hello.gateway, CATCH_UP_S):
+            log.warning("another gateway has not sent the homes of its sessions within %g s", CATCH_UP_S)
         await self._listener.start()
 
     async def ask(self, agent: str, body: dict[str, Any], headers: dict[str, str]) -> tuple[int, Any]:

@@ -24,6 +24,7 @@ from cluster.messages import KEY_HEADER, PEERS_PATH, Peer
 from cluster.transport.listener import Listener, bind
 from deployments.balancing.agents import AgentTable
 from deployments.gateway.rate_limits import AdmittedRequest, RateLimits
+from deployments.gateway.session_exchange import HomesLink, SessionExchange
 from deployments.request.cluster_key import carries_key
 from deployments.request.exchange import ClientDisconnected, Exchange
 from deployments.request.responses import deny_websocket, send_empty
@@ -49,11 +50,20 @@ class _Link:
 
     peer: Peer
     backlog: deque[AdmittedRequest]
+    homes: HomesLink
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     batch: list[AdmittedRequest] = field(default_factory=list)
     number: int = 0
     named_at: float = 0.0  # when a snapshot last named it
     task: asyncio.Task[None] | None = None
+    ended: bool = False
+
+    def end(self) -> None:
+        """Stop sending. `wait_for` of Python 3.10 and 3.11 may lose a cancellation, so the task is woken to see it as well."""
+        self.ended = True
+        self.wake.set()
+        if self.task is not None:
+            self.task.cancel()
 
 
 @dataclass
@@ -71,6 +81,7 @@ class Peers:
     def __init__(self, gateway: str, agents: AgentTable, rate_limits: RateLimits, connections: ConnectionPool) -> None:
         self._gateway = gateway
         self._agents, self._rate_limits, self._connections = agents, rate_limits, connections
+        self.sessions = SessionExchange(agents)
         self._links: dict[str, _Link] = {}
         self._reports: dict[str, _PeerReport] = {}
         self._recent: deque[AdmittedRequest] = deque(maxlen=BACKLOG)  # for new gateways
@@ -86,9 +97,11 @@ class Peers:
         return self._listener.port
 
     async def close(self) -> None:
+        for link in self._links.values():
+            link.end()
+        if self._task is not None:
+            self._task.cancel()
         tasks = [task for task in (self._task, *(link.task for link in self._links.values())) if task is not None]
-        for task in tasks:
-            task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._listener is not None:
             await self._listener.close()
@@ -109,9 +122,10 @@ class Peers:
         self._sync_links(now)
         new = self._rate_limits.drain()
         before, self._in_flight = self._in_flight, self._own()
+        self.sessions.collect(now)
         for link in self._links.values():
             link.backlog.extend(new)
-            if link.backlog or link.batch or self._in_flight or before:
+            if link.backlog or link.batch or link.homes.pending or self._in_flight or before:
                 link.wake.set()
         self._recent.extend(new)
         silent = [report for report in self._reports.values() if report.in_flight and now - report.received_at > SILENT_S]
@@ -128,13 +142,14 @@ class Peers:
                 continue
             link = self._links.get(peer.gateway)
             if link is None:
-                link = self._links[peer.gateway] = _Link(peer, deque(self._recent, maxlen=BACKLOG))
+                link = self._links[peer.gateway] = _Link(
+                    peer, deque(self._recent, maxlen=BACKLOG), self.sessions.link(peer.gateway, now)
+                )
                 link.task = asyncio.create_task(self._serve(link))
             link.named_at = now
         for name in [name for name, link in self._links.items() if now - link.named_at > LEFT_OUT_S]:
-            task = self._links.pop(name).task
-            if task is not None:
-                task.cancel()
+            self.sessions.unlink(name)
+            self._links.pop(name).end()
         for name in [name for name, report in self._reports.items() if now - report.received_at > LEFT_OUT_S]:
             del self._reports[name]
 
@@ -151,16 +166,20 @@ class Peers:
         while True:
             await link.wake.wait()
             link.wake.clear()
+            if link.ended:
+                return
             try:
                 received = await asyncio.wait_for(self._send(link), TIMEOUT_S)
             except Exception as error:  # it will be back, or a snapshot will leave it out
                 log.debug("could not send to gateway %s: %r", link.peer.gateway, error)
                 received = False
             if not received:
+                link.homes.failed()
                 await asyncio.sleep(RETRY_S)
                 continue
             link.batch = []
-            if link.backlog:
+            link.homes.received()
+            if link.backlog or link.homes.pending:
                 link.wake.set()
 
     async def _send(self, link: _Link) -> bool:
@@ -178,6 +197,8 @@ class Peers:
                 "number": link.number,
                 "admitted": _grouped(link.batch, self._rate_limits.clock()),
                 "in_flight": self._in_flight,
+                "homes": link.homes.batch(time.monotonic()),
+                "caught_up": link.homes.caught_up,
             },
             separators=(",", ":"),
         )
@@ -189,6 +210,15 @@ class Peers:
             return answer.status == 204
         finally:
             answer.close()
+
+    def announce(self) -> None:
+        """Send new homes of sessions at once (`deployments.upstream.forward.HomeSharing`)."""
+        if self.sessions.collect(time.monotonic()):
+            for link in self._links.values():
+                link.wake.set()
+
+    async def settled(self) -> None:
+        await self.sessions.settled()
 
     # --- receiving ----------------------------------------------------------------------------------------------
 
@@ -230,6 +260,7 @@ class Peers:
             for agent, limit, admitted in message["admitted"]:
                 self._rate_limits.absorb(agent, limit, {key: [clock - age for age in ages] for key, ages in admitted.items()})
         report.received_at, report.in_flight = now, in_flight
+        self.sessions.receive(str(message["gateway"]), message.get("homes", ()), message.get("caught_up") is True, now)
         self._spread(now)
 
     def _spread(self, now: float) -> None:

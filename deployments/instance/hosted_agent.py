@@ -22,6 +22,7 @@ class RequestInfo:
     """The request as a handler sees it. `body`: the JSON object that was sent.
 
     `messages`: the whole conversation of the chat API; of a message, that message as a conversation.
+    `session_moved`: the session has lived at another instance until now, so that this one may not know it.
     """
 
     headers: Mapping[str, str]
@@ -30,6 +31,7 @@ class RequestInfo:
     region: str
     version: str
     messages: Sequence[Mapping[str, Any]] = ()
+    session_moved: bool = False
 
 
 @dataclass(frozen=True)

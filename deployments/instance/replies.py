@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
-from cluster.messages import SESSION_HEADER, InstanceSpec
+from cluster.messages import SESSION_HEADER, SESSION_MOVED_HEADER, InstanceSpec
 from cluster.transport import sse
 from deployments.instance.hosted_agent import HostedAgent, RequestInfo, Turn
 from deployments.request import openai
@@ -102,7 +102,8 @@ class Replies:
         self, exchange: Exchange, body: dict[str, object], instance: str, messages: Sequence[Mapping[str, Any]]
     ) -> RequestInfo:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in exchange.headers}
-        return RequestInfo(headers, body, instance, self._spec.region, self._spec.version, messages)
+        moved = exchange.header(SESSION_MOVED_HEADER) is not None
+        return RequestInfo(headers, body, instance, self._spec.region, self._spec.version, messages, moved)
 
 
 def _session(exchange: Exchange, from_body: str | None) -> str | None:

@@ -10,8 +10,9 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass
+from typing import Protocol
 
-from cluster.messages import APP_PREFIX
+from cluster.messages import APP_PREFIX, SESSION_MOVED_HEADER
 from cluster.transport.http_protocol import IDLE
 from deployments.balancing.agents import AgentTable
 from deployments.balancing.backend import Lease
@@ -50,15 +51,26 @@ class Call:
 
     def cookie(self) -> bytes | None:
         """The Set-Cookie value for the response, once an instance was chosen."""
-        home = self.pool.home(self.request) if self.session.by_cookie else None
+        home = self.pool.session_home(self.session.name) if self.session.by_cookie and self.session.name else None
         return None if home is None else set_cookie(self.exchange, self.pool, self.session, home.member)
 
 
+class HomeSharing(Protocol):
+    """How the other gateways learn of a session's new home."""
+
+    def announce(self) -> None:
+        """Send what is new; does not wait."""
+
+    async def settled(self) -> None:
+        """Return when the other gateways have it, or do not answer."""
+
+
 class Forwarder:
-    """Sends admitted requests to instances."""
+    """Sends admitted requests to instances. `sharing`: set once there are other gateways to share session homes with."""
 
     def __init__(self, agents: AgentTable, connections: ConnectionPool) -> None:
         self._agents, self._connections = agents, connections
+        self.sharing: HomeSharing | None = None
 
     async def http(self, call: Call) -> None:
         """Answer the exchange from an instance. Raises SwiftClawError, also after the head was sent, and ClientDisconnected."""
@@ -96,6 +108,10 @@ class Forwarder:
         lease.move_elsewhere = lambda: attempts.moves(lease)
         try:
             limited = [*sent, headers.limit(pool.settings.limits.max_connections_per_instance)]
+            if lease.session_placed and self.sharing is not None:
+                self.sharing.announce()
+            if lease.session_moved:
+                limited.append((SESSION_MOVED_HEADER, b"1"))
             for observer in exchange.observers:
                 limited = observer.attempt_started(exchange, member, lease.started_at, limited)
             response = await self._connections.request(
@@ -156,8 +172,7 @@ class Forwarder:
             await attempts.pause()
         return False
 
-    @staticmethod
-    async def _relay(call: Call, lease: Lease, response: InstanceResponse, head: Head) -> None:
+    async def _relay(self, call: Call, lease: Lease, response: InstanceResponse, head: Head) -> None:
         exchange, idle_s = call.exchange, call.pool.settings.timeouts.idle_s
         returned = [
             *head.headers,
@@ -170,6 +185,8 @@ class Forwarder:
             returned.append((b"set-cookie", cookie))
         if head.streamed:
             exchange.deadline(idle_s)
+        if lease.session_placed and self.sharing is not None:  # known to every gateway before the client has its answer
+            await self.sharing.settled()
         await exchange.start(response.status, returned)
         whole = response.whole()
         if whole is not None:

@@ -7,7 +7,15 @@ from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import quote
 
-from cluster.messages import KEY_HEADER, LIMIT_HEADER, LOAD_HEADER, ORIGIN_HEADER, REFUSED_HEADER, SESSION_HEADER
+from cluster.messages import (
+    KEY_HEADER,
+    LIMIT_HEADER,
+    LOAD_HEADER,
+    ORIGIN_HEADER,
+    REFUSED_HEADER,
+    SESSION_HEADER,
+    SESSION_MOVED_HEADER,
+)
 from deployments.balancing.backend import LoadReport
 from deployments.request.client_address import (
     FORWARDED_HEADER,
@@ -25,7 +33,7 @@ _HOP_BY_HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te", b"trailer",
      b"transfer-encoding", b"upgrade")
 )  # fmt: skip
-_OURS = frozenset((KEY_HEADER, LIMIT_HEADER, LOAD_HEADER, ORIGIN_HEADER, REFUSED_HEADER, SESSION_HEADER))
+_OURS = frozenset((KEY_HEADER, LIMIT_HEADER, LOAD_HEADER, ORIGIN_HEADER, REFUSED_HEADER, SESSION_HEADER, SESSION_MOVED_HEADER))
 _SET_BY_US = frozenset((b"expect", FORWARDED_HEADER, PROTO_HEADER, HOST_HEADER, PREFIX_HEADER, b"x-request-id"))
 _RESPONSE_ONLY = frozenset((b"x-swiftclaw-instance", b"x-swiftclaw-version"))
 _NOT_SENT = _HOP_BY_HOP | _OURS | _SET_BY_US | _RESPONSE_ONLY

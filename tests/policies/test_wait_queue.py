@@ -8,7 +8,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from policies.wait_queue import KEPT_GAPS, MAX_S, MIN_S, UNKNOWN_S, Waiter, WaitQueue
+from policies.wait_queue import ANY, KEPT_GAPS, MAX_S, MIN_S, UNKNOWN_S, Waiter, WaitQueue
 
 
 def joined(queue: WaitQueue[str], wake: str, now: float = 0.0, timeout_s: float = 30.0) -> Waiter[str]:
@@ -98,9 +98,25 @@ def test_waiters_that_join_and_leave_behind_one_that_stays_take_no_memory() -> N
     for number in range(20_000):
         queue.leave(joined(queue, str(number)))
     assert len(queue._deadlines) <= KEPT_GAPS + 3
-    assert len(queue._order) == 1
+    assert len(queue._lanes[ANY]) == 1
     assert granted(queue, 1) == "stays"
-    assert not queue._order
+    assert not queue._lanes
+
+
+def test_capacity_goes_to_the_earliest_request_that_can_use_it() -> None:
+    queue = WaitQueue[str](10)
+    for wake, lane in (("home 1", "instance-1"), ("any", ANY), ("home 2", "instance-2"), ("any too", ANY)):
+        assert queue.join(0, 30, wake, lane) is not None
+    granted_in_turn = [queue.grant(1, (ANY, lane)) for lane in ("instance-2", "instance-2", "instance-1", "instance-1")]
+    assert [waiter.wake for waiter in granted_in_turn if waiter] == ["any", "home 2", "home 1", "any too"]
+    assert queue.grant(1, ("instance-1", ANY)) is None and not queue.lanes
+
+
+def test_a_new_request_waits_behind_those_that_wait_for_the_same_capacity_only() -> None:
+    queue = WaitQueue[str](10)
+    queue.join(0, 5, "a", "instance-1")
+    assert not queue.ahead(1) and not queue.ahead(1, (ANY, "instance-2"))
+    assert queue.ahead(1, (ANY, "instance-1")) and not queue.ahead(5, (ANY, "instance-1"))
 
 
 def test_retry_after_is_the_time_the_queue_takes_at_its_pace() -> None:

@@ -22,7 +22,7 @@ V2 = [Instance(f"instance-{n}", version="v2") for n in (4, 5)]
 
 def versions(share: VersionShare | None, *, sessions: bool = False, seed: int = 1) -> VersionRouter:
     rng = Random(seed)
-    made = VersionRouter("a", lambda: Chooser("round-robin", rng, None, 60 if sessions else None), rng)
+    made = VersionRouter("a", lambda: Chooser("round-robin", rng, affinity=sessions), rng)
     made.update_share(share)
     return made
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policies.base import Instance
-from policies.sessions.affinity import Rendezvous, SessionHome, SessionHomes, hash_of, point_of, within_bound
+from policies.sessions.affinity import Rendezvous, hash_of, point_of
 
 SESSIONS = [f"session-{number}" for number in range(1000)]
 
@@ -58,45 +58,19 @@ def test_two_gateways_agree_whatever_the_order_of_their_lists(size: int, agent: 
 
 
 @pytest.mark.parametrize("agent", ["agent", "support", "billing"])
-def test_a_thousand_sessions_over_eight_stay_within_the_load_bound(agent: str) -> None:
+def test_a_thousand_sessions_are_spread_evenly_over_eight_instances(agent: str) -> None:
     counts = Counter(homes(fleet(8), agent=agent).values())
     assert len(counts) == 8
     assert max(counts.values()) <= 1.25 * 125 + 1
 
 
-def test_sessions_that_stay_in_flight_are_kept_within_the_load_bound_all_along() -> None:
-    instances = fleet(8)
-    hashing = Rendezvous()
-    for number, session in enumerate(SESSIONS, start=1):
-        chosen = hashing.pick("agent", session, instances)
-        assert chosen is not None
-        chosen.load += 1
-        assert max(instance.load for instance in instances) <= 1.25 * number / 8 + 2  # the bound, and the one just taken
-    assert max(instance.load for instance in instances) <= 1.25 * 125 + 1
-
-
-def test_one_over_the_bound_is_passed_over_for_the_next_in_order() -> None:
+@given(st.lists(st.integers(0, 50), min_size=4, max_size=4))
+def test_loads_play_no_part_because_gateways_see_different_ones(loads: list[int]) -> None:
     instances = fleet(4)
-    hashing = Rendezvous()
-    first = hashing.pick("agent", "s", instances)
-    assert first is not None
-    second = hashing.pick("agent", "s", [instance for instance in instances if instance is not first])
-    first.load = 10
-    assert hashing.pick("agent", "s", instances) is second
-    for instance in instances:
-        instance.load = 10
-    assert hashing.pick("agent", "s", instances) is first
-
-
-def test_the_bound_is_a_quarter_above_the_mean_and_one_more_and_follows_weights() -> None:
-    instances = fleet(4)
-    for instance, load in zip(instances, (3, 2, 1, 2), strict=True):
+    before = homes(instances, SESSIONS[:20])
+    for instance, load in zip(instances, loads, strict=True):
         instance.load = load
-    assert within_bound(instances) == instances  # mean 2, bound 3.5
-    instances[0].load, instances[2].load = 4, 0
-    assert within_bound(instances) == instances[1:]
-    instances[0].weight = 4.0
-    assert within_bound(instances) == instances
+    assert homes(instances, SESSIONS[:20]) == before
 
 
 def test_weights_are_shares_of_sessions_and_none_is_none() -> None:
@@ -133,48 +107,6 @@ def test_points_are_spread_from_0_to_100() -> None:
     below_70 = sum(point_of("agent", session) < 70 for session in SESSIONS)
     assert 650 <= below_70 <= 750
     assert all(0 <= point_of("agent", session) < 100 for session in SESSIONS)
-
-
-def test_a_place_is_remembered_while_it_is_used() -> None:
-    places = SessionHomes(ttl_s=10)
-    home = SessionHome("instance-1", "v1")
-    places.put("agent", "s", home, 0.0)
-    for now in (9.0, 18.0, 28.0):
-        assert places.get("agent", "s", now) == home
-    assert places.get("agent", "s", 38.1) is None
-    assert len(places) == 0
-    assert places.get("other agent", "s", 0.0) is None
-
-
-def test_memory_is_bounded_and_the_one_idle_longest_leaves() -> None:
-    places = SessionHomes(ttl_s=100, most=3)
-    for number in range(3):
-        places.put("agent", f"s{number}", SessionHome(f"instance-{number}", "v1"), float(number))
-    places.get("agent", "s0", 4.0)
-    places.put("agent", "s3", SessionHome("instance-0", "v1"), 5.0)
-    assert [places.get("agent", f"s{number}", 6.0) is not None for number in range(4)] == [True, False, True, True]
-    assert len(places) == 3
-
-
-@given(st.lists(st.tuples(st.integers(0, 9), st.floats(0, 5)), max_size=60))
-def test_it_never_gives_back_what_is_older_than_its_ttl(steps: list[tuple[int, float]]) -> None:
-    places, used, now = SessionHomes(ttl_s=7, most=5), dict[str, float](), 0.0
-    for number, passed in steps:
-        now += passed
-        session = f"s{number}"
-        found = places.get("agent", session, now)
-        if found is not None:
-            assert now - used[session] <= 7
-        else:
-            places.put("agent", session, SessionHome("i", "v"), now)
-        used[session] = now
-        assert len(places) <= 5
-
-
-def test_without_any_weight_the_load_bound_excludes_nothing() -> None:
-    instances = [Instance("a", weight=0.0), Instance("b", weight=0.0)]
-    instances[0].load = 3.0
-    assert within_bound(instances) == instances
 
 
 def test_hashes_of_names_are_kept_for_a_limited_number_and_the_choice_does_not_depend_on_it(

@@ -1,0 +1,167 @@
+"""How do gateways agree on where each session lives? What each has placed or moved travels to every other one.
+
+A new or moved home is sent at once, while the instance works on its request, and the answer waits until the other gateways
+have it (SETTLE_S at most, and not for a peer that does not answer): a client that has its answer meets the same home at every
+gateway. A gateway that starts receives all homes before it opens the public port. Which home wins when two gateways have
+placed one session differently: policies/sessions/homes.py. Peers carries the messages (deployments/gateway/peers.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from deployments.balancing.agents import AgentTable
+from policies.sessions.homes import HomeChange, SessionHome
+
+SETTLE_S = 0.25
+BATCH = 5_000  # homes in one message
+
+
+class _Entry(NamedTuple):
+    agent: str
+    change: HomeChange
+    queued_at: float  # monotonic: the idle time grows while it waits
+
+
+class HomesLink:
+    """The homes on their way to one peer. `lost`: it did not receive the last message, so no answer waits for it."""
+
+    def __init__(self, entries: Iterable[_Entry] = ()) -> None:
+        self._backlog = deque(entries)
+        self._batch: list[_Entry] = []
+        self._queued = len(self._backlog)
+        self._received = 0
+        self._initial = self._queued  # what it needs to have caught up
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+        self._greeted = False
+        self.lost = False
+
+    def __repr__(self) -> str:
+        state = "lost" if self.lost else "connected"
+        return f"<HomesLink {state}: {self._queued - self._received} of {self._queued} homes not received>"
+
+    @property
+    def pending(self) -> bool:
+        """There is something to send; to a new peer also that there are no homes."""
+        return bool(self._batch or self._backlog) or not self._greeted
+
+    @property
+    def caught_up(self) -> bool:
+        """With the message that is being sent, the peer has everything that there was when the link was made."""
+        return self._received + len(self._batch) >= self._initial
+
+    def add(self, entries: Sequence[_Entry]) -> None:
+        self._backlog.extend(entries)
+        self._queued += len(entries)
+
+    def batch(self, now: float) -> list[list[Any]]:
+        """The rows for the next message; the same ones again until they are received."""
+        if not self._batch:
+            self._batch = [self._backlog.popleft() for _ in range(min(BATCH, len(self._backlog)))]
+        return [_row(entry, now) for entry in self._batch]
+
+    def received(self) -> None:
+        self._received += len(self._batch)
+        self._batch, self.lost, self._greeted = [], False, True
+        self._wake(lambda needed: needed <= self._received)
+
+    def failed(self) -> None:
+        self.lost = True
+        self._wake(lambda _: True)
+
+    def settled(self) -> asyncio.Future[None] | None:
+        """Done when the peer has all that is queued now; None: it has, or is lost."""
+        if self.lost or self._received >= self._queued:
+            return None
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append((self._queued, future))
+        return future
+
+    def _wake(self, done: Any) -> None:
+        waiting, self._waiting = self._waiting, []
+        for needed, future in waiting:
+            if not done(needed):
+                self._waiting.append((needed, future))
+            elif not future.done():
+                future.set_result(None)
+
+
+class SessionExchange:
+    """One gateway's side of it."""
+
+    def __init__(self, agents: AgentTable) -> None:
+        self._agents = agents
+        self._links: dict[str, HomesLink] = {}
+        self._caught_up: set[str] = set()
+        self._heard = asyncio.Event()
+
+    def link(self, peer: str, now: float) -> HomesLink:
+        """A link to a peer that is new, with every home that is known here."""
+        entries = [
+            _Entry(agent, change, now)
+            for agent, pool in self._agents.pools.items()
+            if pool.homes is not None
+            for change in pool.homes.everything(now)
+        ]
+        self._links[peer] = made = HomesLink(entries)
+        return made
+
+    def unlink(self, peer: str) -> None:
+        link = self._links.pop(peer, None)
+        if link is not None:
+            link.failed()
+
+    def collect(self, now: float) -> bool:
+        """Queue what has changed here for every peer. Returns whether there was anything."""
+        entries = [
+            _Entry(agent, change, now)
+            for agent, pool in self._agents.pools.items()
+            if pool.homes is not None and pool.homes.has_changes
+            for change in pool.homes.changes(now)
+        ]
+        for link in self._links.values():
+            link.add(entries)
+        return bool(entries)
+
+    async def settled(self) -> None:
+        """Return when every peer that answers has what is queued now, or after SETTLE_S."""
+        futures = [future for link in self._links.values() if (future := link.settled()) is not None]
+        if futures:
+            await asyncio.wait(futures, timeout=SETTLE_S)
+
+    def receive(self, peer: str, rows: Iterable[Sequence[Any]], caught_up: bool, now: float) -> None:
+        """Merge a peer's rows. Raises what a wrong shape raises."""
+        for agent, session, instance, replica, version, moves, placed_at, idle_s in rows:
+            pool = self._agents.pools.get(agent)
+            if pool is not None and pool.homes is not None:
+                home = SessionHome(str(instance), str(replica), str(version), int(moves), float(placed_at))
+                pool.homes.merge(HomeChange(str(session), home, float(idle_s)), now)
+        if caught_up and peer not in self._caught_up:
+            self._caught_up.add(peer)
+            self._heard.set()
+
+    async def catch_up(self, own: str, timeout_s: float) -> bool:
+        """Wait until every other gateway of the snapshot has sent all its homes. False: one of them did not in time."""
+
+        async def everything() -> None:
+            while True:
+                snapshot = self._agents.snapshot
+                peers = {peer.gateway for peer in snapshot.peers} - {own} if snapshot else set()
+                if peers <= self._caught_up:
+                    return
+                self._heard.clear()
+                await self._heard.wait()
+
+        try:
+            await asyncio.wait_for(everything(), timeout_s)
+        except asyncio.TimeoutError:
+            return False
+        return True
+
+
+def _row(entry: _Entry, now: float) -> list[Any]:
+    agent, (session, home, idle_s), queued_at = entry
+    return [agent, session, *home, round(idle_s + now - queued_at, 3)]

@@ -1,0 +1,200 @@
+"""A session's home at one gateway: a request goes there, waits for it, goes elsewhere once, or moves the session for good."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from policies.regions.distance import Distances
+
+from cluster.config import parse
+from cluster.messages import AgentView, Member, VersionShare
+from deployments.balancing.backend import Lease
+from deployments.balancing.pool import Pool
+from deployments.balancing.wait_queue import NoCapacity
+from policies.base import Request
+from policies.sessions.homes import HomeChange, SessionHome
+
+KEYS = (b"k" * 16,)
+
+
+class Agent:
+    """One agent at one gateway; `limit` requests in flight per instance."""
+
+    def __init__(self, count: int = 3, limit: int = 2) -> None:
+        self.members = {
+            f"r{n}": Member(f"instance-{n}", f"r{n}", "h", n, "v1", "local", 1, "healthy") for n in range(1, count + 1)
+        }
+        self.limit, self.share = limit, None
+        self.pool = Pool("a", self.view(), Random(1), Distances(), KEYS, time.monotonic())
+
+    def view(self) -> AgentView:
+        block: dict[str, Any] = {
+            "agent": "m:x",
+            "limits": {"maxConnectionsPerInstance": self.limit},
+            "loadBalancing": {"sessionAffinity": {"enabled": True, "type": "header"}},
+        }
+        settings = parse({"agents": {"a": block}}, Path("/")).agents["a"]
+        return AgentView(settings, True, tuple(self.members.values()), versions=self.share)
+
+    def change(self, replica: str, **changes: Any) -> None:
+        self.members[replica] = replace(self.members[replica], **changes)
+        self.apply()
+
+    def apply(self) -> None:
+        self.pool.update(self.view(), Distances(), KEYS, time.monotonic())
+
+    def ask(self, session: str | None = "s", tried: tuple[str, ...] = (), **more: Any) -> Lease:
+        now = time.monotonic()
+        return self.pool.choose(Request("a", session, now=now, **more), set(tried), now)
+
+    def answered(self, session: str = "s", **more: Any) -> str:
+        lease = self.ask(session, **more)
+        lease.release(200, time.monotonic(), ok=True)
+        return lease.backend.member.replica
+
+    def home(self, session: str = "s") -> str:
+        assert self.pool.homes is not None
+        home = self.pool.homes.peek(session)
+        assert home is not None
+        return home.replica
+
+
+def test_a_session_keeps_its_home_whatever_joins() -> None:
+    agent = Agent()
+    before = {f"s{n}": agent.answered(f"s{n}") for n in range(60)}
+    for n in range(4, 9):
+        agent.members[f"r{n}"] = Member(f"instance-{n}", f"r{n}", "h", n, "v1", "local", 1, "healthy")
+    agent.apply()
+    assert {session: agent.answered(session) for session in before} == before
+    assert len(set(before.values())) == 3
+
+
+def test_another_gateways_word_counts_before_a_hash_and_before_a_token() -> None:
+    agent = Agent(5)
+    hashed = agent.answered("probe")
+    elsewhere = next(replica for replica in agent.members if replica != hashed)
+    home = SessionHome(agent.members[elsewhere].id, elsewhere, "v1", placed_at=1.0)
+    assert agent.pool.homes is not None
+    agent.pool.homes.merge(HomeChange("told", home, 0), time.monotonic())
+    assert agent.answered("told", pin=agent.members[hashed].id) == elsewhere
+    assert agent.answered("token only", pin=agent.members[elsewhere].id) == elsewhere == agent.home("token only")
+
+
+def test_a_request_waits_while_the_home_is_full_and_others_do_not() -> None:
+    agent = Agent(limit=1)
+    held = agent.ask()
+    assert held.session_placed and not held.session_moved
+    with pytest.raises(NoCapacity):
+        agent.ask()
+    assert agent.pool.lane_of(Request("a", "s")) == held.backend.member.id
+    others = [agent.ask(None) for _ in range(2)]
+    assert held.backend.member.replica not in {lease.backend.member.replica for lease in others}
+
+
+async def test_waiting_for_a_home_holds_up_nobody_else_and_ends_with_it() -> None:
+    agent = Agent(limit=1)
+    held = agent.ask()
+    others = [agent.ask(None), agent.ask(None)]
+    queue = agent.pool.wait_queue
+    now = time.monotonic()
+    request = Request("a", "s", now=now)
+    bound = asyncio.ensure_future(queue.wait(request, (), 5.0))
+    free = asyncio.ensure_future(queue.wait(Request("a", now=now), (), 5.0))
+    await asyncio.sleep(0)
+    others[0].release(200, time.monotonic())
+    waiting = await asyncio.wait_for(free, 5)
+    assert waiting.future.result().backend is others[0].backend and not bound.done()
+    held.release(200, time.monotonic())
+    assert (await asyncio.wait_for(bound, 5)).future.result().backend is held.backend
+
+
+async def test_a_request_that_waits_for_a_home_goes_on_when_that_leaves() -> None:
+    agent = Agent(limit=1)
+    held = agent.ask()
+    bound = asyncio.ensure_future(agent.pool.wait_queue.wait(Request("a", "s", now=time.monotonic()), (), 5.0))
+    await asyncio.sleep(0)
+    agent.change(held.backend.member.replica, state="ejected")
+    agent.pool.wait_queue.move(time.monotonic())
+    lease = (await asyncio.wait_for(bound, 5)).future.result()
+    assert lease.backend is not held.backend and lease.session_moved and lease.session_placed
+
+
+def test_a_home_that_refused_a_connection_is_left_once_and_kept() -> None:
+    agent = Agent()
+    home = agent.answered()
+    lease = agent.ask(tried=(agent.members[home].id,))
+    assert lease.backend.member.replica != home and lease.session_moved and not lease.session_placed
+    assert agent.home() == home == agent.answered()
+
+
+@pytest.mark.parametrize("state", ["unhealthy", "ejected", "stopped"])
+def test_a_session_whose_home_is_out_moves_for_good_and_once(state: str) -> None:
+    agent = Agent()
+    home = agent.answered()
+    agent.change(home, state=state)
+    lease = agent.ask()
+    moved = lease.backend.member.replica
+    assert moved != home and lease.session_moved and lease.session_placed
+    agent.change(home, state="healthy")
+    again = agent.ask()
+    assert again.backend.member.replica == moved and not again.session_moved and not again.session_placed
+
+
+def test_a_draining_home_keeps_its_sessions() -> None:
+    agent = Agent()
+    home = agent.answered()
+    agent.change(home, state="draining")
+    assert agent.answered() == home
+    assert all(agent.answered(f"new{n}") != home for n in range(20))
+
+
+def test_a_restarted_process_of_the_same_name_is_not_the_home() -> None:
+    agent = Agent()
+    home = agent.answered()
+    member = agent.members.pop(home)
+    agent.members["r9"] = replace(member, replica="r9")
+    agent.apply()
+    lease = agent.ask()
+    assert lease.session_moved and agent.home() == lease.backend.member.replica != home
+
+
+def test_two_gateways_that_lost_the_same_home_choose_the_same_new_one() -> None:
+    one, other = Agent(6), Agent(6)
+    homes = {f"s{n}": one.answered(f"s{n}") for n in range(40)}
+    assert {session: other.answered(session) for session in homes} == homes
+    for agent in (one, other):
+        for _ in range(3):  # uneven loads, which only this gateway sees
+            agent.pool.choose(Request("a", None, now=0.0), (), time.monotonic())
+        agent.change("r2", state="ejected")
+    assert {session: one.answered(session) for session in homes} == {session: other.answered(session) for session in homes}
+
+
+def test_a_home_pins_the_version_through_a_rollout() -> None:
+    agent = Agent()
+    home = agent.answered()
+    for n in (4, 5, 6):
+        agent.members[f"r{n}"] = Member(f"instance-{n}", f"r{n}", "h", n, "v2", "local", 1, "healthy")
+    agent.share = VersionShare("v1", "v2", 100.0)  # type: ignore[assignment]
+    agent.apply()
+    version = agent.pool.version_for("s", None)
+    assert version == "v1" and agent.answered(version=version) == home
+    assert agent.pool.version_for("new", None) == "v2"
+    agent.share = VersionShare("v2")  # type: ignore[assignment]
+    for replica in ("r1", "r2", "r3"):
+        agent.members.pop(replica)
+    agent.apply()
+    assert agent.pool.version_for("s", None) == "v2" and agent.answered(version="v2") in {"r4", "r5", "r6"}
+
+
+def test_a_session_that_the_instance_created_lives_there() -> None:
+    agent = Agent()
+    backend = next(iter(agent.pool.backends()))
+    assert agent.pool.learn_session("made-there", backend, time.monotonic())
+    assert not agent.pool.learn_session("made-there", backend, time.monotonic())
+    assert agent.answered("made-there") == backend.member.replica

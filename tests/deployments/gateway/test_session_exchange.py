@@ -1,0 +1,172 @@
+"""Gateways agree on where each session lives: several of them in one process, on real sockets, under scaling and restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from cluster.config import parse
+from cluster.messages import AgentView, Member, Peer, Snapshot
+from deployments.balancing.agents import AgentTable
+from deployments.gateway.edge import Edge
+from deployments.gateway.peers import Peers
+from deployments.gateway.reporter import Reporter
+from deployments.gateway.session_exchange import HomesLink
+from deployments.upstream.connection_pool import ConnectionPool
+from policies.base import Request
+
+
+class Site:
+    """One gateway without its public port."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.agents = AgentTable(Random(name), name)
+        self.connections = ConnectionPool()
+        self.edge = Edge(self.agents, Reporter(self.agents), self.connections, "local")
+        self.peers = Peers(name, self.agents, self.edge.rate_limits, self.connections)
+
+    async def open(self) -> None:
+        self.port = await self.peers.open("127.0.0.1")
+
+    async def close(self) -> None:
+        await self.peers.close()
+        await self.connections.close()
+
+    async def answer(self, session: str) -> str:
+        """As the forwarder does it: choose, announce, and settle before the client has its answer."""
+        pool = self.agents.pools["bot"]
+        now = time.monotonic()
+        version = pool.version_for(session, None)
+        lease = pool.choose(Request("bot", session, now=now, version=version), (), now)
+        if lease.session_placed:
+            self.peers.announce()
+            await asyncio.sleep(0)
+            await self.peers.settled()
+        lease.release(200, time.monotonic(), ok=True)
+        return lease.backend.member.replica
+
+
+class Fleet:
+    """The instances and gateways of one cluster, and the snapshot that names them."""
+
+    def __init__(self) -> None:
+        self.sites: list[Site] = []
+        self.members = {f"r{n}": Member(f"instance-{n}", f"r{n}", "h", n, "v1", "local", 1, "healthy") for n in range(1, 8)}
+        self.revision = 0
+
+    def apply(self, *sites: Site, dead: tuple[Peer, ...] = ()) -> None:
+        block = {"agent": "m:x", "loadBalancing": {"sessionAffinity": {"enabled": True, "type": "header"}}}
+        settings = parse({"agents": {"bot": block}}, Path("/"))
+        view = AgentView(settings.agents["bot"], True, tuple(self.members.values()))
+        self.revision += 1
+        peers = (*(Peer(site.name, "127.0.0.1", site.port) for site in self.sites), *dead)
+        snapshot = Snapshot(f"1.{self.revision}", "key", settings.http, {"bot": view}, ("11" * 32,), peers=peers)
+        for site in sites or self.sites:
+            site.agents.apply(snapshot)
+            site.peers.tick(time.monotonic())
+
+
+@pytest.fixture
+async def fleet() -> AsyncIterator[Callable[[int], Any]]:
+    async with AsyncExitStack() as stack:
+
+        async def made(count: int) -> Fleet:
+            fleet = Fleet()
+            for number in range(count):
+                await grow(fleet, f"g{number}")
+            fleet.apply()
+            return fleet
+
+        async def grow(fleet: Fleet, name: str) -> Site:
+            site = Site(name)
+            await site.open()
+            stack.push_async_callback(site.close)
+            fleet.sites.append(site)
+            return site
+
+        made.grow = grow  # type: ignore[attr-defined]
+        yield made
+
+
+@pytest.mark.parametrize("gateways", [1, 2, 4])
+async def test_a_session_has_one_home_at_any_number_of_gateways(fleet: Any, gateways: int) -> None:
+    """Unevenly loaded gateways, instances that join, one that leaves: no session meets two homes while its own is there."""
+    cluster, rng = await fleet(gateways), Random(gateways)
+    for site in cluster.sites:  # each sees other loads
+        for _ in range(rng.randrange(40)):
+            site.agents.pools["bot"].choose(Request("bot", None, now=0.0), (), time.monotonic())
+    homes: dict[str, list[str]] = {f"s{n}": [] for n in range(100)}
+    for turn in range(6):
+        if turn == 2:
+            for n in (8, 9):
+                cluster.members[f"r{n}"] = Member(f"instance-{n}", f"r{n}", "h", n, "v1", "local", 1, "healthy")
+            for site in cluster.sites:  # not all at once
+                cluster.apply(site)
+                for session in rng.sample(sorted(homes), 10):
+                    homes[session].append(await rng.choice(cluster.sites).answer(session))
+        if turn == 4:
+            cluster.members.pop("r3")
+            cluster.apply()
+        for session, met in homes.items():
+            met.append(await rng.choice(cluster.sites).answer(session))
+    for session, met in homes.items():
+        distinct = list(dict.fromkeys(met))
+        assert len(distinct) == 1 or (len(distinct) == 2 and distinct[0] == "r3"), (session, met)
+
+
+async def test_gateways_that_meet_a_session_at_the_same_moment_agree(fleet: Any) -> None:
+    cluster = await fleet(3)
+    for number in range(50):
+        met = await asyncio.gather(*(site.answer(f"s{number}") for site in cluster.sites))
+        assert len(set(met)) == 1
+
+
+async def test_a_gateway_that_starts_knows_every_home_before_it_serves(fleet: Any) -> None:
+    cluster = await fleet(2)
+    homes = {f"s{n}": await cluster.sites[n % 2].answer(f"s{n}") for n in range(300)}
+    for n in range(8, 15):
+        cluster.members[f"r{n}"] = Member(f"instance-{n}", f"r{n}", "h", n, "v1", "local", 1, "healthy")
+    new = await fleet.grow(cluster, "new")
+    cluster.apply()
+    assert await new.peers.sessions.catch_up("new", 10)
+    assert {session: await new.answer(session) for session in homes} == homes
+
+
+async def test_a_dead_gateway_delays_no_answer_for_long_and_is_not_waited_for_again(fleet: Any) -> None:
+    cluster = await fleet(2)
+    silent = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    cluster.apply(dead=(Peer("dead", "127.0.0.1", silent.sockets[0].getsockname()[1]),))
+    homes = {f"s{n}": await asyncio.wait_for(cluster.sites[0].answer(f"s{n}"), 5) for n in range(5)}
+    assert {session: await cluster.sites[1].answer(session) for session in homes} == homes
+    assert not await cluster.sites[0].peers.sessions.catch_up("g0", 0.05)
+    silent.close()
+
+
+async def test_a_message_that_was_lost_is_sent_again(fleet: Any) -> None:
+    cluster = await fleet(2)
+    port = cluster.sites[1].port
+    link = cluster.sites[0].peers._links["g1"]
+    link.peer = Peer("g1", "127.0.0.1", 1)
+    home = await cluster.sites[0].answer("s")
+    link.peer = Peer("g1", "127.0.0.1", port)
+    pool = cluster.sites[1].agents.pools["bot"]
+    ends = time.monotonic() + 10
+    while pool.homes.peek("s") is None and time.monotonic() < ends:
+        await asyncio.sleep(0.02)
+    assert pool.homes.peek("s").replica == home
+
+
+async def test_a_link_states_what_it_has_not_delivered() -> None:
+    link = HomesLink()
+    assert link.caught_up and link.pending and link.settled() is None
+    link.received()
+    assert not link.pending
+    assert repr(link) == "<HomesLink connected: 0 of 0 homes not received>"
