@@ -10,7 +10,6 @@ from random import Random
 from typing import Any
 
 import pytest
-from policies.regions.distance import Distances
 
 from cluster.config import parse
 from cluster.messages import AgentView, Member, VersionShare
@@ -18,6 +17,7 @@ from deployments.balancing.backend import Lease
 from deployments.balancing.pool import Pool
 from deployments.balancing.wait_queue import NoCapacity
 from policies.base import Request
+from policies.regions.distance import Distances
 from policies.sessions.homes import HomeChange, SessionHome
 
 KEYS = (b"k" * 16,)
