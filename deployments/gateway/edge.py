@@ -17,7 +17,7 @@ from deployments.balancing.agents import AgentTable
 from deployments.balancing.pool import Pool
 from deployments.gateway.rate_limits import RateLimits, in_chat, in_message
 from deployments.gateway.reporter import Reporter
-from deployments.request import openai, sessions, tracing
+from deployments.request import json_body, openai, sessions, tracing
 from deployments.request.access_log import AccessLine
 from deployments.request.exchange import CLIENT_DISCONNECTED, READ_AHEAD, ClientDisconnected, Exchange
 from deployments.request.responses import deny_websocket, retry_after
@@ -26,7 +26,7 @@ from deployments.upstream.connection_pool import ConnectionPool
 from deployments.upstream.forward import Call, Forwarder, HomeSharing
 from deployments.upstream.websocket import WebSocketForwarder
 from policies.base import Request
-from policies.errors import BadRequest, HeadersTooLarge, MethodNotAllowed, NotFound, RequestTimeout, SwiftClawError
+from policies.errors import HeadersTooLarge, MethodNotAllowed, NotFound, RequestTimeout, SwiftClawError
 
 log = logging.getLogger("swiftclaw.gateway")
 
@@ -108,6 +108,7 @@ class Edge:
             exchange.guard(pool.settings.request_timeout_s)
             body = await exchange.body(ahead=True)
             self.rate_limits.admit(exchange, pool.name, partial(in_message, exchange.prefix))
+            json_body.check_depth(exchange.prefix)
             session = sessions.in_message(exchange.prefix) if pool.affinity else None
             await self._forwarder.http(self._call(exchange, pool, MESSAGES_PATH, body, session))
         else:
@@ -122,11 +123,8 @@ class Edge:
         exchange.check_length()
         exchange.guard(CHAT_BODY_S)
         body = await exchange.whole_body()
-        try:
-            chat = json.loads(body)
-        except ValueError as error:
-            raise BadRequest(f"the request body is not JSON: {error}") from None
-        if not isinstance(chat, dict) or not isinstance(chat.get("model"), str):
+        chat = json_body.parse(body)
+        if not isinstance(chat.get("model"), str):
             raise openai.BadField("model", "must be the name of an agent")
         pool = self._agents.pool(chat["model"])
         self._assign(exchange, pool)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from cluster.messages import AgentView
 from deployments.balancing.agents import AgentTable
 from deployments.request.exchange import READ_AHEAD, Exchange
-from deployments.request.json_prefix import top_level
+from deployments.request.json_body import top_level
 from deployments.types import SentHeaders
 from policies.errors import RateLimited
 from policies.rate_limit import LIMITERS, Limiter, RateRule, TightestLimit, admit_all, headers, key_of
@@ -153,12 +153,6 @@ class RateLimits:
 
 def in_message(prefix: bytes, wanted: Collection[str]) -> Mapping[str, object]:
     """Fields as the handler sees them (of duplicates the last), or from the part of a large body that was read."""
-    if len(prefix) <= READ_AHEAD:
-        try:
-            body = json.loads(prefix)
-            return body if isinstance(body, dict) else {}
-        except (ValueError, RecursionError):
-            pass
     return top_level(prefix[:READ_AHEAD], set(wanted))
 
 

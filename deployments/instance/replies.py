@@ -16,7 +16,7 @@ from urllib.parse import unquote
 from cluster.messages import SESSION_HEADER, SESSION_MOVED_HEADER, InstanceSpec
 from cluster.transport import sse
 from deployments.instance.hosted_agent import HostedAgent, RequestInfo, Turn
-from deployments.request import openai
+from deployments.request import json_body, openai
 from deployments.request.accept import prefers_events
 from deployments.request.exchange import Exchange
 from policies.errors import BadRequest
@@ -29,7 +29,7 @@ class Replies:
         self._agent, self._spec = agent, spec
 
     async def message(self, exchange: Exchange, instance: str) -> None:
-        body = _json_object(await exchange.whole_body())
+        body = json_body.parse(await exchange.whole_body())
         if "message" not in body:
             raise BadRequest("message: is required")
         for name in ("session_id", "user_id"):
@@ -56,7 +56,7 @@ class Replies:
             raise TypeError(f"the handler returned a {kind}, which cannot be encoded as JSON: {error}") from error
 
     async def chat(self, exchange: Exchange, instance: str) -> None:
-        body = _json_object(await exchange.whole_body())
+        body = json_body.parse(await exchange.whole_body())
         chat_request = openai.ChatRequest.parse(body)
         session = _session(exchange, chat_request.session_id)
         message, stream = openai.last_user_text(chat_request.messages), chat_request.stream
@@ -109,16 +109,6 @@ class Replies:
 def _session(exchange: Exchange, from_body: str | None) -> str | None:
     name = exchange.header(SESSION_HEADER)
     return unquote(name.decode("latin-1"), errors="surrogatepass") if name else from_body
-
-
-def _json_object(body: bytes) -> dict[str, object]:
-    try:
-        value = json.loads(body)
-    except ValueError as error:
-        raise BadRequest(f"the request body is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise BadRequest("the request body must be a JSON object")
-    return value
 
 
 def _text(value: object) -> str | None:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from cluster.config import SessionAffinity
 from cluster.messages import Member
 from deployments.request.exchange import Exchange
-from deployments.request.json_prefix import top_level
+from deployments.request.json_body import top_level
 from policies.sessions.session_token import Token, Tokens
 
 COOKIE = "swiftclaw_session"

@@ -517,7 +517,7 @@ class TestInjection:
         (seen,) = target.seen
         if name == "session_id":
             told = unquote(seen.all(SESSION_HEADER)[0].decode(), errors="surrogatepass")
-            assert told == value[:256]
+            assert told == value[:256].replace("\ud800", "\ufffd")
 
     def unharmed(self, target: Target, heard: Heard) -> None:
         (seen,) = target.seen

@@ -223,5 +223,6 @@ async def test_a_strategy_changed_under_way_keeps_sessions_and_instances(sticky:
 async def test_a_session_name_cannot_smuggle_headers(sticky: DataPlane) -> None:
     evil = "a\r\nx-evil: 1\r\n\u2028ü\ud800"
     answer = await send(sticky.client, {"session_id": evil})
-    assert (await answer.json())["session_id"] == evil
-    assert (await answer.json())["reply"] == evil
+    kept = evil.replace("\ud800", "\ufffd")  # half of a surrogate pair is no character
+    assert (await answer.json())["session_id"] == kept
+    assert (await answer.json())["reply"] == kept
