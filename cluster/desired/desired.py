@@ -112,9 +112,10 @@ class DesiredState:
             self._store.save(self.state)
             self.unsaved = ""
         except StateNotSaved as error:
+            reason = str(error).partition(": ")[0]
             if not self.unsaved:
-                log.error("the state is not saved: %s", error)
-            self.unsaved = str(error).partition(": ")[0]
+                log.error("the state is not saved: %s", reason)
+            self.unsaved = reason
 
     def warnings(self) -> list[str]:
         """For operators."""

@@ -142,17 +142,19 @@ def test_a_count_is_kept_as_it_was_before_the_refused_one(world: World, disk: Di
 
 
 def test_reconciling_goes_on_and_status_shows_why_commands_are_refused(world: World, disk: Disk) -> None:
+    world.deploy(10)
     disk.fails()
     world.serve.apps.pop("a.v1.eu")  # Serve has lost an app
+    world.controller._reconciler._look_at = 0.0
     world.rounds()
-    assert "a.v1.eu" in world.serve.apps and world.healthy("v1") == 4
+    assert {"a.v1.eu", "a.v2.us", "a.v2.eu"} <= world.serve.apps.keys() and world.healthy("v1") == 4
     (warning,) = [warning for warning in world.controller.view.placement.warnings if "cannot be written" in warning]
     assert os.strerror(disk.number) in warning and str(world.folder / "state") in warning
     disk.works()
     world.rounds()
     assert not [warning for warning in world.controller.view.placement.warnings if "cannot be written" in warning]
     saved = Store(world.folder / "state").load()
-    assert saved is not None and saved.to_json() == json.loads(json.dumps(world.controller._state.to_json()))
+    assert saved is not None and json.dumps(saved.to_json()) == json.dumps(world.controller._state.to_json())
 
 
 def test_a_step_of_a_rollout_waits_until_it_can_be_saved(world: World, disk: Disk) -> None:
