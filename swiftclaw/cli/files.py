@@ -8,6 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from swiftclaw.cli.errors import Misconfigured
 
 if TYPE_CHECKING:
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
 DEFAULT_FILE = "cluster.yaml"
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8001
 DEFAULT_STATE_DIR = ".swiftclaw"
+ADDRESS = click.option(
+    "--address", metavar="HOST:PORT",
+    help="The Ray cluster. Default: the one that `up` started for FILE, RAY_ADDRESS, or the one on this machine.",
+)  # fmt: skip
 
 
 def load(file: Path) -> Settings:

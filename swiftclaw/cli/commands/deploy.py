@@ -41,6 +41,7 @@ FILE = click.argument("file", default=files.DEFAULT_FILE, type=click.Path(path_t
 @click.option(
     "--deadline", default=120.0, show_default=True, metavar="SECONDS", help="How long the new version may take to be healthy."
 )
+@files.ADDRESS
 @WAIT
 @TIMEOUT
 def deploy(
@@ -51,6 +52,7 @@ def deploy(
     version: str | None,
     config: Path | None,
     deadline: float,
+    address: str | None,
     no_wait: bool,
     timeout: float,
 ) -> None:
@@ -74,13 +76,14 @@ def deploy(
         raise CommandFailed(str(error)) from None
     region_names = split_regions(regions)
     with ProgressReporter(show.err()) as reporter:
-        with driver.connected_to(file):
+        with driver.connected_to(file, address):
             from cluster.desired.rollout_manager import DeployRequest  # imports Ray, which reads the auth mode at import
 
             if not controller.has_package(package.digest):
                 reporter.report(f"uploading the code ({filesize.decimal(len(package.content))})")
                 controller.upload_package(package.digest, package.content)
             request = DeployRequest(block, package.digest, 100.0 if canary is None else canary, version, region_names, deadline)
+            admin = controller.admin_url()
             outcome, name = controller.deploy(agent, request)
         if outcome == "nothing":
             line = f"nothing to deploy: {agent} already runs this code with these settings as {name}"
@@ -90,8 +93,7 @@ def deploy(
             step_of = partial(rollout.gaining_traffic, agent=agent, version=name, percent=request.percent)
             if outcome in ("started", "settings"):
                 step_of = partial(rollout.starting, agent=agent)
-            api = AdminApi(files.url(settings.admin.host, settings.admin.port))
-            line = rollout.wait(api, step_of, reporter, max(timeout, deadline + 10))
+            line = rollout.wait(AdminApi(admin), step_of, reporter, max(timeout, deadline + 10))
     click.echo(line)
 
 

@@ -1,7 +1,8 @@
-"""`swiftclaw down`: drain and stop what `up` started, and nothing else.
+"""`swiftclaw down`: drain and stop SwiftClaw, and Ray if `up` started it.
 
-The record in the state folder says what that is. cluster.yaml is only read for the location of that folder, so `down` also
-works when the file has become invalid.
+The record in the state folder says what `up` started. Without one, SwiftClaw is found by its Serve app on the Ray cluster:
+after `serve run`, on KubeRay, or started by `up` from another folder. cluster.yaml is only read for the location of the
+state folder, so `down` also works when the file has become invalid.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("file", default=files.DEFAULT_FILE, type=click.Path(path_type=Path))
+@files.ADDRESS
 @click.option(
     "--timeout",
     default=60.0,
@@ -30,22 +32,56 @@ if TYPE_CHECKING:
     metavar="SECONDS",
     help="How long requests in flight may take to finish; then they are aborted.",
 )
-def down(file: Path, timeout: float) -> None:
-    """Drain and stop what `up` started.
+def down(file: Path, address: str | None, timeout: float) -> None:
+    """Drain and stop SwiftClaw.
 
-    FILE defaults to cluster.yaml.
+    FILE defaults to cluster.yaml. Ray is stopped as well if `up` started it; otherwise only the Serve apps of SwiftClaw
+    are removed.
     """
     from swiftclaw.cli.ray_cluster import cluster_record
 
     folder = files.state_dir(file)
-    if not (folder / cluster_record.FILE).exists():
-        click.echo(f"nothing to stop: `{program()} up` has not started anything from {file.absolute().parent}")
-        return
-    with cluster_record.locked(folder), ProgressReporter(show.err()) as reporter:
-        record = cluster_record.load(folder)
-        if record is not None:
-            _stop(record, folder, timeout, reporter)
-    click.echo("stopped")
+    record = cluster_record.load(folder)
+    with ProgressReporter(show.err()) as reporter:
+        if record is not None and address in (None, "auto", record.address):
+            with cluster_record.locked(folder):
+                _stop(record, folder, timeout, reporter)
+            done = "stopped"
+        else:
+            done = _stop_found(file, address, timeout, reporter)
+    click.echo(done)
+
+
+def _stop_found(file: Path, address: str | None, timeout_s: float, reporter: ProgressReporter) -> str:
+    """Stop what runs on the cluster that is found without a record in this folder. Returns what was done."""
+    from swiftclaw.cli.ray_cluster import cluster_record, controller, driver, processes, serve_apps
+
+    if address in (None, "auto") and driver.named_by_environment() is None and not processes.ray_addresses():
+        return f"nothing to stop: `{program()} up` has not started anything from {file.absolute().parent}"
+    cluster = driver.locate(file, address)
+    with driver.connected(cluster.address, cluster.auth_mode):
+        cluster.address = driver.gcs_address()
+        if controller.APP not in serve_apps.statuses():
+            return f"nothing to stop: SwiftClaw does not run on the Ray cluster at {cluster.address}"
+        folder = _state_dir(file)
+        owner = cluster_record.load(folder)
+        if owner is None or owner.address != cluster.address:
+            _drain_connected(cluster, folder, timeout_s, reporter)
+            return f"stopped SwiftClaw on the Ray cluster at {cluster.address}; Ray, which was not started by `up`, still runs"
+    with cluster_record.locked(folder):
+        _stop(owner, folder, timeout_s, reporter)
+    return f"stopped what `up` had started from {folder.parent}"
+
+
+def _state_dir(file: Path) -> Path:
+    """The state folder of the running SwiftClaw; that of `file` when the Controller cannot be asked."""
+    from swiftclaw.cli.ray_cluster import controller
+
+    try:
+        args, folder = controller.current()
+    except CommandFailed:
+        return files.state_dir(file)
+    return Path(folder) / (args.get("stateDir") or files.DEFAULT_STATE_DIR)
 
 
 def _stop(record: ClusterRecord, folder: Path, timeout_s: float, reporter: ProgressReporter) -> None:
@@ -63,15 +99,20 @@ def _stop(record: ClusterRecord, folder: Path, timeout_s: float, reporter: Progr
 
 def _drain(record: ClusterRecord, folder: Path, timeout_s: float, reporter: ProgressReporter) -> None:
     """A cluster that cannot be reached is not an error: there is nothing to drain."""
-    from swiftclaw.cli.ray_cluster import driver, serve_apps
+    from swiftclaw.cli.ray_cluster import driver
 
-    reporter.report(f"draining: requests in flight have up to {timeout_s:g} s to finish")
     try:
         with driver.connected(record.address, record.auth_mode):
-            shut_down_serve = record.started_serve and not record.started_ray
-            left = serve_apps.stop(serve_apps.recorded(folder), timeout_s, shut_down_serve, reporter.report)
+            _drain_connected(record, folder, timeout_s, reporter)
     except CommandFailed as error:
         reporter.note(error.message)
-        return
+
+
+def _drain_connected(record: ClusterRecord, folder: Path, timeout_s: float, reporter: ProgressReporter) -> None:
+    from swiftclaw.cli.ray_cluster import serve_apps
+
+    reporter.report(f"draining: requests in flight have up to {timeout_s:g} s to finish")
+    shut_down_serve = record.started_serve and not record.started_ray
+    left = serve_apps.stop(serve_apps.recorded(folder), timeout_s, shut_down_serve, reporter.report)
     if left:
         reporter.note(f"not stopped within {timeout_s:g} s: {', '.join(left)}")

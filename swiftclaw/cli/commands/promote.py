@@ -23,9 +23,12 @@ from swiftclaw.cli.progress.reporter import ProgressReporter
 )
 @click.option("--pause", "analysis", flag_value="pause", help="Pause the canary analysis; the share stays as it is.")
 @click.option("--resume", "analysis", flag_value="resume", help="Resume the canary analysis.")
+@files.ADDRESS
 @WAIT
 @TIMEOUT
-def promote(agent: str, file: Path, canary: float | None, analysis: str | None, no_wait: bool, timeout: float) -> None:
+def promote(
+    agent: str, file: Path, canary: float | None, analysis: str | None, address: str | None, no_wait: bool, timeout: float
+) -> None:
     """Give AGENT's canary N percent of the traffic.
 
     The share changes as soon as enough of the canary's instances are healthy. With 100 the canary becomes the stable
@@ -36,7 +39,8 @@ def promote(agent: str, file: Path, canary: float | None, analysis: str | None, 
     if (canary is None) == (analysis is None):
         raise click.UsageError("give exactly one of --canary N, --pause and --resume")
     with ProgressReporter(show.err()) as reporter:
-        with driver.connected_to(file):
+        with driver.connected_to(file, address):
+            admin = controller.admin_url()
             version = controller.pause(agent, analysis == "pause") if canary is None else controller.promote(agent, canary)
         if canary is None:
             line = f"{agent}: analysis of {version} {'paused' if analysis == 'pause' else 'resumed'}"
@@ -44,5 +48,5 @@ def promote(agent: str, file: Path, canary: float | None, analysis: str | None, 
             line = f"{agent}: started to move {version} to {canary:g} % of the traffic"
         else:
             step_of = partial(rollout.gaining_traffic, agent=agent, version=version, percent=canary)
-            line = rollout.wait(AdminApi(files.admin_url(file)), step_of, reporter, timeout)
+            line = rollout.wait(AdminApi(admin), step_of, reporter, timeout)
     click.echo(line)

@@ -18,9 +18,10 @@ from swiftclaw.cli.progress.reporter import ProgressReporter
 @click.command()
 @click.argument("agent")
 @FILE
+@files.ADDRESS
 @WAIT
 @TIMEOUT
-def rollback(agent: str, file: Path, no_wait: bool, timeout: float) -> None:
+def rollback(agent: str, file: Path, address: str | None, no_wait: bool, timeout: float) -> None:
     """Return all of AGENT's traffic to the stable version.
 
     This takes effect at once. The canary, or the version that is taking over, drains and is removed.
@@ -28,10 +29,11 @@ def rollback(agent: str, file: Path, no_wait: bool, timeout: float) -> None:
     from swiftclaw.cli.ray_cluster import controller, driver
 
     with ProgressReporter(show.err()) as reporter:
-        with driver.connected_to(file):
+        with driver.connected_to(file, address):
+            admin = controller.admin_url()
             version = controller.rollback(agent)
         line = f"{agent}: {version} receives no more traffic"
         if not no_wait:
             step_of = partial(rollout.losing_traffic, agent=agent, version=version)
-            line = rollout.wait(AdminApi(files.admin_url(file)), step_of, reporter, timeout)
+            line = rollout.wait(AdminApi(admin), step_of, reporter, timeout)
     click.echo(line)

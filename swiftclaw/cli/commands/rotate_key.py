@@ -11,7 +11,8 @@ from swiftclaw.cli import files
 
 @click.command("rotate-key")
 @click.argument("file", default=files.DEFAULT_FILE, type=click.Path(path_type=Path))
-def rotate_key(file: Path) -> None:
+@files.ADDRESS
+def rotate_key(file: Path, address: str | None) -> None:
     """Sign session cookies with a new key.
 
     FILE defaults to cluster.yaml. Cookies signed with the previous key stay valid; older ones are ignored, so a second
@@ -19,6 +20,6 @@ def rotate_key(file: Path) -> None:
     """
     from swiftclaw.cli.ray_cluster import controller, driver
 
-    with driver.connected_to(file):
+    with driver.connected_to(file, address):
         controller.rotate_session_key()
     click.echo("session cookies are now signed with a new key; the previous key is still accepted")

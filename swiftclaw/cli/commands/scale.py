@@ -14,7 +14,8 @@ from swiftclaw.cli import files
 @click.argument("file", default=files.DEFAULT_FILE, type=click.Path(path_type=Path))
 @click.option("--region", help="The region. Optional if the agent runs in only one.")
 @click.option("--instances", required=True, type=click.IntRange(min=0), metavar="N", help="The new number of instances.")
-def scale(agent: str, file: Path, region: str | None, instances: int) -> None:
+@files.ADDRESS
+def scale(agent: str, file: Path, region: str | None, instances: int, address: str | None) -> None:
     """Set the number of AGENT's instances in a region.
 
     The number stays in force, also across restarts, until `up` finds a new number for the region in FILE (default:
@@ -22,6 +23,6 @@ def scale(agent: str, file: Path, region: str | None, instances: int) -> None:
     """
     from swiftclaw.cli.ray_cluster import controller, driver
 
-    with driver.connected_to(file):
+    with driver.connected_to(file, address):
         change = controller.scale(agent, region, instances)
     click.echo(change)

@@ -111,6 +111,7 @@ class Up:
         ):
             app = serve_apps.statuses().get(controller.APP)
             if app is not None and app.status not in ("DELETING", "DEPLOY_FAILED", "NOT_STARTED"):
+                self._adopt(cluster, undo)
                 changed = self._apply(undo)
             else:
                 self._start(cluster, undo, is_new)
@@ -136,6 +137,15 @@ class Up:
             cluster_record.remove(self.folder)
             return None
         return record
+
+    def _adopt(self, cluster: ClusterRecord, undo: Undo) -> None:
+        """Record what runs already, started by `serve run` or KubeRay, so that later commands find it from this folder."""
+        from swiftclaw.cli.ray_cluster import cluster_record
+
+        if cluster_record.load(self.folder) is None:
+            cluster.started_serve = False
+            cluster_record.save(self.folder, cluster)
+            undo.by(lambda: cluster_record.remove(self.folder))
 
     def _apply(self, undo: Undo) -> bool:
         """Apply the file to the running Controller. Returns whether it changed anything."""
@@ -214,20 +224,16 @@ class Up:
 
 def choose(address: str | None) -> str | None:
     """The address of the cluster to join: the given one, else the one running on this machine. None: start one."""
-    from swiftclaw.cli.ray_cluster import processes
+    from swiftclaw.cli.ray_cluster import driver
 
     if address == "local":
         return None
     if address and address != "auto":
         return address
-    running = processes.ray_addresses()
-    if len(running) > 1:
-        raise CommandFailed(
-            f"several Ray clusters are running on this machine ({', '.join(running)}); choose one with --address"
-        )
-    if address and not running:
+    running = driver.on_this_machine()
+    if address and running is None:
         raise CommandFailed("no Ray cluster is running on this machine; start one with --address local")
-    return running[0] if running else None
+    return running
 
 
 def regions_of(settings: Settings) -> list[str]:

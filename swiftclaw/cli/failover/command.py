@@ -51,6 +51,7 @@ def _duration(_: click.Context, __: click.Parameter, value: str) -> float:
 @click.option("--force", is_flag=True, help="Proceed even if no other instance is healthy.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one object.")
 @click.option("--admin", metavar="URL", help="The admin port. Default: the one in FILE.")
+@files.ADDRESS
 def failover(
     agent: str,
     file: Path,
@@ -61,6 +62,7 @@ def failover(
     force: bool,
     as_json: bool,
     admin: str | None,
+    address: str | None,
 ) -> None:
     """Take an instance out and report what clients notice.
 
@@ -77,7 +79,7 @@ def failover(
     row = check_permitted(rows, agent, instance, force)
     addresses = gateway_urls(status)
     about = next(entry for entry in status["agents"] if entry["name"] == agent)
-    with ProgressReporter(show.err()) as reporter, driver.connected_to(file):
+    with ProgressReporter(show.err()) as reporter, driver.connected_to(file, address):
         report = conduct(api, about, rows, row, addresses, mode, duration, rate, reporter)
     if as_json:
         click.echo(json.dumps(report.as_json(), indent=2))

@@ -59,7 +59,11 @@ def load(folder: Path) -> ClusterRecord | None:
 
 
 def save(folder: Path, record: ClusterRecord) -> None:
-    write_private(folder / FILE, json.dumps({"format": FORMAT, **asdict(record)}, indent=1))
+    """Raises CommandFailed."""
+    try:
+        write_private(folder / FILE, json.dumps({"format": FORMAT, **asdict(record)}, indent=1))
+    except OSError as error:
+        raise CommandFailed(f"the state folder {folder} cannot be written ({error.strerror}): nothing was changed") from None
 
 
 def remove(folder: Path) -> None:

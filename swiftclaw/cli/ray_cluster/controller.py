@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from swiftclaw.cli import files
 from swiftclaw.cli.errors import CommandFailed, first_line
 
 if TYPE_CHECKING:
@@ -26,6 +27,12 @@ SEE_STATUS = "run `swiftclaw status` to see whether the change was applied"
 def current() -> tuple[dict[str, Any], str]:
     """(args, folder): the configuration that the Controller works towards."""
     return _call(lambda controller: controller.current())
+
+
+def admin_url() -> str:
+    """The URL of the admin port, as seen from this machine."""
+    block = current()[0].get("admin") or {}
+    return files.url(str(block.get("host", files.DEFAULT_HOST)), block.get("port", files.DEFAULT_PORT))
 
 
 def apply(args: dict[str, Any], folder: str) -> None:
@@ -91,6 +98,15 @@ def in_flight() -> dict[str, int]:
     return _call(lambda controller: controller.in_flight())
 
 
+def _not_running(error: Exception) -> str:
+    from swiftclaw.cli.ray_cluster import driver
+
+    address = driver.gcs_address()
+    if "does not exist" not in str(error) and "no Serve instance" not in str(error):
+        return f"the Controller on the Ray cluster at {address} is not running: {first_line(error)}"
+    return f"SwiftClaw does not run on the Ray cluster at {address}; start it with `swiftclaw up`, or choose another --address"
+
+
 class _Remote:
     """Has the Controller's methods: calling one sends it through the handle and returns Serve's pending response."""
 
@@ -112,7 +128,7 @@ def _call(request: Callable[[OperatorApi], Coroutine[Any, Any, T]]) -> T:
     except TimeoutError:
         raise CommandFailed(f"the Controller did not reply within {REPLY_S:.0f} s; {SEE_STATUS}") from None
     except RayServeException as error:
-        raise CommandFailed(f"the Controller is not running: {first_line(error)}") from None
+        raise CommandFailed(_not_running(error)) from None
     except RayActorError:
         raise CommandFailed(f"lost the connection to the Controller before it replied; {SEE_STATUS}") from None
     except Exception as error:  # Ray wraps what the method raised in a type of its own

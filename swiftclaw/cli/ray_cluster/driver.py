@@ -16,8 +16,8 @@ from pathlib import Path
 
 from swiftclaw.cli import files
 from swiftclaw.cli.errors import CommandFailed, first_line
-from swiftclaw.cli.program import program
-from swiftclaw.cli.ray_cluster import cluster_record
+from swiftclaw.cli.ray_cluster import cluster_record, processes
+from swiftclaw.cli.ray_cluster.cluster_record import ClusterRecord
 
 NAMESPACE = "swiftclaw"
 REACHABLE_S = 3.0
@@ -86,16 +86,52 @@ def connected(address: str, auth_mode: str = "") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def connected_to(file: Path) -> Iterator[None]:
-    """A driver on the cluster that `up` started or joined for this cluster.yaml. Raises CommandFailed."""
-    record = recorded(file)
+def connected_to(file: Path, address: str | None = None) -> Iterator[None]:
+    """A driver on the cluster that SwiftClaw runs on, however it was started (`locate`). Raises CommandFailed."""
+    record = locate(file, address)
     with connected(record.address, record.auth_mode):
         yield
 
 
-def recorded(file: Path) -> cluster_record.ClusterRecord:
-    """What `up` recorded for this cluster.yaml. Raises CommandFailed when it recorded nothing."""
-    record = cluster_record.load(files.state_dir(file))
-    if record is None:
-        raise CommandFailed(f"SwiftClaw was not started from {file.absolute().parent}; run `{program()} up` there first")
-    return record
+def locate(file: Path, address: str | None = None) -> ClusterRecord:
+    """The Ray cluster of a command: the given one, the one that `up` recorded for this cluster.yaml if it still runs, the
+    one that RAY_ADDRESS names, or the only one on this machine. Raises CommandFailed."""
+    record = cluster_record.load(files.state_dir(file)) if address in (None, "auto") else None
+    if address in (None, "auto"):
+        if record is not None and ("://" in record.address or is_reachable(record.address)):
+            return record
+        address = named_by_environment()
+    if address not in (None, "auto"):
+        return ClusterRecord(str(address), started_ray=False, started_serve=False)
+    found = on_this_machine()
+    if found is None and record is not None:
+        return record  # joining it fails with its address
+    if found is None:
+        raise CommandFailed(
+            "no Ray cluster is running on this machine; start SwiftClaw with `swiftclaw up`, or name the cluster with "
+            "--address HOST:PORT or RAY_ADDRESS"
+        )
+    return ClusterRecord(found, started_ray=False, started_serve=False, auth_mode=auth_mode())
+
+
+def gcs_address() -> str:
+    """The address of the connected cluster, as its nodes name it."""
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address)
+
+
+def named_by_environment() -> str | None:
+    """RAY_ADDRESS, if it names a cluster: `local` and `auto` are instructions to start or to find one."""
+    address = os.environ.get("RAY_ADDRESS")
+    return None if address in (None, "", "auto", "local") else address
+
+
+def on_this_machine() -> str | None:
+    """The address of the Ray cluster that runs here. Raises CommandFailed when there are several."""
+    running = processes.ray_addresses()
+    if len(running) > 1:
+        raise CommandFailed(
+            f"several Ray clusters are running on this machine ({', '.join(running)}); choose one with --address"
+        )
+    return running[0] if running else None

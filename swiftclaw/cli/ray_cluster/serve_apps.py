@@ -44,7 +44,7 @@ def recorded(folder: Path) -> set[str]:
     """The apps in the state file, for when the Controller cannot be asked."""
     from cluster.desired.state import Store
 
-    state = Store(folder).load()
+    state = Store(folder).load() if folder.is_dir() else None
     return set(state.apps) if state else set()
 
 

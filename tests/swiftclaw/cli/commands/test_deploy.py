@@ -173,7 +173,7 @@ def test_without_a_running_cluster_the_command_fails(command: list[str], tmp_pat
     application = {"name": "swiftclaw", "import_path": "deployments.app:build", "args": FILE}
     (tmp_path / "cluster.yaml").write_text(json.dumps({"applications": [application]}))
     done = CliRunner().invoke(cli, [*command, str(tmp_path / "cluster.yaml")])
-    assert done.exit_code == 1 and "SwiftClaw was not started from" in done.output
+    assert done.exit_code == 1 and "no Ray cluster is running on this machine" in done.output
 
 
 # --- output ------------------------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ def test_deploy_imports_ray_only_after_the_auth_mode_is_set(tmp_path: Path) -> N
     (tmp_path / "shop.py").write_text("from swiftclaw import Agent\nagent = Agent('shop')\n")
     script = (
         "import sys; from swiftclaw import cli; from swiftclaw.cli.ray_cluster import driver;"
-        "driver.connected_to = lambda file: sys.exit(f'connects; Ray imported: {\"ray\" in sys.modules}');"
+        "driver.connected_to = lambda *_: sys.exit(f'connects; Ray imported: {\"ray\" in sys.modules}');"
         "cli.run(['deploy', 'shop'])"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)

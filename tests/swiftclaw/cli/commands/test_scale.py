@@ -45,6 +45,7 @@ def calls_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[An
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(driver, "connected", connected)
+    monkeypatch.setattr(driver, "is_reachable", lambda address: True)
     monkeypatch.setattr(controller, "scale", scale)
     Path("cluster.yaml").write_text(FILE)
     Path(".swiftclaw").mkdir()
@@ -72,10 +73,12 @@ def test_an_invalid_count_is_wrong_usage(calls_made: list[Any], wrong: list[str]
     assert calls_made == []
 
 
-def test_without_a_running_cluster_it_names_the_folder(calls_made: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_running_cluster_it_says_how_to_start_or_name_one(
+    calls_made: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     cluster_record.remove(Path(".swiftclaw"))
     assert cli.run(["scale", "shop", "--region", "eu", "--instances", "3"]) == 1
-    assert "SwiftClaw was not started from" in capsys.readouterr().err
+    assert "no Ray cluster is running on this machine; start SwiftClaw with `swiftclaw up`" in capsys.readouterr().err
 
 
 def test_status_shows_since_when_and_why_a_count_differs() -> None:

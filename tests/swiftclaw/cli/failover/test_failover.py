@@ -496,12 +496,12 @@ def test_ctrl_c_releases_an_unhealthy_instance(
     assert capsys.readouterr().err.endswith("interrupted\n")
 
 
-def test_without_a_recorded_cluster_it_names_the_folder(
+def test_without_a_running_cluster_it_says_how_to_start_or_name_one(
     fake: FakeCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / ".swiftclaw" / "cluster.json").unlink()
     assert run(fake) == 1
-    assert capsys.readouterr().err.startswith(f"SwiftClaw was not started from {tmp_path}")
+    assert capsys.readouterr().err.startswith("no Ray cluster is running on this machine")
 
 
 @pytest.mark.parametrize("options", [["--duration", "10x"], ["--duration", "0.5s"], ["--rate", "0"], ["--mode", "hang"]])
