@@ -8,22 +8,21 @@ streams.
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import re
-import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
-from contextvars import copy_context
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import Executor
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from deployments.instance.hosted_agent import RequestInfo, Turn
+from deployments.instance.threads import Threads
 from deployments.request.openai import Completion, check_one_answer
 from policies.rate_limit import LIMITERS, RateRule
 from swiftclaw.models import model_for
 from swiftclaw.models.base import Messages
 from swiftclaw.models.default_handler import NOT_GIVEN, answer, complete, question
+from swiftclaw.threads import from_thread, in_thread
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -32,9 +31,8 @@ __all__ = ["Agent", "RequestInfo", "Turn"]
 
 F = TypeVar("F", bound=Callable[..., object])
 
+_HEALTH_THREADS = 4  # one check runs at a time; the others may hang
 _HANDLER_PARAMETERS = ("message", "messages", "session_id", "user_id", "request")
-_THREADS = 100  # sync handlers at once; the default of limits.maxConnectionsPerInstance
-_END = object()
 
 
 class Agent:
@@ -67,7 +65,10 @@ class Agent:
         self._health: _Function | None = None
         self._on_start: list[_Function] = []
         self._on_stop: list[_Function] = []
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix=f"agent-{name}")  # threads start as needed
+        self._threads = Threads(f"agent-{name}")
+        # Of their own, so that neither handlers nor asyncio.to_thread can keep them waiting.
+        self._health_threads = Threads(f"health-{name}", _HEALTH_THREADS)
+        self._hook_threads = Threads(f"hooks-{name}")
 
     def __repr__(self) -> str:
         handler = self._handler or self._limited
@@ -177,12 +178,12 @@ class Agent:
     async def start(self) -> None:
         """Run the start hooks, in order. Raises what a hook raises."""
         for hook in self._on_start:
-            await hook.call()
+            await hook.call(self._hook_threads)
 
     async def stop(self) -> None:
         """Run every stop hook and close the model, even after an error; then raise the first error."""
         failures: list[Exception] = []
-        steps: list[Callable[[], Awaitable[object]]] = [hook.call for hook in self._on_stop]
+        steps: list[Callable[[], Awaitable[object]]] = [partial(hook.call, self._hook_threads) for hook in self._on_stop]
         for step in (*steps, self._model.close):
             try:
                 await step()
@@ -198,11 +199,11 @@ class Agent:
             return await answer(self._model, turn)
         if turn.options:
             check_one_answer(turn.options)
-        result = await handler.call(turn, self._threads)
+        result = await handler.call(self._threads, turn)
         if hasattr(result, "__aiter__"):
             return _text(result, handler.name)
         if isinstance(result, Iterator):
-            return _text(_from_thread(result, self._threads), handler.name)
+            return _text(from_thread(result, self._threads), handler.name)
         return result
 
     async def check(self) -> tuple[bool, str]:
@@ -210,7 +211,7 @@ class Agent:
         if self._health is None:
             return True, ""
         try:
-            verdict = await self._health.call()
+            verdict = await self._health.call(self._health_threads)
         except Exception as error:
             return False, f"health check raised {type(error).__name__}: {error}"
         return _health(verdict)
@@ -232,14 +233,14 @@ class _Function:
         self._named: list[tuple[str, Any]] = []
         self._read_signature(parameters)
 
-    async def call(self, turn: object = None, threads: Executor | None = None) -> object:
+    async def call(self, threads: Executor, turn: object = None) -> object:
         """The function's result. A generator is returned before its first step."""
         call = partial(
             self.function,
             *[_value(turn, name, default) for name, default in self._positional],
             **{name: _value(turn, name, default) for name, default in self._named},
         )
-        result = call() if self._is_async else await _in_thread(call, threads)
+        result = call() if self._is_async else await in_thread(call, threads)
         return await result if isinstance(result, Awaitable) else result
 
     def _read_signature(self, allowed: tuple[str, ...]) -> None:
@@ -287,39 +288,6 @@ def _is_async(function: Callable[..., object]) -> bool:
         function = function.func
     forms = (function, type(function).__call__)
     return any(inspect.iscoroutinefunction(form) or inspect.isasyncgenfunction(form) for form in forms)
-
-
-async def _in_thread(call: Callable[[], object], threads: Executor | None) -> object:
-    """Run `call` in a thread with the caller's context variables."""
-    context = copy_context()
-
-    def run() -> object:
-        try:
-            return context.run(call)
-        except StopIteration as error:  # a future cannot carry it: awaiting it would never end
-            raise RuntimeError("the function raised StopIteration") from error
-
-    return await asyncio.get_running_loop().run_in_executor(threads, run)
-
-
-async def _from_thread(items: Iterator[object], threads: Executor) -> AsyncGenerator[object, None]:
-    """The items of a sync iterator. Each step runs in a thread; all steps share one context."""
-    loop, context, running = asyncio.get_running_loop(), copy_context(), threading.Lock()
-
-    def step() -> object:
-        with running:
-            return context.run(next, items, _END)
-
-    def close() -> None:
-        with running:  # a generator cannot be closed while it runs
-            if isinstance(items, Generator):
-                context.run(items.close)
-
-    try:
-        while (item := await loop.run_in_executor(threads, step)) is not _END:
-            yield item
-    finally:
-        await asyncio.shield(loop.run_in_executor(threads, close))
 
 
 async def _text(items: Any, name: str) -> AsyncGenerator[str, None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from deployments.request.openai import chat_messages
@@ -17,12 +17,34 @@ from policies.rate_limit import RateRule
 AsgiApp = Callable[[Any, Any, Any], Awaitable[None]]
 
 
+class Cancellation:
+    """Whether a request was cancelled: its client has left, or it ran out of time. Cheap to ask, from any thread."""
+
+    __slots__ = ("_is_set",)
+
+    def __init__(self) -> None:
+        self._is_set = False
+
+    def __repr__(self) -> str:
+        return f"<Cancellation: {'cancelled' if self._is_set else 'not cancelled'}>"
+
+    def __bool__(self) -> bool:
+        return self._is_set
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def set(self) -> None:
+        self._is_set = True
+
+
 @dataclass(frozen=True)
 class RequestInfo:
     """The request as a handler sees it. `body`: the JSON object that was sent.
 
     `messages`: the whole conversation of the chat API; of a message, that message as a conversation.
-    `session_moved`: the session has lived at another instance until now, so that this one may not know it.
+    `session_moved`: the session has lived at another instance until now, so that this one may not know it. `cancelled`: true
+    once nobody waits for the reply any more; a handler in a thread asks it between its steps: nothing can interrupt it.
     """
 
     headers: Mapping[str, str]
@@ -32,6 +54,7 @@ class RequestInfo:
     version: str
     messages: Sequence[Mapping[str, Any]] = ()
     session_moved: bool = False
+    cancelled: Cancellation = field(default_factory=Cancellation, compare=False)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from deployments.instance.hosted_agent import HostedAgent, NotAnAgent, load_agen
 from deployments.instance.lifecycle import Lifecycle
 from deployments.instance.lifespan import Lifespan, StartupFailed
 from deployments.instance.server import InstanceServer
+from deployments.instance.threads import Threads
 from deployments.instance.watchdog import LoopWatchdog
 from policies.lifecycle.draining import Drain, DrainTerms
 
@@ -38,6 +39,7 @@ log = logging.getLogger("swiftclaw.instance")
 LIMITS = ConnectionLimits(keep_alive_s=120, unread_s=math.inf, head_bytes=2**18, header_count=320, target_bytes=2**15)
 UNWATCHED_S = 5.0  # without a watch of the Controller for this long, the instance registers again
 PACKAGE_S = 120.0  # for code over a slow network
+TO_THREAD_THREADS = 1024  # of asyncio.to_thread in the agent's code; Python's own default is the number of CPUs + 4
 CLOSING_S = 0.3  # a request on its way is better refused than met by a closed connection
 # For the mounted app's shutdown (at most half of it) and the stop hooks; below what Serve gives the replica after a drain
 # (ENDING_S in cluster/placement/serve.py).
@@ -54,6 +56,7 @@ class InstanceReplica:
 
     async def start(self) -> None:
         """Returns when it serves. Raises RuntimeError when the agent cannot be started; the Controller gets the reason."""
+        asyncio.get_running_loop().set_default_executor(Threads("to-thread", TO_THREAD_THREADS))
         self._agent = await self._start_agent()
         listening = bind(self._host, 0)
         reply = await self._register(listening)

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 from cluster.messages import SESSION_HEADER, SESSION_MOVED_HEADER, InstanceSpec
 from cluster.transport import sse
-from deployments.instance.hosted_agent import HostedAgent, RequestInfo, Turn
+from deployments.instance.hosted_agent import Cancellation, HostedAgent, RequestInfo, Turn
 from deployments.request import json_body, openai
 from deployments.request.accept import prefers_events
 from deployments.request.exchange import Exchange
@@ -103,7 +103,9 @@ class Replies:
     ) -> RequestInfo:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in exchange.headers}
         moved = exchange.header(SESSION_MOVED_HEADER) is not None
-        return RequestInfo(headers, body, instance, self._spec.region, self._spec.version, messages, moved)
+        cancelled = Cancellation()
+        exchange.on_cancelled = cancelled.set
+        return RequestInfo(headers, body, instance, self._spec.region, self._spec.version, messages, moved, cancelled)
 
 
 def _session(exchange: Exchange, from_body: str | None) -> str | None:

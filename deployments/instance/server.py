@@ -1,7 +1,7 @@
 """The instance's ASGI application: authenticates the gateway, refuses what it cannot take, and lets the agent answer.
 
 Paths under `/-/` are for the Controller and are not counted. Every other request is one of the agent's: it is answered by the
-handler or the mounted app, counts as in flight until it (or its stream) ends, and its answer reports the instance's load.
+handler or the mounted app, counts as in flight until it (or its stream) and its threads end, and its answer reports the load.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from deployments.instance.lifecycle import Lifecycle
 from deployments.instance.mounted_app import MountedApp
 from deployments.instance.named_errors import named_error
 from deployments.instance.replies import Replies
+from deployments.instance.threads import RequestSlot, current_slot
 from deployments.request.cluster_key import carries_key
 from deployments.request.exchange import ClientDisconnected, Exchange, uncancel
 from deployments.request.responses import deny_websocket, retry_after, send_empty
@@ -79,7 +80,7 @@ class InstanceServer:
         self._agent, self._spec, self._replica = agent, spec, replica
         self.id = reply.id
         self._key = reply.key.encode()
-        self.in_flight = 0
+        self.in_flight = 0  # requests, and what still runs in threads of requests that have ended
         self.cpu_percent = 0.0
         self.watchers = 0  # open watches
         self.unwatched_since = time.monotonic()  # when the last watch ended
@@ -119,6 +120,8 @@ class InstanceServer:
             exchange = active.exchange
             if not active.cancelled and active.task is not None and is_overdue(exchange.started_at, exchange.started):
                 active.cancelled = True
+                if exchange.on_cancelled is not None:
+                    exchange.on_cancelled()
                 active.task.cancel()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -147,10 +150,15 @@ class InstanceServer:
             await self._refuse(exchange, FULL)
             return
         self.in_flight += 1
+        slot = RequestSlot(self._slot_freed)
+        current_slot.set(slot)
         try:
             await self._serve(exchange, scope["path"])
         finally:
-            self.in_flight -= 1
+            slot.leave()
+
+    def _slot_freed(self) -> None:
+        self.in_flight -= 1
 
     def _with_load(self, send: Send, on_arrival: int) -> Send:
         async def sending(message: Message) -> None:

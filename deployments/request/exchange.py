@@ -10,7 +10,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from random import getrandbits
 from typing import Any, Protocol
 
@@ -90,6 +90,7 @@ class Exchange:
         self._late = False  # has run longer than WATCH_AFTER_S
         self._interrupted: type[Exception] | None = None
         self.body_failure: Exception | None = None  # why a streamed body ended early
+        self.on_cancelled: Callable[[], None] | None = None  # nobody waits for the response any more
 
     def header(self, name: bytes) -> bytes | None:
         for key, value in self.headers:
@@ -221,6 +222,8 @@ class Exchange:
         if self._task is None or self._interrupted not in (None, _Moved):
             return
         cancelled, self._interrupted = self._interrupted is not None, why
+        if self.on_cancelled is not None and why is not _Moved:
+            self.on_cancelled()
         if not cancelled:
             self._task.cancel()
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial, wraps
 
 import pytest
@@ -147,9 +148,70 @@ class TestSyncHandlers:
         agent = handled(lambda message: together.wait() >= 0)
         assert all(await asyncio.gather(*(agent.answer(TURN) for _ in range(50))))
 
+    async def test_no_call_waits_for_another_however_many_there_are(self):
+        together = threading.Barrier(150, timeout=20)
+        agent = handled(lambda message: together.wait() >= 0)
+        assert all(await asyncio.gather(*(agent.answer(TURN) for _ in range(150))))
+
+    async def test_threads_are_used_again(self):
+        agent = handled(lambda message: threading.current_thread().name)  # numbered as they start
+        assert len({await agent.answer(TURN) for _ in range(50)}) < 25
+
+    async def test_a_cancelled_call_returns_at_once_and_its_thread_runs_on(self):
+        began, release, ended = threading.Event(), threading.Event(), threading.Event()
+
+        def handle(message):
+            began.set()
+            release.wait(10)
+            ended.set()
+
+        asked = asyncio.create_task(handled(handle).answer(TURN))
+        await asyncio.to_thread(began.wait, 10)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(asked, 5)
+        assert not ended.is_set()
+        release.set()
+        assert await asyncio.to_thread(ended.wait, 10)
+
     async def test_a_stop_iteration_does_not_hang(self):
         with pytest.raises(RuntimeError, match="StopIteration"):
             await asyncio.wait_for(handled(lambda message: next(iter([]))).answer(TURN), 5)
+
+    async def test_a_full_default_executor_holds_up_neither_health_check_nor_hooks(self):
+        agent, release, ran = Agent("a"), threading.Event(), []
+        agent.health_check(lambda: True)
+        agent.on_start(lambda: ran.append("start"))
+        agent.on_stop(lambda: ran.append("stop"))
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        busy = [asyncio.create_task(asyncio.to_thread(release.wait, 10)) for _ in range(3)]
+        await asyncio.sleep(0)
+        try:
+            await asyncio.wait_for(agent.start(), 5)
+            assert await asyncio.wait_for(agent.check(), 5) == (True, "")
+            await asyncio.wait_for(agent.stop(), 5)
+        finally:
+            release.set()
+            await asyncio.gather(*busy)
+        assert ran == ["start", "stop"]
+
+    async def test_a_health_check_that_hangs_holds_up_neither_the_next_one_nor_the_stop_hooks(self):
+        agent, release, calls = Agent("a"), threading.Event(), []
+
+        def check():
+            calls.append(1)
+            return release.wait(10) if len(calls) == 1 else True
+
+        agent.health_check(check)
+        agent.on_stop(lambda: None)
+        try:
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(agent.check(), 0.2)
+            assert await asyncio.wait_for(agent.check(), 5) == (True, "")
+            await asyncio.wait_for(agent.stop(), 5)
+        finally:
+            release.set()
 
     async def test_a_busy_pool_does_not_hold_up_the_health_check(self):
         agent, release = Agent("a"), threading.Event()
@@ -250,26 +312,30 @@ class TestStreams:
             await reader
         assert closed == [True]
 
-    async def test_cancelling_while_a_sync_generator_works_closes_it_when_it_is_done(self):
-        closed, working, release = [], threading.Event(), threading.Event()
+    async def test_cancelling_while_a_sync_generator_works_ends_the_reader_and_closes_the_generator_in_its_thread(self):
+        working, release, done = threading.Event(), threading.Event(), threading.Event()
+        worker: list[int] = []
+        closed: list[int] = []
 
         def handle(message):
             try:
                 working.set()
+                worker.append(threading.get_ident())
                 release.wait(10)
                 yield "a"
             finally:
-                closed.append(True)
+                closed.append(threading.get_ident())
+                done.set()
 
         reader = asyncio.create_task(collect(await handled(handle).answer(TURN)))
         await asyncio.to_thread(working.wait, 10)
         reader.cancel()
-        await asyncio.sleep(0.01)
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(reader, 5)
         assert closed == []
         release.set()
-        with pytest.raises(asyncio.CancelledError):
-            await reader
-        assert closed == [True]
+        assert await asyncio.to_thread(done.wait, 10)
+        assert closed == worker
 
     async def test_closing_a_relayed_model_stream_closes_the_model(self):
         closed = []
