@@ -71,6 +71,16 @@ def read_weights(value: object, at: Location) -> dict[str, float]:
 
 
 @dataclass(frozen=True, slots=True)
+class LearnedSession:
+    header: str | None = setting("header", values.header_name, "The header that names it, like Mcp-Session-Id.", default=None)
+    cookie: str | None = setting("cookie", values.header_name, "The app's cookie that names it.", default=None)
+
+    def __post_init__(self) -> None:
+        if self.header is not None and self.cookie is not None:
+            raise ConfigError("header and cookie exclude each other; give the one by which the app names its sessions")
+
+
+@dataclass(frozen=True, slots=True)
 class SessionAffinity:
     # None: the file does not say, so the Agent's own `session_affinity` holds.
     enabled: bool | None = setting("enabled", values.flag, "Default: the Agent's own session_affinity.", default=None)
@@ -78,6 +88,9 @@ class SessionAffinity:
         "type", AFFINITY, "What a session is recognised by: a cookie, a header, or the client's IP address.", default="cookie"
     )
     ttl_s: float = setting("ttl", values.seconds(), "How long an unused session keeps its instance.", default=3600.0)
+    learn: LearnedSession | None = setting(
+        "learn", block(LearnedSession), "Sessions that the agent's own app creates: where it names them.", default=None
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ _AMOUNT = r"[0-9]+(?:\.[0-9]+)?"
 _DURATION = "".join(f"(?:({_AMOUNT}){unit})?" for unit in UNITS_S)
 _SIZE = rf"({_AMOUNT}) ?({'|'.join(UNITS_BYTES)})"
 _VERSION = "[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+_TOKEN = r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}"
 _HOST = "[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?"
 _VARIABLE = "[A-Za-z_][A-Za-z0-9_]*"
 _INSTANCE = "instance-[1-9][0-9]{0,8}"
@@ -178,6 +179,13 @@ def host(value: object, at: Location) -> str:
     if not re.fullmatch(_HOST, name) and not _is_address(name):
         raise ConfigError(f"{shown(value)} is not a host (an IP address or a host name; the port stands on its own)")
     return name
+
+
+@reads(_matching(_TOKEN))
+def header_name(value: object, at: Location) -> str:
+    if not re.fullmatch(_TOKEN, text(value, "name of a header or cookie")):
+        raise ConfigError(f"{shown(value)} is not the name of a header or cookie (letters, digits and -, like Mcp-Session-Id)")
+    return str(value)
 
 
 @reads({"type": "string", "minLength": 1})

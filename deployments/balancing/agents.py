@@ -12,6 +12,7 @@ from cluster.messages import Snapshot
 from deployments.balancing.backend import Backend
 from deployments.balancing.pool import Pool
 from deployments.request.client_address import ClientAddresses
+from deployments.request.sessions import cookie_name
 from policies.errors import NoHealthyInstance, UnknownAgent
 from policies.regions.distance import Distances
 
@@ -47,6 +48,7 @@ class AgentTable:
                 pool = Pool(name, view, self._rng, self.distances, keys, now)
             else:
                 pool.update(view, self.distances, keys, now)
+            pool.cookie = cookie_name(snapshot.key, name)
             if restarted:
                 pool.breakers.resend_all()
             pool.merge_breakers(snapshot.circuits, self.gateway, now)

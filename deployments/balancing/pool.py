@@ -42,6 +42,7 @@ class Pool:
         self, name: str, view: AgentView, rng: Random, distances: Distances, keys: Sequence[bytes], now: float
     ) -> None:
         self.name = name
+        self.cookie = ""  # the name of its session cookie
         self._backends: dict[str, Backend] = {}  # by replica
         self.versions = VersionRouter(name, lambda: Chooser(view.settings.load_balancing.strategy, rng), rng)
         self._revision = 0

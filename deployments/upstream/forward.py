@@ -17,9 +17,10 @@ from cluster.transport.http_protocol import IDLE
 from deployments.balancing.agents import AgentTable
 from deployments.balancing.backend import Lease
 from deployments.balancing.pool import Pool
+from deployments.request.client_address import ClientAddresses
 from deployments.request.exchange import ClientDisconnected, DeadlineExceeded, Exchange
-from deployments.request.sessions import NONE, Session, set_cookie
-from deployments.types import Body, SentHeaders
+from deployments.request.sessions import NONE, Session, named_by_app, token_headers
+from deployments.types import Body, Headers, SentHeaders
 from deployments.upstream import headers
 from deployments.upstream.attempts import GATEWAY_ERRORS, Attempts
 from deployments.upstream.connection import ConnectionBroken, InstanceResponse, NotConnected
@@ -49,10 +50,15 @@ class Call:
         """Whether the body can be sent again."""
         return self.body is None or isinstance(self.body, bytes)
 
-    def cookie(self) -> bytes | None:
-        """The Set-Cookie value for the response, once an instance was chosen."""
-        home = self.pool.session_home(self.session.name) if self.session.by_cookie and self.session.name else None
-        return None if home is None else set_cookie(self.exchange, self.pool, self.session, home.member)
+    def token_headers(self, clients: ClientAddresses) -> SentHeaders:
+        """The response headers that give the client its session token, once an instance was chosen."""
+        if not self.session.by_cookie or self.session.name is None:
+            return []
+        home = self.pool.session_home(self.session.name)
+        if home is None:
+            return []
+        secure = clients.origin(self.exchange.scope, self.exchange.headers).scheme == "https"
+        return token_headers(self.pool, self.session, home.member, secure=secure)
 
 
 class HomeSharing(Protocol):
@@ -71,6 +77,16 @@ class Forwarder:
     def __init__(self, agents: AgentTable, connections: ConnectionPool) -> None:
         self._agents, self._connections = agents, connections
         self.sharing: HomeSharing | None = None
+
+    @property
+    def clients(self) -> ClientAddresses:
+        return self._agents.clients
+
+    async def settle_homes(self) -> None:
+        """Send new homes of sessions to the other gateways, and wait until they have them."""
+        if self.sharing is not None:
+            self.sharing.announce()
+            await self.sharing.settled()
 
     async def http(self, call: Call) -> None:
         """Answer the exchange from an instance. Raises SwiftClawError, also after the head was sent, and ClientDisconnected."""
@@ -180,13 +196,11 @@ class Forwarder:
             *lease.backend.response_headers,
             *exchange.response_headers,
         ]
-        cookie = call.cookie()
-        if cookie is not None:
-            returned.append((b"set-cookie", cookie))
+        returned += call.token_headers(self._agents.clients)
         if head.streamed:
             exchange.deadline(idle_s)
-        if lease.session_placed and self.sharing is not None:  # known to every gateway before the client has its answer
-            await self.sharing.settled()
+        if self._places_session(call, lease, head.headers) and self.sharing is not None:
+            await self.sharing.settled()  # every gateway knows the home before the client has its answer
         await exchange.start(response.status, returned)
         whole = response.whole()
         if whole is not None:
@@ -199,6 +213,16 @@ class Forwarder:
             await exchange.write(piece, more=True)
         lease.count(response.status, time.monotonic())
         await exchange.write(b"", more=False)
+
+    def _places_session(self, call: Call, lease: Lease, headers: Headers) -> bool:
+        """Whether the other gateways have to learn of a home: one that was chosen, or one that the app's response names."""
+        learn = call.pool.affinity.learn if call.pool.affinity else None
+        created = named_by_app(headers, learn) if learn is not None else None
+        if created is not None and call.pool.learn_session(created, lease.backend, time.monotonic()):
+            if self.sharing is not None:
+                self.sharing.announce()
+            return True
+        return lease.session_placed
 
 
 def _too_long(call: Call) -> str:

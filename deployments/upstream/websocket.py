@@ -58,9 +58,9 @@ class WebSocketForwarder:
                     *lease.backend.response_headers,
                     *exchange.response_headers,
                 ]
-                cookie = call.cookie()
-                if cookie is not None:
-                    accepted.append((b"set-cookie", cookie))
+                accepted += call.token_headers(self._forwarder.clients)
+                if lease.session_placed:
+                    await self._forwarder.settle_homes()
                 exchange.status = 101
                 await exchange.send({"type": "websocket.accept", "subprotocol": socket.protocol, "headers": accepted})
                 await _pump_both(exchange.receive, exchange.send, socket, pool.settings.timeouts.idle_s)

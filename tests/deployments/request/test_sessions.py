@@ -8,10 +8,13 @@ from typing import Any
 import aiohttp
 import pytest
 
-from deployments.request.sessions import COOKIE
+from deployments.request.sessions import COOKIE as OLD_COOKIE
+from deployments.request.sessions import TOKEN_HEADER, cookie_name
 from swiftclaw import Agent
-from tests.deployments.conftest import DataPlane
+from tests.deployments.conftest import KEY, DataPlane
 from tests.deployments.helpers import own_app
+
+COOKIE = cookie_name(KEY, "a")
 
 
 def agent() -> Agent:
@@ -120,7 +123,7 @@ async def test_another_agents_cookie_counts_as_absent(sticky: DataPlane) -> None
     async with aiohttp.ClientSession(sticky.url, cookie_jar=aiohttp.CookieJar(unsafe=True)) as client:
         await send(client)
         async with client.post("/agents/b/messages", json={"message": "hi"}) as response:
-            assert response.status == 200 and COOKIE in response.cookies
+            assert response.status == 200 and cookie_name(KEY, "b") in response.cookies
 
 
 @pytest.mark.parametrize("where", ["header", "vendor header", "body", "chat user", "chat metadata"])
@@ -226,3 +229,104 @@ async def test_a_session_name_cannot_smuggle_headers(sticky: DataPlane) -> None:
     kept = evil.replace("\ud800", "\ufffd")  # half of a surrogate pair is no character
     assert (await answer.json())["session_id"] == kept
     assert (await answer.json())["reply"] == kept
+
+
+async def test_two_agents_on_one_host_keep_their_sessions_apart_in_one_cookie_jar(plane: DataPlane) -> None:
+    for name in ("one", "two"):
+        plane.blocks[name] = {"loadBalancing": {"sessionAffinity": {"enabled": True}}}
+        made = Agent(name)
+        made.on_message(lambda message, session_id: session_id)
+        await plane.add(made, count=3)
+    met: dict[str, set[tuple[str, str]]] = {"one": set(), "two": set()}
+    async with aiohttp.ClientSession(plane.url, cookie_jar=aiohttp.CookieJar(unsafe=True)) as client:
+        for _ in range(5):
+            for name, seen in met.items():
+                async with client.post(f"/agents/{name}/messages", json={"message": "hi"}) as response:
+                    seen.add((who(response), (await response.json())["reply"]))
+    assert all(len(seen) == 1 for seen in met.values())
+    assert cookie_name(KEY, "one") != cookie_name("another cluster", "one") and cookie_name(KEY, "one").startswith(OLD_COOKIE)
+
+
+@pytest.mark.parametrize("name", [COOKIE, OLD_COOKIE])
+@pytest.mark.parametrize("order", [1, -1])
+async def test_the_valid_cookie_among_several_of_one_name_counts(sticky: DataPlane, name: str, order: int) -> None:
+    async with aiohttp.ClientSession(sticky.url) as client:
+        first = await send(client)
+        token = first.cookies[COOKIE].value
+    for _ in range(5):
+        pairs = [f"{name}={token}", f"{name}=foreign", f"{COOKIE}={token[::-1]}"][::order]
+        async with aiohttp.ClientSession(sticky.url) as client:
+            again = await send(client, headers={"cookie": "; ".join(pairs)})
+        assert who(again) == who(first) and (await again.json())["reply"] == (await first.json())["reply"]
+
+
+async def test_a_client_without_cookies_keeps_the_token_itself(sticky: DataPlane) -> None:
+    async with aiohttp.ClientSession(sticky.url, cookie_jar=aiohttp.DummyCookieJar()) as client:
+        first = await send(client)
+        header = TOKEN_HEADER.decode()
+        kept = {header: first.headers[header]}
+        for _ in range(5):
+            again = await send(client, headers=kept)
+            assert who(again) == who(first) and header not in again.headers
+
+
+@pytest.mark.parametrize(("trusted", "secure"), [(["127.0.0.0/8"], True), ([], False)])
+async def test_the_cookie_is_secure_when_the_client_uses_tls(plane: DataPlane, trusted: list[str], secure: bool) -> None:
+    plane.args["trustedProxies"] = trusted
+    sticky = await affine(plane, "cookie")
+    async with aiohttp.ClientSession(sticky.url) as client:
+        response = await send(client, headers={"x-forwarded-proto": "https"})
+    assert ("; Secure" in response.headers["set-cookie"]) is secure
+
+
+@pytest.mark.parametrize("where", ["header", "cookie"])
+async def test_a_session_that_the_app_creates_stays_with_its_instance(plane: DataPlane, where: str) -> None:
+    """As MCP servers do it: the answer to the first request names the session, and only that instance knows it."""
+    learn = {"header": "Mcp-Session-Id"} if where == "header" else {"cookie": "appsession"}
+    plane.blocks["a"] = {"loadBalancing": {"sessionAffinity": {"enabled": True, "type": "header", "learn": learn}}}
+    for number in range(4):
+        known: set[str] = set()
+
+        async def app(scope: Any, receive: Any, send: Any, known: set[str] = known, number: int = number) -> None:
+            headers = dict(scope["headers"])
+            sent = headers.get(b"mcp-session-id") or headers.get(b"cookie", b"").removeprefix(b"appsession=")
+            status, extra = 200 if sent.decode() in known else 404, []
+            if not sent:
+                name = f"{number}-{len(known)}"
+                known.add(name)
+                value = (
+                    (b"mcp-session-id", name.encode())
+                    if where == "header"
+                    else (b"set-cookie", f"appsession={name}; Path=/".encode())
+                )
+                status, extra = 200, [value]
+            await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0"), *extra]})
+            await send({"type": "http.response.body", "body": b""})
+
+        made = Agent("a", model="echo")
+        made.mount(app)
+        await plane.add(made)
+    async with aiohttp.ClientSession(plane.url, cookie_jar=aiohttp.DummyCookieJar()) as client:
+        for _ in range(20):
+            async with client.post("/agents/a/mcp") as response:
+                home = who(response)
+                named = response.headers.get("mcp-session-id") or response.cookies["appsession"].value
+            sent = {"mcp-session-id": named} if where == "header" else {"cookie": f"appsession={named}"}
+            for _ in range(4):
+                async with client.post("/agents/a/mcp", headers=sent) as response:
+                    assert (response.status, who(response)) == (200, home)
+
+
+async def test_the_handler_learns_that_a_session_has_moved(plane: DataPlane) -> None:
+    plane.blocks["a"] = {"loadBalancing": {"sessionAffinity": {"enabled": True, "type": "header"}}}
+    made = Agent("a")
+    made.on_message(lambda message, request: str(request.session_moved))
+    await plane.add(made, count=3)
+    headers = {"x-session-id": "ada", "x-swiftclaw-session-moved": "1"}  # a client cannot say so
+    first = await send(plane.client, headers=headers)
+    again = await send(plane.client, headers=headers)
+    plane.mark("a", who(first), "unhealthy")
+    moved = await send(plane.client, headers=headers)
+    after = await send(plane.client, headers=headers)
+    said = [(await response.json())["reply"] for response in (first, again, moved, after)]
+    assert said == ["False", "False", "True", "False"] and who(moved) == who(after) != who(first)
