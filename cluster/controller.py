@@ -137,6 +137,7 @@ class Controller:
     async def cannot_start(self, app: str, reason: str) -> None:
         """Record that a replica of `app` gave up while starting."""
         self._reconciler.problems[app] = reason
+        self._changed()
         log.error("%s cannot start: %s", app, reason)
 
     async def next_snapshot(self, hello: GatewayHello, version: str | None) -> Snapshot | None:
@@ -152,7 +153,8 @@ class Controller:
         self._gateways.acknowledge(observation.gateway)
         if not self._totals.add(observation, time.monotonic()):
             return
-        self._autoscaling.observe(observation, time.monotonic())
+        if self._autoscaling.observe(observation, time.monotonic()):
+            self._reconciler.hurry()
         self._share_breakers(observation)
         for _, replica in observation.unreachable:
             record = self.registry.get(replica)
@@ -226,6 +228,7 @@ class Controller:
         """For `swiftclaw scale`: the change, as a sentence. Raises ValueError if the bounds forbid it."""
         change = self._autoscaling.fix(self._desired.file, agent, region, instances, time.time(), self._desired.commit)
         self._desired.scaled([change])
+        self._changed()
         await self._reconciler.round()
         return str(change)
 

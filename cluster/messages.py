@@ -118,6 +118,8 @@ class AgentView:
     members: tuple[Member, ...]
     versions: VersionShare | None = None  # None: all members share the traffic
     rate_rules: tuple[RateRule, ...] = ()  # of the newest running version
+    may_be_none: bool = False  # no instance is needed while no request waits
+    coming: bool = False  # an instance is starting, or autoscaling starts one when a request waits
 
 
 class BreakerReport(NamedTuple):

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cluster.config import AgentSettings, Settings
+from cluster.desired.autoscaling import bounds
 from cluster.fleet.registry import InstanceRecord
+from cluster.instance_state import STARTING
 from cluster.messages import AgentView, Member, Registration, Snapshot, VersionShare
 from cluster.view import ClusterView
 from policies.rate_limit import RateRule
@@ -52,6 +54,17 @@ class SnapshotBuilder:
             desired=view.rollouts.to_keep(),
         )
 
+    def _is_coming(self, agent: AgentSettings) -> bool:
+        """Whether an agent without a healthy instance will have one: it is starting, or a waiting request makes it start."""
+        records = [record for record in self._view.registry.of(agent.name) if not record.draining]
+        if any(record.state == STARTING for record in records):
+            return True
+        if any(app.startswith(f"{agent.name}.") for app in self._view.placement.problems):
+            return False
+        count = wanted(agent)
+        can_scale = agent.scaling is not None and any(bounds(agent, region)[1] != 0 for region in agent.regions)
+        return count > len(records) or (count == 0 and can_scale)
+
     def _agent(self, agent: AgentSettings, settings: Settings, share: VersionShare | None) -> AgentView:
         return AgentView(
             settings=agent,
@@ -59,7 +72,18 @@ class SnapshotBuilder:
             members=tuple(_member(record, settings) for record in self._view.registry.of(agent.name)),
             versions=share,
             rate_rules=self.rules_of(agent.name),
+            may_be_none=all(not _least(agent, region) for region in agent.regions),
+            coming=self._is_coming(agent),
         )
+
+
+def wanted(agent: AgentSettings) -> int:
+    """How many instances should run, in all regions."""
+    return sum(region.instances for region in agent.regions.values())
+
+
+def _least(agent: AgentSettings, region: str) -> int:
+    return bounds(agent, region)[0] if agent.scaling is not None else agent.regions[region].instances
 
 
 def newest_rules(registrations: Iterable[Registration]) -> tuple[RateRule, ...]:

@@ -3,8 +3,8 @@
 Each metric (CPU, requests in flight) proposes what would bring it to its target, nothing within 10 % of it; the largest
 proposal wins. Proposals are made of the 6-s mean, so that a spike alone changes nothing. Up at once when it asks for
 twice what runs, as far as the last 2 s ask for (the mean lags); else to the smallest proposal of 15 s. Down to the largest
-proposal of the downscale delay, never more than half at a time, 15 s apart. The bounds win over all of it. Not for
-starting from nothing faster than a process starts: keep minInstances at what a burst needs.
+proposal of the downscale delay, never more than half at a time (but one to none), 15 s apart. The bounds win over all of it.
+Not for starting from nothing faster than a process starts: keep minInstances at what a burst needs.
 Source: Kubernetes' horizontal pod autoscaler (formula, tolerance, missing numbers, windows); Knative's panic window.
 """
 
@@ -124,7 +124,7 @@ def desired(current: int, metrics: Mapping[str, Metric], minimum: int, maximum: 
     elif proposed > current:
         count = max(current, history.smallest(GROW_AFTER_S, now))
     elif history.may_shrink(now):
-        least = current - current // 2
+        least = current - current // 2 if current > 1 else 0
         count = min(current, max(least, history.largest(history.downscale_delay_s, now)))
     count = max(minimum, min(maximum, count))
     if count != current:

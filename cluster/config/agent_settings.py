@@ -140,6 +140,12 @@ class Limits:
     connection_timeout_s: float = setting(
         "connectionTimeout", values.seconds(), "How long a request may wait for a free instance.", default=30.0
     )
+    hold_when_none_s: float | None = setting(
+        "holdWhenNone",
+        values.seconds(zero=True),
+        "How long a request may wait for an agent whose first instance is starting; 0: not at all. Default: connectionTimeout.",
+        default=None,
+    )
     request_timeout_s: float = setting(
         "requestTimeout", values.seconds(), "Until the response is complete, or a stream's first byte.", default=60.0
     )

@@ -19,8 +19,10 @@ from cluster.messages import Observation
 from policies.scaling import History, Metric, desired, mean_of
 
 FRESH_S = 5.0  # how long a gateway's report of waiting and refused requests is valid
+IDLE_S = 3.0  # a gateway reports every second
 CPU, CONNECTIONS = "CPU percent", "requests in flight"
 OPERATOR = "set by an operator"
+LEAST = 1e-3  # of the target: proposes one instance
 
 
 @dataclass(frozen=True)
@@ -75,20 +77,28 @@ class _Load:
     in_flight: int  # as well
     waiting: float  # requests that wait for capacity at the gateways
     refused: bool  # whether a request found no instance lately
+    idle: bool  # no gateway has reported a request lately
 
     def metrics(self, scaling: Scaling, current: int) -> dict[str, Metric]:
         """What the policy compares; `current`: how many instances should run now."""
         if not current:  # nothing runs: a request that found no instance is the demand
             return {CONNECTIONS: Metric(max(self.waiting, float(self.refused)), scaling.target_connections or 1.0)}
+        if self.idle and current == 1:  # an idle process uses some CPU; that is no reason to keep the last one
+            return {CONNECTIONS: Metric(0.0, scaling.target_connections or 1.0)}
         sums = {
             CPU: (self.cpu_percent, scaling.target_cpu),
             CONNECTIONS: (self.waiting + self.in_flight, scaling.target_connections),
         }
         return {
-            name: Metric(_mean(total, self.measured, current, target), target)
+            name: Metric(self._value(name, total, current, target), target)
             for name, (total, target) in sums.items()
             if target is not None
         }
+
+    def _value(self, name: str, total: float, current: int, target: float) -> float | None:
+        """Requests that are over when the instance reports its count keep the last instance as well."""
+        mean = _mean(total, self.measured, current, target)
+        return max(mean, LEAST * target) if mean is not None and name == CONNECTIONS and current == 1 else mean
 
 
 class Autoscaling:
@@ -98,14 +108,25 @@ class Autoscaling:
         self._registry, self._counts = registry, counts
         self._histories: dict[tuple[str, str], History] = {}
         self._queued: dict[str, tuple[float, Mapping[str, int]]] = {}  # by gateway: when, and requests by agent
+        self._requested: dict[tuple[str, str], float] = {}  # by agent and region: when a gateway last reported a request
         self._refused: dict[str, float] = {}  # by agent: when a request last found no instance
 
-    def observe(self, observation: Observation, now: float) -> None:
-        """The requests that wait at a gateway, and those that it refused."""
+    def observe(self, observation: Observation, now: float) -> bool:
+        """The requests that wait at a gateway, and those that it refused.
+
+        True: requests have begun to wait for a first instance.
+        """
+        for (agent, _, region, _), counts in observation.instances.items():
+            if counts.codes or counts.active:
+                self._requested[agent, region] = now
+        _, before = self._queued.get(observation.gateway, (now, {}))
         self._queued[observation.gateway] = (now, observation.queued)
         for agent, status in observation.refusals:
             if status == 503:
                 self._refused[agent] = now
+        return any(
+            waiting and not before.get(agent) and not self._registry.of(agent) for agent, waiting in observation.queued.items()
+        )
 
     def look(self, settings: Settings, now: float, wall: float) -> list[ScalingChange]:
         """Call once a second. `wall`: seconds since the epoch."""
@@ -192,6 +213,7 @@ class Autoscaling:
             in_flight=sum(record.in_flight for record in measured),
             waiting=self._waiting(agent.name, now),
             refused=now - self._refused.get(agent.name, -FRESH_S) < FRESH_S,
+            idle=not self._waiting(agent.name, now) and now - self._requested.get((agent.name, region), -IDLE_S) >= IDLE_S,
         )
 
     def _waiting(self, agent: str, now: float) -> float:

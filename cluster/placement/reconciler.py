@@ -86,6 +86,10 @@ class Reconciler:
         self._hurry.set()
         await asyncio.wait_for(waited, ROUND_S)
 
+    def hurry(self) -> None:
+        """Start the next round at once."""
+        self._hurry.set()
+
     def wake(self) -> None:
         """Versions have changed: announce a new snapshot and start the next round at once."""
         self._desired.read()
@@ -130,7 +134,10 @@ class Reconciler:
             self.wake()
         if not settled:
             return
-        self._desired.scaled(self._autoscaling.look(self._desired.file, time.monotonic(), time.time()))
+        changes = self._autoscaling.look(self._desired.file, time.monotonic(), time.time())
+        self._desired.scaled(changes)
+        if changes:
+            self._changed()
         labelled = await self._placement.labelled()
         await self._versions.freeze()
         desired = self._apps(labelled)

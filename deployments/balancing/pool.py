@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from random import Random
 
-from cluster.instance_state import STOPPED
+from cluster.instance_state import EJECTED, STOPPED, UNHEALTHY
 from cluster.messages import AgentView, BreakerReport, Member
 from deployments.balancing.backend import Backend, Lease
 from deployments.balancing.breakers import Breakers
@@ -31,6 +31,7 @@ from policies.sessions.session_token import Token, Tokens
 from policies.wait_queue import ANY
 from policies.weighted import weights_of
 
+FAILED = frozenset((UNHEALTHY, EJECTED))
 REFRESH_S = 0.5  # how often weights and slowness are brought up to date
 SUSPECT_S = 1.0  # an instance that refused a connection gets no request for this long, unless the Controller reports it healthy
 
@@ -117,6 +118,18 @@ class Pool:
     def ready(self) -> bool:
         """Whether some instance takes new requests, capacity aside."""
         return any(backend.healthy and not backend.instance.draining for backend in self._by_id.values())
+
+    @property
+    def at_zero(self) -> bool:
+        """Whether the agent has no instance by design, or its first one is starting after that."""
+        return self.view.may_be_none and not any(backend.member.state in FAILED for backend in self._by_id.values())
+
+    @property
+    def wait_timeout_s(self) -> float:
+        """How long a request may wait now."""
+        limits = self.settings.limits
+        hold_s = limits.hold_when_none_s
+        return limits.connection_timeout_s if hold_s is None or self.ready else hold_s
 
     # --- the choice -----------------------------------------------------------------------------------------------
 
@@ -205,6 +218,9 @@ class Pool:
                 agent=self.name,
                 retry_after_s=max(1.0, wait_s),
             )
+        # Nothing is in service, but an instance is starting or will be started for this request: it waits.
+        if self.view.coming and not tried and not self.ready and self.wait_timeout_s:
+            raise NoCapacity
         # Nothing is in service, or everything that is has been tried.
         return NoHealthyInstance(f"no healthy instance of {self.name} is available", agent=self.name, retry_after_s=1)
 

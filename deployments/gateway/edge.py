@@ -93,7 +93,7 @@ class Edge:
             await self._models(exchange)
         elif path == b"/-/healthz":
             _only(exchange, "GET", "HEAD")
-            ready = self._agents.snapshot is not None and all(p.ready for p in self._agents.pools.values())
+            ready = self._agents.snapshot is not None and all(p.ready or p.at_zero for p in self._agents.pools.values())
             await exchange.answer(200 if ready else 503, "success" if ready else "at least one agent has no healthy instance")
         elif path == b"/-/routes":
             _only(exchange, "GET", "HEAD")

@@ -79,8 +79,12 @@ class Reporter:
 
     @property
     def is_urgent(self) -> bool:
-        """Whether an observation should not wait for the next round: an instance refused a connection, a breaker changed."""
-        return any(pool.unreachable or pool.breakers.has_updates for pool in self._agents.pools.values())
+        """Whether an observation should not wait for the next round: an instance refused a connection, a breaker changed, or
+        a request waits for an agent's first instance."""
+        return any(
+            pool.unreachable or pool.breakers.has_updates or (len(pool.wait_queue) and not pool.ready)
+            for pool in self._agents.pools.values()
+        )
 
     def _refuse(self, agent: str | None, status: int) -> None:
         name = agent if agent in self._agents.pools else None

@@ -48,7 +48,7 @@ class Attempts:
         pool = self._pool
         lease = None if self._waiting else pool.wait_queue.take(self._request, self._tried, time.monotonic())
         if lease is None:
-            timeout_s = pool.settings.limits.connection_timeout_s
+            timeout_s = pool.wait_timeout_s
             self._exchange.deadline(timeout_s + LEEWAY_S)
             for observer in self._exchange.observers:
                 observer.queued(time.monotonic())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,3 +95,29 @@ def test_a_snapshot_has_breakers_as_of_now_the_peers_and_what_is_desired(tmp_pat
     assert snapshot.circuits["x"].news == BreakerUpdate("open", 20.0)
     assert snapshot.peers == (Peer("g1", "10.0.0.1", 7001),)
     assert snapshot.desired == cluster.rollouts.to_keep() != {}
+
+
+SCALED = {"scaling": {"minInstances": 0, "maxInstances": 2}}
+
+
+@pytest.mark.parametrize(
+    ("block", "started", "problem", "expected"),
+    [
+        ({**SCALED, "regions": {"local": {"instances": 0}}}, 0, "", (True, True)),
+        ({"regions": {"local": {"instances": 0}}}, 0, "", (True, False)),  # only an operator starts one
+        ({"regions": {"local": {"instances": 1}}}, 0, "", (False, True)),
+        ({"regions": {"local": {"instances": 1}}}, 0, "a.v1.local", (False, False)),  # it cannot start
+        ({"regions": {"local": {"instances": 1}}}, 0, "another.v1.local", (False, True)),
+        ({"regions": {"local": {"instances": 1}}}, 1, "", (False, False)),  # it is there
+    ],
+)
+def test_an_agent_may_have_none_and_one_may_come(
+    tmp_path: Path, block: dict[str, Any], started: int, problem: str, expected: tuple[bool, bool]
+) -> None:
+    cluster = StandIn(tmp_path, {"a": block})
+    for number in range(started):
+        cluster.start_instance("a", str(number), "local")
+    if problem:
+        cluster.view.placement.problems[problem] = "it cannot start"  # type: ignore[index]
+    view = SnapshotBuilder(cluster.view, "secret").build(("k",), 0.0).agents["a"]
+    assert (view.may_be_none, view.coming) == expected

@@ -48,6 +48,7 @@ class DataPlane:
     limits: ConnectionLimits | None = None
     tls: ssl.SSLContext | None = None
     rules: dict[str, tuple[RateRule, ...]] = field(default_factory=dict)  # what the agents' code limits
+    coming: set[str] = field(default_factory=set)  # agents that an instance is started for when a request waits
     shares: dict[str, VersionShare] = field(default_factory=dict)  # which version gets what
 
     async def start(self) -> None:
@@ -120,6 +121,8 @@ class DataPlane:
                 tuple(members),
                 rate_rules=self.rules.get(name, ()),
                 versions=self.shares.get(name),
+                may_be_none=name in self.coming,
+                coming=name in self.coming,
             )
             for name, members in self.members.items()
         }

@@ -71,9 +71,9 @@ def test_it_stays_within_the_bounds_whatever_comes(loads: list[float], current: 
 
 
 @given(st.lists(LOAD, min_size=30, max_size=200), st.integers(1, 100), st.floats(0, 60))
-def test_it_never_takes_away_more_than_half_at_a_time(loads: list[float], current: int, delay_s: float) -> None:
+def test_it_never_takes_away_more_than_half_but_the_last_one(loads: list[float], current: int, delay_s: float) -> None:
     counts = [current, *run(loads.__getitem__, len(loads), current, bounds=(0, 100), history=History(delay_s))]
-    assert all(after >= before - before // 2 for before, after in pairwise(counts))
+    assert all(after >= before - before // 2 or before == 1 for before, after in pairwise(counts))
 
 
 @given(st.lists(LOAD, min_size=1, max_size=60), LOAD, LOAD, st.integers(1, 20))
@@ -133,6 +133,15 @@ def test_the_steps_down_are_fifteen_seconds_apart() -> None:
     falls = [second for second in range(1, 200) if counts[second] < counts[second - 1]]
     assert [counts[second] for second in falls] == [8, 4, 2, 1]
     assert all(after - before >= 15 for before, after in pairwise(falls))
+
+
+@pytest.mark.parametrize("current", [1, 2, 3, 20])
+def test_an_idle_region_that_may_have_none_ends_with_none(current: int) -> None:
+    assert run(lambda _: 0, 200, current=current, bounds=(0, 20), history=History(5))[-1] == 0
+
+
+def test_a_little_load_keeps_the_last_one() -> None:
+    assert run(lambda _: 0.01, 200, current=3, bounds=(0, 20), history=History(5))[-1] == 1
 
 
 def test_one_that_has_just_begun_to_look_takes_nothing_away_before_the_delay_is_over() -> None:

@@ -593,7 +593,7 @@ def test_what_was_not_written_does_not_matter_for_equality(args: dict[str, Any])
 
 
 BLOCKS = {
-    "limits": ["maxConnections", "maxConnectionsPerInstance", "connectionTimeout", "requestTimeout"],
+    "limits": ["maxConnections", "maxConnectionsPerInstance", "connectionTimeout", "holdWhenNone", "requestTimeout"],
     "healthCheck": ["enabled", "interval", "timeout", "unhealthyThreshold", "healthyThreshold"],
     "scaling": ["minInstances", "maxInstances", "targetCPU", "targetConnections", "downscaleDelay"],
     "loadBalancing": ["strategy", "window", "weighted", "sessionAffinity", "slowStart", "healthCheck"],

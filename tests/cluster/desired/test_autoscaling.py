@@ -12,7 +12,7 @@ from cluster.config import Settings, parse
 from cluster.desired.autoscaling import OPERATOR, Autoscaling, ScalingChange, bounds, counted, with_counts
 from cluster.desired.state import Counts, InstanceCount, State
 from cluster.fleet.registry import InstanceRecord, Registry
-from cluster.messages import Observation, Registration
+from cluster.messages import InstanceCounts, Observation, Registration
 
 SCALING = {"minInstances": 2, "maxInstances": 8, "targetConnections": 5, "downscaleDelay": "20s"}
 
@@ -297,3 +297,30 @@ def test_the_counts_hold_for_whichever_version_the_settings_are_of() -> None:
 
 def entry(instances: int) -> InstanceCount:
     return InstanceCount(instances, file=2)
+
+
+@pytest.mark.parametrize("target", [{}, {"targetConnections": 2}, {"targetCPU": 50}])
+def test_an_idle_agent_that_may_have_none_goes_to_zero_whatever_the_target(target: dict[str, Any]) -> None:
+    world = World(settings(scaling={"minInstances": 0, "maxInstances": 2, "downscaleDelay": 5, **target}))
+    world.run(60, load=0, cpu=2)
+    assert world.count() == 0
+
+
+def test_requests_between_two_reports_keep_the_last_instance() -> None:
+    world = World(settings(scaling={"minInstances": 0, "maxInstances": 2, "downscaleDelay": 5, "targetConnections": 2}))
+    for _ in range(30):
+        world.autoscaling.observe(
+            Observation("g1", {("shop", "v1", "eu", "instance-1"): InstanceCounts(codes={200: 1})}), world.now
+        )
+        world.run(2, load=0)
+    assert world.count() == 1
+    world.run(60, load=0)
+    assert world.count() == 0
+
+
+def test_the_first_waiting_request_wakes_the_scaler_once() -> None:
+    world = World(settings({"eu": {"instances": 0}}, {**SCALING, "minInstances": 0}))
+    assert world.autoscaling.observe(Observation("g1", {}, queued={"shop": 1}), world.now)
+    assert not world.autoscaling.observe(Observation("g1", {}, queued={"shop": 2}), world.now)
+    world.run(1)
+    assert world.count() == 1
