@@ -250,3 +250,36 @@ async def test_a_thread_has_the_context_of_its_request(plane: DataPlane) -> None
     await plane.add(agent)
     async with plane.client.get(f"/agents/{NAME}/page") as response:
         assert (await response.text()).endswith("/page")
+
+
+async def leave_after(plane: DataPlane, sent: bytes, received: int, wait_s: float) -> None:
+    """Send a part of a request, read a part of the answer, and leave."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", plane.gateway.port)
+    writer.write(sent)
+    with contextlib.suppress(asyncio.TimeoutError, ConnectionError):
+        await asyncio.wait_for(reader.read(received), wait_s)
+    writer.transport.abort()
+
+
+@pytest.mark.parametrize("kind", ["sync", "generator"])
+async def test_no_slot_is_lost_at_whatever_point_clients_leave(plane: DataPlane, blocking: Blocking, kind: str) -> None:
+    def sync(message: str) -> str:
+        time.sleep(0.03)
+        return "done"
+
+    def generator(message: str) -> Iterator[str]:
+        for piece in ("one", "two", "three"):
+            time.sleep(0.01)
+            yield piece
+
+    plane.blocks[NAME] = {"limits": {"maxConnectionsPerInstance": 2, "connectionTimeout": "10s"}}
+    blocking.agent.on_message(sync if kind == "sync" else generator)
+    await plane.add(blocking.agent)
+    body = b'{"message": "hi", "stream": true}'
+    head = f"POST /agents/{NAME}/messages HTTP/1.1\r\nhost: h\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    whole = head + body
+    cut = [leave_after(plane, whole[:length], 1, 0.01) for length in range(0, len(whole), 9)]
+    late = [leave_after(plane, whole, received, number * 0.003) for number in range(40) for received in (1, 10_000)]
+    await asyncio.gather(*cut, *late)
+    await until(lambda: plane.active() == 0)
+    assert [await quick(plane) for _ in range(4)] == [200] * 4
