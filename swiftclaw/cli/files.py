@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from swiftclaw.cli.errors import Misconfigured
+from swiftclaw.cli.module_names import conflicts
 
 if TYPE_CHECKING:
     from cluster.config import Settings
@@ -32,11 +33,15 @@ def load(file: Path) -> Settings:
     if not file.exists():
         raise Misconfigured([f"{file}: no such file; run the command in the folder of cluster.yaml, or give its path"])
     try:
-        return config.load(file)
+        settings = config.load(file)
     except config.ConfigError as error:
         raise Misconfigured(error.mistakes) from None
     except OSError as error:
         raise Misconfigured([f"{file}: cannot be read ({error.strerror})"]) from None
+    targets = [agent.agent for agent in settings.agents.values()]
+    if mistakes := conflicts((Path(settings.folder), Path.cwd()), targets):
+        raise Misconfigured(mistakes)
+    return settings
 
 
 def admin_url(file: Path) -> str:
