@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 from cluster.controller_api import ControlApi
-from cluster.messages import KEY_HEADER, WATCH_PATH, InstanceSpec, Registration, RegistrationReply
+from cluster.messages import CHECK_PATH, KEY_HEADER, WATCH_PATH, InstanceSpec, Registration, RegistrationReply
 from cluster.transport.rpc import RpcAddress, RpcClient, RpcServer
 from deployments.instance import instance
 from deployments.instance.instance import InstanceReplica
@@ -120,6 +120,47 @@ async def test_without_a_watch_of_the_controller_it_registers_again_under_its_na
     await asyncio.wait_for(made.registered_twice.wait(), 20)
     first, again = made.registrations[:2]
     assert again == replace(first, id="instance-1")
+    await process.stop()
+
+
+BLOCKING = """
+import asyncio, threading
+from swiftclaw import Agent
+
+agent = Agent("shop")
+together = threading.Barrier(60)
+
+@agent.on_message
+async def handle(message: str) -> str:
+    await asyncio.to_thread(together.wait, 20)
+    return "together"
+
+@agent.health_check
+def check() -> bool:
+    return True
+"""
+
+
+async def test_calls_of_to_thread_do_not_wait_for_each_other(
+    tmp_path: Path, controller: tuple[AnsweringController, RpcClient]
+) -> None:
+    (tmp_path / "blocking.py").write_text(BLOCKING)
+    made, client = controller
+    process = replica(tmp_path, client, "blocking:agent")
+    await process.start()
+    url = f"http://127.0.0.1:{made.registrations[0].port}"
+
+    async def reply() -> object:
+        async with session.post(f"{url}/messages", json={"message": "hi"}) as response:
+            return (await response.json())["reply"]
+
+    async with aiohttp.ClientSession(headers={KEY_HEADER.decode(): KEY}) as session:
+        asked = [asyncio.create_task(reply()) for _ in range(59)]
+        await asyncio.sleep(0.2)
+        async with session.post(url + CHECK_PATH) as response:  # beside 59 blocked threads
+            assert await response.json() == {"healthy": True, "reason": ""}
+        assert not any(task.done() for task in asked)
+        assert await asyncio.gather(*asked, reply()) == ["together"] * 60
     await process.stop()
 
 
