@@ -41,6 +41,8 @@ class AppSpec:
     def identity(self) -> str:
         """Differs when running replicas must be replaced; the count is not part of it."""
         fixed = {**asdict(self), "replicas": None, "placed": None, "drain_s": None}
+        if self.kind == "gateway":
+            fixed["start"] = {**asdict(self.start), "replicas": None}  # its settings have the count as well
         return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
 
     def record(self) -> AppRecord:

@@ -18,6 +18,7 @@ from typing import Any
 import uvicorn
 
 from cluster.transport.http_protocol import ConnectionLimits, DeadlineSweeper, LimitedHttpProtocol
+from cluster.transport.shared_port import LEAVE_S, drop_handshakes
 
 
 class PortInUse(Exception):
@@ -175,7 +176,10 @@ class Listener:
             await asyncio.sleep(self._limits.sweep_s)
             sweeper.sweep(asyncio.get_running_loop().time())
 
-    async def close(self) -> None:
+    async def close(self, *, others_stay: bool = False) -> None:
+        """`others_stay`: other processes may share the port; they get the connections that arrive from now on."""
+        if others_stay and drop_handshakes(self.socket):
+            await asyncio.sleep(LEAVE_S)  # what has arrived is accepted and served
         self._server.exit()
         if self._task is not None:
             await self._task

@@ -173,7 +173,9 @@ class Gateway:
 
     async def __del__(self) -> None:
         """Serve awaits this to stop the replica: no new connections; requests in flight finish."""
-        await self._listener.close()  # snapshots are applied until then: a waiting request may get a new instance
+        await self._listener.close(
+            others_stay=True
+        )  # snapshots are applied until then: a waiting request may get a new instance
         for task in self._tasks:
             task.cancel()
         await self._peers.close()

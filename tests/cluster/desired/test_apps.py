@@ -143,3 +143,12 @@ def test_a_region_without_instances_has_no_app() -> None:
 def test_a_label_that_appears_or_goes_restarts_nothing() -> None:
     before, after = apps({"us": 1}, labelled=set()), apps({"us": 1}, labelled={"us"})
     assert plan(after, remembered(before), running(before), before) == []
+
+
+def test_another_number_of_gateways_scales_and_another_port_replaces() -> None:
+    def gateways(**block: Any) -> dict[str, AppSpec]:
+        return desired_apps(parse({"gateways": [{"region": "us", **block}], "agents": {}}, Path("/")), {"us"})
+
+    before = gateways(replicas=2)
+    for after, step in ((gateways(replicas=1), "scale"), (gateways(replicas=3), "scale"), (gateways(port=9000), "start")):
+        assert plan(after, remembered(before), running(before), before) == [Action(step, "gateway.us", after["gateway.us"])]  # type: ignore[arg-type]
