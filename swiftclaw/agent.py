@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from deployments.instance.hosted_agent import RequestInfo, Turn
+from deployments.instance.named_errors import current_task, ends_task
 from deployments.instance.threads import Threads
 from deployments.request.openai import Completion, check_one_answer
 from policies.rate_limit import LIMITERS, RateRule
@@ -77,7 +78,7 @@ class Agent:
     # --- for the user's file ---
 
     def on_message(self, function: F) -> F:
-        """Make the function the handler. It returns anything that JSON can express, or streams text by yielding str.
+        """Make the function the handler. It returns text or anything that FastAPI could encode, or streams by yielding it.
 
         Raises TypeError for a second handler, or for a parameter that cannot be filled.
         """
@@ -182,18 +183,20 @@ class Agent:
 
     async def stop(self) -> None:
         """Run every stop hook and close the model, even after an error; then raise the first error."""
-        failures: list[Exception] = []
+        failures: list[BaseException] = []
         steps: list[Callable[[], Awaitable[object]]] = [partial(hook.call, self._hook_threads) for hook in self._on_stop]
         for step in (*steps, self._model.close):
             try:
                 await step()
-            except Exception as error:
+            except BaseException as error:
+                if ends_task(error, current_task()):
+                    raise
                 failures.append(error)
         if failures:
             raise failures[0]
 
-    async def answer(self, turn: Turn) -> object | AsyncIterator[str]:
-        """The handler's reply: a plain value, or an async generator of text that the caller must close."""
+    async def answer(self, turn: Turn) -> object | AsyncIterator[Any]:
+        """The handler's reply: a value, or an async generator of pieces that the caller must close."""
         handler = self._handler or self._limited
         if handler is None:
             return await answer(self._model, turn)
@@ -201,9 +204,9 @@ class Agent:
             check_one_answer(turn.options)
         result = await handler.call(self._threads, turn)
         if hasattr(result, "__aiter__"):
-            return _text(result, handler.name)
+            return _pieces(result)
         if isinstance(result, Iterator):
-            return _text(from_thread(result, self._threads), handler.name)
+            return _pieces(from_thread(result, self._threads))
         return result
 
     async def check(self) -> tuple[bool, str]:
@@ -212,7 +215,9 @@ class Agent:
             return True, ""
         try:
             verdict = await self._health.call(self._health_threads)
-        except Exception as error:
+        except BaseException as error:
+            if ends_task(error, current_task()):
+                raise
             return False, f"health check raised {type(error).__name__}: {error}"
         return _health(verdict)
 
@@ -290,12 +295,10 @@ def _is_async(function: Callable[..., object]) -> bool:
     return any(inspect.iscoroutinefunction(form) or inspect.isasyncgenfunction(form) for form in forms)
 
 
-async def _text(items: Any, name: str) -> AsyncGenerator[str, None]:
-    """Pass on the items, which must be text. Closing this generator closes the items."""
+async def _pieces(items: Any) -> AsyncGenerator[object, None]:
+    """Pass on the items. Closing this generator closes them."""
     try:
         async for item in items:
-            if not isinstance(item, str):
-                raise TypeError(f"{name} yielded {type(item).__name__}; a stream may only yield str")
             yield item
     finally:
         if hasattr(items, "aclose"):

@@ -20,8 +20,8 @@ async def in_thread(call: Callable[[], object], threads: Executor) -> object:
     def run() -> object:
         try:
             return context.run(call)
-        except StopIteration as error:  # a future cannot carry it: awaiting it would never end
-            raise RuntimeError("the function raised StopIteration") from error
+        except (StopIteration, GeneratorExit) as error:  # a future cannot carry them: they would end what awaits it
+            raise RuntimeError(f"the function raised {type(error).__name__}") from error
 
     return await asyncio.get_running_loop().run_in_executor(threads, run)
 
@@ -60,6 +60,8 @@ class _Steps:
             self._running = True
         try:
             return self._context.run(next, self._items, _END)
+        except GeneratorExit as error:  # as in `in_thread`
+            raise RuntimeError("the generator raised GeneratorExit") from error
         finally:
             with self._lock:
                 self._running = False

@@ -8,6 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+# `x-accel-buffering`: nginx, and proxies that follow it, pass each event on as it arrives.
+HEADERS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+)
 DONE = b"data: [DONE]\n\n"  # the last event of a complete stream, as in OpenAI's API
 
 

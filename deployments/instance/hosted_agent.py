@@ -90,7 +90,7 @@ class HostedAgent(Protocol):
 
     async def start(self) -> None: ...
     async def stop(self) -> None: ...
-    async def answer(self, turn: Any) -> object | AsyncIterator[str]: ...
+    async def answer(self, turn: Any) -> object | AsyncIterator[Any]: ...
     async def check(self) -> tuple[bool, str]: ...
 
 
@@ -107,7 +107,7 @@ def load_agent(target: str, folder: str) -> HostedAgent:
         target_object: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
             target_object = getattr(target_object, part)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a module may parse the command line
         raise NotAnAgent(f"{target} cannot be imported: {type(error).__name__}: {error}") from error
     if not isinstance(target_object, HostedAgent):
         raise NotAnAgent(f"{target} is a {type(target_object).__name__}, not a swiftclaw.Agent")

@@ -27,6 +27,7 @@ from deployments.instance.draining import drain_server, drain_terms
 from deployments.instance.hosted_agent import HostedAgent, NotAnAgent, load_agent
 from deployments.instance.lifecycle import Lifecycle
 from deployments.instance.lifespan import Lifespan, StartupFailed
+from deployments.instance.named_errors import current_task, ends_task
 from deployments.instance.server import InstanceServer
 from deployments.instance.threads import Threads
 from deployments.instance.watchdog import LoopWatchdog
@@ -75,7 +76,9 @@ class InstanceReplica:
             await agent.start()
             self._lifespan = Lifespan(agent.app)
             await self._lifespan.startup()
-        except Exception as error:
+        except BaseException as error:
+            if ends_task(error, current_task()):
+                raise
             clear = isinstance(error, NotAnAgent | CodeUnavailable | StartupFailed)
             reason = str(error) if clear else f"on_start raised {type(error).__name__}: {error}"
             await self._controller.call(ControlApi.cannot_start, self._app, reason)

@@ -2,10 +2,15 @@
 
 A model server's refusal of one request must not count against the instance, whichever client called the server: the agent's own
 model, or a client package in the handler.
+
+Agents raise more than `Exception`: SystemExit (argparse in a tool), a BaseExceptionGroup, or the CancelledError of a task of
+their own (cancel scopes of anyio and MCP). Those are errors like others. A cancellation from outside, and the closing of the
+coroutine, are not the agent's (`ends_task`) and must go on.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -54,3 +59,23 @@ def _of_client_package(error: Any) -> SwiftClawError | None:
     fields = inner if isinstance(inner, Mapping) else None
     message = f"the agent's model refused the request with status {status}"
     return ModelRefused(message, refused_with=status, fields=fields, retry_after_s=retry_after_s)
+
+
+def is_cancelled(task: asyncio.Task[Any] | None) -> bool:
+    """Whether the task itself was cancelled; before Python 3.11 that is unknown, and True."""
+    cancelling = getattr(task, "cancelling", None)
+    return True if cancelling is None else cancelling() > 0
+
+
+def ends_task(error: BaseException, task: asyncio.Task[Any] | None) -> bool:
+    """Whether `error`, which was raised in `task`, ends it."""
+    if isinstance(error, asyncio.CancelledError):
+        return is_cancelled(task)
+    return isinstance(error, GeneratorExit) and current_task() is not task
+
+
+def current_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no event loop runs: the coroutine is being closed
+        return None

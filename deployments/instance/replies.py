@@ -6,15 +6,17 @@ Requests are counted and refused elsewhere (deployments/instance/server.py): eve
 from __future__ import annotations
 
 import contextlib
-import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, MutableMapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
+from starlette.responses import Response
+
 from cluster.messages import SESSION_HEADER, SESSION_MOVED_HEADER, InstanceSpec
 from cluster.transport import sse
+from deployments.instance import reply_values
 from deployments.instance.hosted_agent import Cancellation, HostedAgent, RequestInfo, Turn
 from deployments.request import json_body, openai
 from deployments.request.accept import prefers_events
@@ -44,16 +46,15 @@ class Replies:
         reply = await self._agent.answer(Turn(message, session, _text(body.get("user_id")), info, stream))
         if isinstance(reply, openai.Completion):
             reply = openai.reply_of(reply)
+        if isinstance(reply, Response):
+            await _send_response(exchange, reply)
+            return
         if stream:
             await self._stream(exchange, _deltas(_pieces(reply)))
             return
         if isinstance(reply, AsyncIterator):
             reply = await _joined(reply)
-        try:
-            await exchange.answer(200, {"reply": reply, "session_id": session})
-        except (TypeError, ValueError) as error:
-            kind = type(reply).__name__
-            raise TypeError(f"the handler returned a {kind}, which cannot be encoded as JSON: {error}") from error
+        await _answer(exchange, {"reply": reply, "session_id": session})
 
     async def chat(self, exchange: Exchange, instance: str) -> None:
         body = json_body.parse(await exchange.whole_body())
@@ -69,21 +70,23 @@ class Replies:
         if isinstance(reply, openai.Completion):
             await self._completion(exchange, reply, chat_request)
             return
+        if isinstance(reply, Response):
+            await _send_response(exchange, reply)
+            return
         if stream:
             shape = openai.Chunks(answer_id, created, chat_request.model, chat_request.messages, chat_request.include_usage)
             await self._stream(exchange, _chat_chunks(shape, _pieces(reply)))
             return
         if isinstance(reply, AsyncIterator):
             reply = await _joined(reply)
-        await exchange.answer(
-            200,
-            openai.completion(reply, id=answer_id, created=created, model=chat_request.model, messages=chat_request.messages),
-        )
+        content, messages = reply_values.text_of(reply), chat_request.messages
+        model = chat_request.model
+        await _answer(exchange, openai.completion(content, id=answer_id, created=created, model=model, messages=messages))
 
     async def _completion(self, exchange: Exchange, reply: openai.Completion, chat_request: openai.ChatRequest) -> None:
         """A completion of the model server: whole, or as the stream that the client asked for."""
         if not chat_request.stream:
-            await exchange.answer(200, {**reply, "model": chat_request.model})
+            await _answer(exchange, {**reply, "model": chat_request.model})
             return
         await self._stream(exchange, _renamed(openai.as_chunks(reply), chat_request.model))
 
@@ -91,7 +94,7 @@ class Replies:
         """Server-sent events. An exception after the first one becomes `event: error`."""
         async with contextlib.aclosing(chunks):
             first = await anext(chunks, None)  # an exception before this is an ordinary 500
-            await exchange.start(200, [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")])
+            await exchange.start(200, sse.HEADERS)
             if first is not None:
                 await exchange.write(_event(first), more=True)
             async for chunk in chunks:
@@ -146,11 +149,12 @@ async def _chat_chunks(shape: openai.Chunks, pieces: AsyncGenerator[str, None]) 
 async def _pieces(reply: object) -> AsyncGenerator[str, None]:
     """Any reply as pieces of text; its iterator is closed when the reader stops."""
     if not isinstance(reply, AsyncIterator):
-        yield openai.text_of(reply)
+        yield reply_values.text_of(reply)
         return
+    pieces = reply_values.TextPieces()
     try:
         async for piece in reply:
-            yield openai.text_of(piece)
+            yield pieces.text(piece)
     finally:
         close = getattr(reply, "aclose", None)
         if close is not None:
@@ -161,5 +165,22 @@ async def _joined(reply: AsyncIterator[object]) -> str:
     return "".join([piece async for piece in _pieces(reply)])
 
 
+async def _answer(exchange: Exchange, body: object) -> None:
+    await exchange.answer(200, reply_values.encode(body).encode())
+
+
+async def _send_response(exchange: Exchange, response: Response) -> None:
+    """A Starlette response that the handler made, as it is, with its background tasks."""
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            exchange.started, exchange.status = True, message["status"]
+        elif message["type"] == "http.response.body" and not message.get("more_body"):
+            exchange.done()  # the client may disconnect now: background tasks go on
+        await exchange.send(message)
+
+    await response(exchange.scope, exchange.receive, send)
+
+
 def _event(chunk: object) -> bytes:
-    return sse.encode(json.dumps(chunk, ensure_ascii=False))
+    return sse.encode(reply_values.encode(chunk))

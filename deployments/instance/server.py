@@ -38,7 +38,7 @@ from cluster.messages import (
 from deployments.instance.hosted_agent import HostedAgent
 from deployments.instance.lifecycle import Lifecycle
 from deployments.instance.mounted_app import MountedApp
-from deployments.instance.named_errors import named_error
+from deployments.instance.named_errors import ends_task, named_error
 from deployments.instance.replies import Replies
 from deployments.instance.threads import RequestSlot, current_slot
 from deployments.request.cluster_key import carries_key
@@ -180,13 +180,14 @@ class InstanceServer:
             await self._answer(exchange, path)
         except ClientDisconnected:
             return
-        except asyncio.CancelledError:
-            if not active.cancelled or active.task is None:
-                raise
-            uncancel(active.task)
-            await self._fail(exchange, self._cancellation(exchange))
-        except Exception as error:
-            await self._fail(exchange, self._named(error, exchange))
+        except BaseException as error:  # the agent's code may raise SystemExit, or a CancelledError of a task of its own
+            cancelled = isinstance(error, asyncio.CancelledError)
+            if ends_task(error, active.task) and not active.cancelled and (error.args or not cancelled):
+                raise  # by the server, which says why; one without a word is the agent's, of its own task
+            if cancelled and active.task is not None:
+                uncancel(active.task)
+            overdue = cancelled and active.cancelled
+            await self._fail(exchange, self._cancellation(exchange) if overdue else self._named(error, exchange))
         finally:
             self._active.discard(active)
 
@@ -229,7 +230,7 @@ class InstanceServer:
             return InstanceFailed(f"{self.id} was stopped before the answer was complete", agent=self._spec.agent)
         return RequestTimeout(f"{self.id} was stopped before the request was answered", agent=self._spec.agent)
 
-    def _named(self, error: Exception, exchange: Exchange) -> SwiftClawError:
+    def _named(self, error: BaseException, exchange: Exchange) -> SwiftClawError:
         """The error that the client gets; what the agent raised goes to the log only."""
         named = named_error(error)
         if named is None:

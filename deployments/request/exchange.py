@@ -273,9 +273,9 @@ class Exchange:
         await self.send({"type": "http.response.body", "body": piece, "more_body": more})
 
     async def answer(self, status: int, body: object, headers: Headers = ()) -> None:
-        """Send a complete response of this process: JSON, or text for a str."""
+        """Send a complete response of this process: JSON, which may be encoded already, or text for a str."""
         text = isinstance(body, str)
-        content = (body if isinstance(body, str) else json.dumps(body)).encode()
+        content = body if isinstance(body, bytes) else (body if isinstance(body, str) else json.dumps(body)).encode()
         await self.start(
             status,
             [
@@ -291,7 +291,7 @@ class Exchange:
     async def end_broken(self, error: SwiftClawError) -> None:
         """After the head was sent: an event stream ends with the error; any other response ends short, as clients notice."""
         if self.event_stream:
-            await self.write(sse.encode(json.dumps(self.error(error), ensure_ascii=False), name="error"), more=False)
+            await self.write(sse.encode(json.dumps(self.error(error)), name="error"), more=False)
 
     def error(self, error: SwiftClawError) -> dict[str, Any]:
         if self.is_openai:
