@@ -153,6 +153,7 @@ class Controller:
         self._gateways.acknowledge(observation.gateway)
         if not self._totals.add(observation, time.monotonic()):
             return
+        self._count_in_flight()
         if self._autoscaling.observe(observation, time.monotonic()):
             self._reconciler.hurry()
         self._share_breakers(observation)
@@ -296,6 +297,11 @@ class Controller:
         if any(update.state != "half-open" for update in updates.values()):  # probing is local to one gateway
             self._changed()
 
+    def _count_in_flight(self) -> None:
+        """One figure for the admin port, the command line, the metrics and autoscaling."""
+        for record in self.registry:
+            record.in_flight = self._totals.active(record.key)
+
     def _attend(self, record: InstanceRecord) -> None:
         self._watch.attend(record)
         self._checks.attend(record)
@@ -307,6 +313,7 @@ class Controller:
     def _changed(self) -> None:
         """Save a change that gateways must know of, record it as events, and announce it to them."""
         self._gateways.count_change()
+        self._count_in_flight()  # a gateway may be gone
         self._breakers.keep({record.registration.replica for record in self.registry})
         self._snapshots.remember_rules()
         self._state.instances = self.registry.dump()

@@ -83,7 +83,6 @@ class LivenessWatch:
     def _observe(self, record: InstanceRecord, line: dict[str, object]) -> None:
         if line.get("replica") != record.registration.replica:
             return self._remove(record)  # another process has the port now
-        record.in_flight = int(str(line["in_flight"]))
         record.cpu_percent = float(str(line["cpu"]))
         self._registry.observe(record.registration.replica, draining=bool(line["draining"]), stopped=bool(line["stopped"]))
         return None

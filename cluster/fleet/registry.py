@@ -31,7 +31,7 @@ class InstanceRecord:
     held: str = ""  # why it is held unhealthy, whatever its health checks report; not saved
     reason: str = ""  # why it is not healthy
     checked_at: float | None = None  # seconds since the epoch
-    in_flight: int = 0  # by its own report
+    in_flight: int = 0  # the sum of what all gateways count
     cpu_percent: float | None = None
 
     @property
