@@ -25,7 +25,7 @@ from policies.errors import BadRequest
 log = logging.getLogger("swiftclaw.connections")
 
 _HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*")
-_ABSOLUTE = re.compile(rb"https?://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
+_ABSOLUTE = re.compile(rb"(https?)://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
 IDLE = "swiftclaw.idle_s"  # in a request's scope: how long its connection may be idle after the response
 _PIPELINED = 64  # requests waiting for their response on one connection
 
@@ -235,21 +235,29 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             raise RequestRejected(
                 400, "transfer-encoding: only `chunked` is allowed, once, in HTTP/1.1 and without content-length"
             )
-        self._check_target(method, hosts[0] if hosts else b"")
+        self._check_target(method)
         has_body = bool(codings) or any(length != b"0" for length in lengths)
         websocket = self.parser.should_upgrade() and self._should_upgrade()
         if websocket and (method != b"GET" or version != "1.1" or has_body):
             raise RequestRejected(400, "a WebSocket handshake must be a GET request in HTTP/1.1 without a body")
 
-    def _check_target(self, method: bytes, host: bytes) -> None:
+    def _check_target(self, method: bytes) -> None:
         absolute = _ABSOLUTE.fullmatch(self.url)
         if absolute:
-            if absolute[1].lower() != host.lower():
-                raise RequestRejected(400, "the request target and the host header name different hosts")
-            rest = absolute[2]
-            self.url = rest if rest.startswith(b"/") else b"/" + rest
+            self._take_authority(absolute[2])
+            rest = absolute[3]
+            if method == b"OPTIONS" and not rest:
+                rest = b"*"  # RFC 9112, section 3.2.4
+            self.url = rest if rest.startswith(b"/") or rest == b"*" else b"/" + rest
         if b"#" in self.url or not (self.url.startswith(b"/") or (self.url == b"*" and method == b"OPTIONS")):
             raise RequestRejected(400, "the request target is not a path")
+
+    def _take_authority(self, authority: bytes) -> None:
+        """The target's authority takes the place of the Host header (RFC 9112, section 3.2.2)."""
+        if not authority or not _HOST.fullmatch(authority):
+            raise RequestRejected(400, "the request target has no valid host name")
+        self.headers[:] = [(name, value) for name, value in self.headers if name != b"host"]
+        self.headers.append((b"host", authority.lower()))
 
     # --- other protocols ------------------------------------------------------------------------------------------
 

@@ -222,7 +222,8 @@ LINES = {
     "trace": b"TRACE /agents/rec/x HTTP/1.1\r\n" + HOST + b"\r\n",
     "no path": b"GET agents/rec/x HTTP/1.1\r\n" + HOST + b"\r\n",
     "another scheme": b"GET ftp://a/agents/rec/x HTTP/1.1\r\n" + HOST + b"\r\n",
-    "another host in the target": b"GET http://b/agents/rec/x HTTP/1.1\r\n" + HOST + b"\r\n",
+    "no host in the target": b"GET http:///agents/rec/x HTTP/1.1\r\n" + HOST + b"\r\n",
+    "an absolute target without a host header": b"GET http://a/agents/rec/x HTTP/1.1\r\n\r\n",
     "a user in the target": b"GET http://u@a/agents/rec/x HTTP/1.1\r\n" + HOST + b"\r\n",
     "a fragment": b"GET /agents/rec/x#y HTTP/1.1\r\n" + HOST + b"\r\n",
     "a star": b"GET * HTTP/1.1\r\n" + HOST + b"\r\n",
@@ -371,6 +372,16 @@ GOOD = {
     "blank lines before": (b"\r\n\r\n" + post(b"Content-Length: 5\r\n", b"hello"), b"hello"),
     "values that are not ASCII": (post(b"X-A: \xe9\xff\r\nX-B: \xc3\xa9\r\nContent-Length: 5\r\n", b"hello"), b"hello"),
 }
+
+
+@pytest.mark.parametrize("authority", [b"a", b"A", b"a:80", b"b", b"example.com:8080", b"[::1]:80"])
+@pytest.mark.parametrize("host", [b"a", b"a:80", b"c"])
+def test_the_host_of_an_absolute_target_takes_the_place_of_the_header(target: Target, authority: bytes, host: bytes) -> None:
+    raw = b"GET http://%s/agents/rec/x HTTP/1.1\r\nHost: %s\r\n\r\n" % (authority, host)
+    assert target.ask(raw).statuses == [200, 200]
+    (seen,) = target.seen
+    assert seen.path == b"/app/x" and seen.all(b"host") == [authority.lower()]
+    assert seen.all(b"x-forwarded-host") == [authority.lower()]
 
 
 @pytest.mark.parametrize(("raw", "body"), GOOD.values(), ids=GOOD)
