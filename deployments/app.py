@@ -7,19 +7,32 @@ everything that can be tested without Ray, is elsewhere.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import serve
 
-from cluster.config import parse
+from cluster.config import GatewaySettings, parse
 from cluster.controller import Controller
-from cluster.messages import InstanceSpec
+from cluster.controller_api import ControlApi
+from cluster.desired.apps import GATEWAY_DRAIN_S
+from cluster.messages import GatewayHello, InstanceSpec
 from cluster.placement.serve import QUIET, Placement
+from cluster.placement.serve_internals import logs_folder
+from cluster.transport.listener import Listener, PortInUse, bind
 from cluster.transport.rpc import RpcClient
+from cluster.transport.tls import BadCertificate, Certificate
+from deployments.balancing.agents import AgentTable
+from deployments.gateway.counts_file import open_counts_file
+from deployments.gateway.edge import Edge
 from deployments.gateway.gateway import Gateway
+from deployments.gateway.peers import Peers
+from deployments.gateway.reporter import Reporter
 from deployments.instance.instance import InstanceReplica
+from deployments.request import access_log
+from deployments.upstream.connection_pool import ConnectionPool
 
 HEAD_NODE = "node:__internal_head__"
 
@@ -54,7 +67,40 @@ class ServedController(Controller):
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, args: dict[str, Any], folder: str, instance_host: str
     ) -> None:
-        super().__init__(args, folder, Placement(instance=ServedInstance, gateway=Gateway), instance_host)
+        super().__init__(args, folder, Placement(instance=ServedInstance, gateway=ServedGateway), instance_host)
+        await self.start()
+
+    async def __del__(self) -> None:
+        """Serve awaits this when the replica is to stop."""
+        await self.stop()
+
+
+class ServedGateway(Gateway):
+    """A gateway process. `host`: where it listens for other gateways; "": on its node's address."""
+
+    async def __init__(self, settings: GatewaySettings, app: str, host: str = "") -> None:  # type: ignore[misc]
+        name, host, controller = _replica(), host or ray.util.get_node_ip_address(), _controller()
+        try:
+            certificate = Certificate(settings.tls.cert, settings.tls.key) if settings.tls else None
+            listening = bind(settings.host, settings.port, shared=True)
+        except (PortInUse, BadCertificate) as error:
+            await controller.call(ControlApi.cannot_start, app, str(error))
+            raise
+        access_log.to_file(logs_folder() / f"access_{app}_{name}.log")
+        counts_file = open_counts_file(ray.get_runtime_context().get_session_name(), name)
+        agents = AgentTable(gateway=name)
+        reporter = Reporter(agents, counts_file)
+        connections = ConnectionPool()
+        edge = Edge(agents, reporter, connections, settings.region)
+        tls = certificate.context if certificate else None
+        listener = Listener(edge, listening, tls=tls, date=True, grace_s=GATEWAY_DRAIN_S, on_rejected=reporter.rejected)
+        peers = Peers(name, agents, edge.rate_limits, connections)
+        edge.share_homes(peers)
+        hello = GatewayHello(name, app, settings, _node(), os.getpid(), host, await peers.open(host))
+        super().__init__(
+            hello, controller, agents, reporter, edge, listener, peers, connections,
+            counts_file=counts_file, certificate=certificate,
+        )  # fmt: skip
         await self.start()
 
     async def __del__(self) -> None:

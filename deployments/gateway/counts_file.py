@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import mmap
 import os
 import tempfile
@@ -22,6 +23,8 @@ from urllib.parse import quote
 
 from cluster.messages import InstanceCounts, Observation
 from cluster.telemetry.tally import CELLS, CODES, Key, Tally, counts_of, merge
+
+log = logging.getLogger("swiftclaw.gateway")
 
 ROWS = 512
 SUFFIX = ".counts"
@@ -117,6 +120,15 @@ def place(cluster: str) -> Path:
         if other.name != cluster:
             _tidy(other)
     return _private(root / quote(cluster, safe=""))
+
+
+def open_counts_file(cluster: str, gateway: str) -> CountsFile | None:
+    """This gateway's file; None where none can be made: counting goes on without."""
+    try:
+        return CountsFile(place(cluster), gateway)
+    except OSError as error:
+        log.warning("no counts file, so up to a second of counts is lost if this gateway is killed: %s", error)
+        return None
 
 
 @contextmanager

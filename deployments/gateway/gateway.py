@@ -9,31 +9,23 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
-import ray
-from ray import serve
-
-from cluster.config import GatewaySettings
 from cluster.controller_api import ControlApi
-from cluster.desired.apps import GATEWAY_DRAIN_S
 from cluster.messages import GatewayHello
-from cluster.placement.serve_internals import logs_folder
-from cluster.transport.listener import Listener, PortInUse, bind
+from cluster.transport.listener import Listener
 from cluster.transport.rpc import ControllerUnavailable, RpcClient
-from cluster.transport.tls import BadCertificate, Certificate
+from cluster.transport.tls import Certificate
 from deployments.balancing.agents import AgentTable
-from deployments.gateway.counts_file import CountsFile, files, held, place
+from deployments.gateway.counts_file import CountsFile, files, held
 from deployments.gateway.edge import Edge
 from deployments.gateway.in_process import InProcessRequest, events
 from deployments.gateway.peers import Peers
 from deployments.gateway.region_rtt import measure_forever
 from deployments.gateway.reporter import Reporter
-from deployments.request import access_log
 from deployments.upstream.connection_pool import ConnectionPool
 from policies.errors import InstanceFailed
 
@@ -49,36 +41,33 @@ CALL_S = 20.0  # for a call to the Controller; after that it is made again
 class Gateway:
     """One gateway process."""
 
-    async def __init__(self, settings: GatewaySettings, app: str, host: str = "") -> None:  # type: ignore[misc]  # Serve awaits it
-        context = serve.get_replica_context()
-        node = ray.get_runtime_context().get_node_id()
-        self._hello = GatewayHello(context.replica_id.unique_id, app, settings, node, os.getpid())
-        self._controller = RpcClient(serve.get_deployment_handle("Controller", "swiftclaw").control.remote)
-        try:
-            certificate = Certificate(settings.tls.cert, settings.tls.key) if settings.tls else None
-            listening = bind(settings.host, settings.port, shared=True)
-        except (PortInUse, BadCertificate) as error:
-            await self._controller.call(ControlApi.cannot_start, app, str(error))
-            raise
-        access_log.to_file(logs_folder() / f"access_{app}_{self._hello.gateway}.log")
-        self._counts_file = self._open_counts_file(ray.get_runtime_context().get_session_name())
-        self._agents = AgentTable(gateway=self._hello.gateway)
-        self._reporter = Reporter(self._agents, self._counts_file)
-        self._connections = ConnectionPool()
-        self._edge = Edge(self._agents, self._reporter, self._connections, settings.region)
-        tls = certificate.context if certificate else None
-        self._listener = Listener(
-            self._edge, listening, tls=tls, date=True, grace_s=GATEWAY_DRAIN_S, on_rejected=self._reporter.rejected
-        )
-        self._peers = Peers(self._hello.gateway, self._agents, self._edge.rate_limits, self._connections)
-        self._edge.share_homes(self._peers)
-        host = host or ray.util.get_node_ip_address()
-        self._hello = replace(self._hello, host=host, port=await self._peers.open(host))
+    def __init__(
+        self,
+        hello: GatewayHello,
+        controller: RpcClient,
+        agents: AgentTable,
+        reporter: Reporter,
+        edge: Edge,
+        listener: Listener,
+        peers: Peers,
+        connections: ConnectionPool,
+        *,
+        counts_file: CountsFile | None = None,
+        certificate: Certificate | None = None,
+    ) -> None:
+        self._hello, self._controller = hello, controller
+        self._agents, self._reporter, self._edge = agents, reporter, edge
+        self._listener, self._peers, self._connections = listener, peers, connections
+        self._counts_file, self._certificate = counts_file, certificate
         self._informed = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Returns when it accepts connections: with its first snapshot, or without one after a while."""
         self._tasks = [asyncio.create_task(work) for work in (self._follow_snapshots(), self._report(), self._tick())]
-        self._tasks.append(asyncio.create_task(measure_forever(self._agents, self._connections, settings.region)))
-        if certificate is not None:
-            self._tasks.append(asyncio.create_task(certificate.follow()))
+        self._tasks.append(asyncio.create_task(measure_forever(self._agents, self._connections, self._hello.settings.region)))
+        if self._certificate is not None:
+            self._tasks.append(asyncio.create_task(self._certificate.follow()))
         try:
             await asyncio.wait_for(self._informed.wait(), FIRST_SNAPSHOT_S)
         except asyncio.TimeoutError:
@@ -135,13 +124,6 @@ class Gateway:
             except ControllerUnavailable as error:
                 log.info("an observation was not delivered: %r", error)
 
-    def _open_counts_file(self, cluster: str) -> CountsFile | None:
-        try:
-            return CountsFile(place(cluster), self._hello.gateway)
-        except OSError as error:
-            log.warning("no counts file, so up to a second of counts is lost if this gateway is killed: %s", error)
-            return None
-
     async def _observe(self, timeout_s: float = CALL_S) -> None:
         await self._controller.call(ControlApi.observe, self._reporter.observation(), timeout_s=timeout_s)
         self._reporter.delivered()
@@ -171,11 +153,10 @@ class Gateway:
             await asyncio.sleep(TICK_S)
             self._agents.tick(time.monotonic())
 
-    async def __del__(self) -> None:
-        """Serve awaits this to stop the replica: no new connections; requests in flight finish."""
-        await self._listener.close(
-            others_stay=True
-        )  # snapshots are applied until then: a waiting request may get a new instance
+    async def stop(self) -> None:
+        """Accept no new connections, finish the requests in flight, and deliver the last counts."""
+        # Snapshots are applied until the listener is closed: a waiting request may get a new instance.
+        await self._listener.close(others_stay=True)
         for task in self._tasks:
             task.cancel()
         await self._peers.close()

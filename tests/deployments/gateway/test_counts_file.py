@@ -19,6 +19,7 @@ from cluster.messages import Observation
 from cluster.telemetry.tally import CODES, Tally
 from cluster.telemetry.totals import MetricTotals
 from deployments.balancing.agents import AgentTable
+from deployments.gateway import counts_file
 from deployments.gateway.counts_file import OLD_S, ROWS, CountsFile, files, held, place
 from deployments.gateway.reporter import Reporter
 from policies.base import Request
@@ -242,3 +243,14 @@ def test_what_other_clusters_have_left_behind_goes_after_an_hour(tmp_path: Path,
         os.utime(kept.path, (time.time() - 2 * OLD_S,) * 2)
     mine = place("mine")
     assert sorted(folder.name for folder in mine.parent.iterdir()) == ["alive", "fresh", "mine"]
+
+
+def test_where_no_file_can_be_made_a_gateway_counts_without_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(cluster: str) -> Path:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(counts_file, "place", full)
+    assert counts_file.open_counts_file("cluster", "g1") is None
+    assert "no counts file" in caplog.text and "no space left on device" in caplog.text
