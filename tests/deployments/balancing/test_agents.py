@@ -36,7 +36,7 @@ def shares(pool: Pool, count: int, region: str = "us") -> Counter[str]:
     return counted
 
 
-def test_an_agent_nobody_has_is_unknown_and_before_the_first_snapshot_it_is_not_yet_known() -> None:
+def test_an_agent_outside_the_snapshot_is_unknown_and_before_the_first_snapshot_the_gateway_is_starting() -> None:
     with pytest.raises(NoHealthyInstance, match="starting"):
         AgentTable().pool("a")
     with pytest.raises(UnknownAgent):
@@ -134,7 +134,7 @@ def test_geographic_answers_from_the_clients_region_and_then_from_the_next_neare
     assert shares(apply("2", "unhealthy"), 50, asker) == {"instance-1": 50}
 
 
-def test_nobody_well_is_refused_at_once_even_though_a_panic_would_use_the_ill() -> None:
+def test_without_a_healthy_instance_requests_are_refused_at_once_and_no_level_panics() -> None:
     pool = routing(member(1, state="unhealthy"), member(2, state="ejected")).pool("a")
     with pytest.raises(NoHealthyInstance) as refused:
         pool.choose(Request(now=0.0), (), 0.0)

@@ -153,7 +153,7 @@ def test_one_gateways_trip_reaches_the_others_through_the_controller_and_so_does
     assert "instance-1" in {ask(other.pool("a"), clock[0], ok=True) for _ in range(20)}
 
 
-def test_a_controller_that_has_forgotten_is_told_again() -> None:
+def test_a_restarted_controller_receives_every_open_breaker_again() -> None:
     routing = made()
     fail(routing.pool("a"), "instance-1", 3, 1.0)
     assert routing.pool("a").breakers.take_updates(1.0)
@@ -163,7 +163,7 @@ def test_a_controller_that_has_forgotten_is_told_again() -> None:
 
 
 class TestOverRealSockets:
-    async def test_an_instance_that_answers_errors_is_out_and_comes_back_when_it_is_mended(self, plane: DataPlane) -> None:
+    async def test_an_instance_that_answers_errors_is_out_of_service_until_it_recovers(self, plane: DataPlane) -> None:
         broken: set[str] = set()
         agent = Agent("a")
 

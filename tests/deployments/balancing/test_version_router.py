@@ -1,4 +1,4 @@
-"""Which version answers: shares to the request, sessions that stay, and what happens when nobody of one is well."""
+"""Which version answers: exact shares, sessions that stay, and a version without a healthy instance."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_pinned_session_stays_in_both_directions_while_its_version_has_anybody
     assert all(made.version_for(f"s{n}", "v1") == "v1" for n in range(50))
 
 
-def test_a_version_that_is_gone_pins_nobody_and_one_that_leaves_keeps_its_own() -> None:
+def test_a_removed_version_keeps_no_session_and_a_draining_one_keeps_its_own() -> None:
     made = versions(VersionShare("v2", None, 0, ("v1",)), sessions=True)
     assert [made.version_for("s", "v1"), made.version_for("s", "v0"), made.version_for("s"), made.version_for(None)] == [
         "v1",
@@ -92,7 +92,7 @@ def test_a_version_that_is_gone_pins_nobody_and_one_that_leaves_keeps_its_own() 
     ]
 
 
-def test_nobody_new_goes_to_a_version_that_leaves_or_to_one_without_a_share() -> None:
+def test_new_requests_never_reach_a_draining_version_or_one_without_a_share() -> None:
     draining = [Instance("instance-1", version="v1", draining=True)]
     starting = [Instance("instance-9", version="v3")]
     made = versions(VersionShare("v2", None, 0, ("v1",)))
@@ -101,7 +101,7 @@ def test_nobody_new_goes_to_a_version_that_leaves_or_to_one_without_a_share() ->
 
 
 @pytest.mark.parametrize(("ill", "other"), [("v2", "v1"), ("v1", "v2")])
-def test_a_version_of_which_nobody_is_well_gives_its_traffic_to_the_other(ill: str, other: str) -> None:
+def test_a_version_without_a_healthy_instance_gives_its_traffic_to_the_other(ill: str, other: str) -> None:
     everyone = [Instance(i.id, version=i.version, healthy=i.version != ill) for i in V1 + V2]
     made = versions(ten(50))
     chosen = [pick(made, everyone) for _ in range(100)]
@@ -171,7 +171,7 @@ async def test_a_cookie_keeps_its_version_until_that_is_rolled_back(plane: DataP
             await client.close()
 
 
-async def test_a_retry_stays_with_the_version_while_it_has_somebody_else(plane: DataPlane) -> None:
+async def test_a_retry_stays_with_the_version_while_it_has_another_instance(plane: DataPlane) -> None:
     await plane.add(agent(), count=2)
     names = await plane.add(agent(), count=2, version="v2")
     plane.shares["a"] = ten(50)

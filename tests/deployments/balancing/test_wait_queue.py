@@ -1,8 +1,9 @@
-"""Limits: an instance refuses above its own, and who finds no place waits in line: first come, first served, not for ever."""
+"""Limits and the wait queue: an instance refuses above its limit; requests without capacity wait, first come, first served."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,13 +13,17 @@ import pytest
 
 from cluster.instance_state import InstanceState
 from cluster.messages import KEY_HEADER, LIMIT_HEADER, REFUSED_HEADER
+from deployments.balancing.backend import Lease
+from deployments.balancing.wait_queue import AgentWaitQueue, NoCapacity
+from policies.base import Request
+from policies.errors import Overloaded
 from swiftclaw import Agent
 from tests.deployments.conftest import KEY, DataPlane
 from tests.deployments.helpers import until
 
 
 class Gate:
-    """An agent whose requests end when they are let go; `order` are the messages as they came in."""
+    """An agent whose requests end when they are released; `order`: the messages in order of arrival."""
 
     def __init__(self) -> None:
         self.agent = Agent("a")
@@ -41,7 +46,7 @@ class Gate:
     def _event(self, message: str) -> asyncio.Event:
         return self._go.setdefault(message, asyncio.Event())
 
-    def let_go(self, *messages: str) -> None:
+    def finish(self, *messages: str) -> None:
         for message in messages:
             self._event(message).set()
 
@@ -69,116 +74,116 @@ async def start(plane: DataPlane, count: int = 1, **limits: Any) -> Gate:
     return gate
 
 
-def line(plane: DataPlane) -> int:
+def waiting_in(plane: DataPlane) -> int:
     return len(plane.agents.pool("a").wait_queue)
 
 
-async def test_above_the_cap_requests_wait_and_are_answered_in_the_order_in_which_they_came(plane: DataPlane) -> None:
+async def test_above_the_limit_requests_wait_and_are_answered_in_order_of_arrival(plane: DataPlane) -> None:
     gate = await start(plane)
     tasks = []
 
     def arrived(count: int) -> bool:
-        return len(gate.order) + line(plane) == count
+        return len(gate.order) + waiting_in(plane) == count
 
     for number in range(5):
         tasks.append(asking(plane, str(number)))
         await until(partial(arrived, number + 1))
-    assert gate.order == ["0"] and line(plane) == 4
-    gate.let_go(*map(str, range(5)))
+    assert gate.order == ["0"] and waiting_in(plane) == 4
+    gate.finish(*map(str, range(5)))
     assert [await task for task in tasks] == [(200, str(number)) for number in range(5)]
     assert gate.order == [str(number) for number in range(5)]
     assert gate.most == 1
     await until(lambda: plane.active() == 0)
 
 
-async def test_nobody_waits_while_another_instance_has_room(plane: DataPlane) -> None:
+async def test_no_request_waits_while_another_instance_has_capacity(plane: DataPlane) -> None:
     gate = await start(plane, count=3)
     tasks = [asking(plane, str(number)) for number in range(3)]
     await gate.begun("0", "1", "2")
-    assert line(plane) == 0
-    gate.let_go("0", "1", "2")
+    assert waiting_in(plane) == 0
+    gate.finish("0", "1", "2")
     assert [await task for task in tasks] == [(200, "0"), (200, "1"), (200, "2")]
 
 
-async def test_whoever_waits_too_long_is_refused_as_overloaded_and_told_when_to_come_again(plane: DataPlane) -> None:
+async def test_a_request_that_waits_too_long_is_refused_as_overloaded_with_retry_after(plane: DataPlane) -> None:
     gate = await start(plane, connectionTimeout="200ms")
     first = asking(plane, "0")
     await gate.begun("0")
     assert await ask(plane, "1") == (503, "overloaded")
-    gate.let_go("0")
+    gate.finish("0")
     assert await first == (200, "0")
     assert gate.order == ["0"]
 
 
-async def test_a_full_line_refuses_at_once(plane: DataPlane) -> None:
+async def test_a_full_wait_queue_refuses_at_once(plane: DataPlane) -> None:
     gate = await start(plane, maxConnections=2)
     tasks = [asking(plane, "0")]
     await gate.begun("0")
     tasks += [asking(plane, "1"), asking(plane, "2")]
-    await until(lambda: line(plane) == 2)
+    await until(lambda: waiting_in(plane) == 2)
     assert await ask(plane, "3") == (503, "overloaded")
-    gate.let_go("0", "1", "2")
+    gate.finish("0", "1", "2")
     assert sorted([await task for task in tasks]) == [(200, "0"), (200, "1"), (200, "2")]
 
 
 async def test_the_agents_own_limit_holds_over_all_its_instances(plane: DataPlane) -> None:
     gate = await start(plane, count=3, maxConnections=2, maxConnectionsPerInstance=5)
     tasks = [asking(plane, str(number)) for number in range(4)]
-    await until(lambda: len(gate.order) == 2 and line(plane) == 2)
-    gate.let_go(*map(str, range(4)))
+    await until(lambda: len(gate.order) == 2 and waiting_in(plane) == 2)
+    gate.finish(*map(str, range(4)))
     assert {(await task)[0] for task in tasks} == {200}
     assert gate.most == 2
 
 
-async def test_a_client_that_leaves_the_line_leaves_nothing_behind(plane: DataPlane) -> None:
+async def test_a_client_that_disconnects_while_it_waits_leaves_the_queue(plane: DataPlane) -> None:
     gate = await start(plane)
     first, second, third = asking(plane, "0"), None, None
     await gate.begun("0")
     second = asking(plane, "1")
-    await until(lambda: line(plane) == 1)
+    await until(lambda: waiting_in(plane) == 1)
     third = asking(plane, "2")
-    await until(lambda: line(plane) == 2)
+    await until(lambda: waiting_in(plane) == 2)
     second.cancel()
-    await until(lambda: line(plane) == 1)
-    gate.let_go("0", "1", "2")
+    await until(lambda: waiting_in(plane) == 1)
+    gate.finish("0", "1", "2")
     assert (await first, await third) == ((200, "0"), (200, "2"))
     assert gate.order == ["0", "2"]
     await until(lambda: plane.active() == 0)
 
 
-async def test_those_in_line_are_refused_at_once_when_nobody_is_left(plane: DataPlane) -> None:
+async def test_waiting_requests_are_refused_at_once_when_no_healthy_instance_is_left(plane: DataPlane) -> None:
     gate = await start(plane)
     first = asking(plane, "0")
     await gate.begun("0")
     waiting = asking(plane, "1")
-    await until(lambda: line(plane) == 1)
+    await until(lambda: waiting_in(plane) == 1)
     plane.mark("a", "instance-1", "unhealthy")
     assert await waiting == (503, "no_healthy_instance")
-    gate.let_go("0")
+    gate.finish("0")
     assert await first == (200, "0")
 
 
-async def test_an_agent_that_is_removed_sends_its_line_away(plane: DataPlane) -> None:
+async def test_an_agent_that_is_removed_refuses_its_waiting_requests(plane: DataPlane) -> None:
     gate = await start(plane)
     first = asking(plane, "0")
     await gate.begun("0")
     waiting = asking(plane, "1")
-    await until(lambda: line(plane) == 1)
+    await until(lambda: waiting_in(plane) == 1)
     del plane.members["a"]
     plane.announce()
     assert await waiting == (404, "unknown_agent")
-    gate.let_go("0")
+    gate.finish("0")
     assert await first == (200, "0")
 
 
-async def test_a_raised_limit_lets_those_in_line_go_on(plane: DataPlane) -> None:
+async def test_a_raised_limit_admits_waiting_requests(plane: DataPlane) -> None:
     gate = await start(plane)
     tasks = [asking(plane, str(number)) for number in range(3)]
-    await until(lambda: line(plane) == 2)
+    await until(lambda: waiting_in(plane) == 2)
     plane.blocks["a"]["limits"]["maxConnectionsPerInstance"] = 3
     plane.announce()
     await until(lambda: gate.running == 3)
-    gate.let_go("0", "1", "2")
+    gate.finish("0", "1", "2")
     assert {(await task)[0] for task in tasks} == {200}
 
 
@@ -196,29 +201,29 @@ class TestTheInstanceItself:
             other.post(f"http://127.0.0.1:{port}/messages", json={"message": "1"}, headers=headers) as response,
         ):
             assert (response.status, response.headers[REFUSED_HEADER.decode()]) == (503, "full")
-        gate.let_go("0")
+        gate.finish("0")
         assert await first == (200, "0")
         assert gate.order == ["0"]
 
-    async def test_a_place_that_other_gateways_have_taken_costs_a_refusal_and_the_next_instance_answers(
+    async def test_capacity_taken_by_other_gateways_costs_one_refusal_and_the_next_instance_answers(
         self, plane: DataPlane
     ) -> None:
         gate = await start(plane, count=2)
         taken = next(iter(plane.hosts.values()))
         taken.in_flight += 1  # somebody else's
-        gate.let_go("0", "1", "2")
+        gate.finish("0", "1", "2")
         for number in range(3):
             assert await ask(plane, str(number)) == (200, str(number))
         taken.in_flight -= 1
 
-    async def test_when_others_fill_every_place_the_line_moves_once_they_have_gone(self, plane: DataPlane) -> None:
+    async def test_when_other_gateways_fill_every_instance_the_queue_moves_once_they_are_done(self, plane: DataPlane) -> None:
         """This gateway has nothing in flight that would tell it."""
         gate = await start(plane)
         host = next(iter(plane.hosts.values()))
         host.in_flight += 1
-        gate.let_go("0")
+        gate.finish("0")
         waiting = asking(plane, "0")
-        await until(lambda: line(plane) == 1)
+        await until(lambda: waiting_in(plane) == 1)
         host.in_flight -= 1
         assert await asyncio.wait_for(waiting, 20) == (200, "0")
 
@@ -233,20 +238,52 @@ class TestTheInstanceItself:
         gate.agent.mount(app)
         async with plane.client.ws_connect("/agents/a/ws"):
             waiting = asking(plane, "0")
-            await until(lambda: line(plane) == 1)
-        gate.let_go("0")
+            await until(lambda: waiting_in(plane) == 1)
+        gate.finish("0")
         assert await waiting == (200, "0")
 
 
 @pytest.mark.parametrize("state", ["draining", "ejected"])
-async def test_a_place_on_one_that_leaves_or_is_silent_is_none(plane: DataPlane, state: InstanceState) -> None:
+async def test_free_capacity_on_a_draining_or_ejected_instance_does_not_count(plane: DataPlane, state: InstanceState) -> None:
     gate = await start(plane, count=2)
     plane.members["a"] = [replace(plane.members["a"][0], state=state), plane.members["a"][1]]
     plane.announce()
     first = asking(plane, "0")
     await gate.begun("0")
     waiting = asking(plane, "1")
-    await until(lambda: line(plane) == 1)
-    gate.let_go("0", "1")
+    await until(lambda: waiting_in(plane) == 1)
+    gate.finish("0", "1")
     assert (await first, await waiting) == ((200, "0"), (200, "1"))
     assert gate.most == 1
+
+
+class TestWithoutAGateway:
+    """The queue beside two callables."""
+
+    @staticmethod
+    def queue(max_waiting: int) -> AgentWaitQueue:
+        def choose(*_: object) -> Lease:
+            raise NoCapacity
+
+        made = AgentWaitQueue("a", choose, lambda now: False)
+        made.configure(max_waiting)
+        return made
+
+    async def test_a_full_queue_says_how_many_requests_wait(self) -> None:
+        queue = self.queue(max_waiting=1)
+        first = asyncio.create_task(queue.wait(Request(), (), 20.0))
+        await asyncio.sleep(0)
+        assert repr(queue) == "<AgentWaitQueue of a: 1 of 1 requests waiting>"
+        with pytest.raises(Overloaded, match=r"^the wait queue is full \(1 requests\)$"):
+            await queue.wait(Request(), (), 20.0)
+        first.cancel()
+        await asyncio.wait([first])
+        assert len(queue) == 0
+
+    async def test_a_request_that_expires_says_so(self) -> None:
+        queue = self.queue(max_waiting=1)
+        waiting = asyncio.create_task(queue.wait(Request(), (), 5.0))
+        await asyncio.sleep(0)
+        queue.expire(time.monotonic() + 5.0)
+        with pytest.raises(Overloaded, match=r"^timed out waiting for a free instance$"):
+            await waiting

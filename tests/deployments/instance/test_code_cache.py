@@ -39,7 +39,7 @@ async def test_instances_that_start_together_all_find_the_code(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("answer", "said"), [(None, "deploy this version again"), (b"PK", "cannot be unpacked")])
-async def test_code_that_cannot_be_had_is_a_sentence_and_leaves_nothing(
+async def test_unavailable_code_is_reported_in_a_sentence_and_leaves_no_folder(
     tmp_path: Path, answer: bytes | None, said: str
 ) -> None:
     async def fetch(digest: str) -> bytes | None:

@@ -1,4 +1,4 @@
-"""An instance that leaves, from the gateway's side and from its own."""
+"""How an instance drains, from the gateway's side and from its own."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def direct(plane: DataPlane, host: InstanceServer, replica: str) -> tuple[
         return response.status, response.headers.get(REFUSED_HEADER.decode())
 
 
-async def test_a_request_in_flight_and_a_stream_finish_and_only_then_is_it_drained(plane: DataPlane) -> None:
+async def test_a_drain_ends_when_the_request_and_the_stream_in_flight_have_finished(plane: DataPlane) -> None:
     gate = Gate()
     await plane.add(gate.agent)
     host = plane.hosts["gated-instance-1"]
@@ -85,7 +85,7 @@ async def test_a_request_in_flight_and_a_stream_finish_and_only_then_is_it_drain
     assert host.in_flight == 0
 
 
-async def test_what_comes_after_it_refuses_is_answered_by_another(plane: DataPlane) -> None:
+async def test_requests_that_a_closing_instance_refuses_are_answered_by_another(plane: DataPlane) -> None:
     gate = Gate()
     await plane.add(gate.agent, 2)
     await asyncio.wait_for(leaving(plane.hosts["gated-instance-1"], keep_sessions=False), PATIENCE_S)
@@ -94,7 +94,7 @@ async def test_what_comes_after_it_refuses_is_answered_by_another(plane: DataPla
     assert {by for _, _, by in answers} == {"instance-2"}
 
 
-async def test_until_the_gateways_have_heard_of_it_it_takes_what_comes(plane: DataPlane) -> None:
+async def test_until_the_gateways_know_that_it_drains_an_instance_takes_requests(plane: DataPlane) -> None:
     gate = Gate()
     await plane.add(gate.agent)
     host = plane.hosts["gated-instance-1"]
@@ -105,7 +105,7 @@ async def test_until_the_gateways_have_heard_of_it_it_takes_what_comes(plane: Da
     assert await direct(plane, host, "gated-instance-1") == (503, CLOSING.decode())
 
 
-async def test_a_session_that_lives_there_is_served_until_the_deadline(plane: DataPlane) -> None:
+async def test_a_session_bound_to_a_draining_instance_is_served_until_the_deadline(plane: DataPlane) -> None:
     gate = Gate()
     plane.blocks["gated"] = {"loadBalancing": {"sessionAffinity": {"enabled": True}}}
     await plane.add(gate.agent, 2)
@@ -125,7 +125,7 @@ async def test_a_session_that_lives_there_is_served_until_the_deadline(plane: Da
     assert (await ask(plane, "quick", **{"x-session-id": "s1"}))[2] != home
 
 
-async def test_without_sessions_nobody_is_waited_for_whatever_the_timeout(plane: DataPlane) -> None:
+async def test_without_sessions_a_drain_is_short_whatever_the_timeouts(plane: DataPlane) -> None:
     gate = Gate()
     await plane.add(gate.agent)
     host = plane.hosts["gated-instance-1"]
@@ -133,7 +133,7 @@ async def test_without_sessions_nobody_is_waited_for_whatever_the_timeout(plane:
     assert host.session_at is None
 
 
-async def test_a_request_without_an_answer_after_the_request_timeout_is_cut_off_with_a_named_error(plane: DataPlane) -> None:
+async def test_a_request_without_an_answer_after_the_request_timeout_is_cancelled_with_a_named_error(plane: DataPlane) -> None:
     gate = Gate()
     await plane.add(gate.agent)
     request = asyncio.create_task(ask(plane, "wait"))
@@ -145,7 +145,7 @@ async def test_a_request_without_an_answer_after_the_request_timeout_is_cut_off_
     await _until_idle(plane)
 
 
-async def test_a_stream_outlives_the_request_timeout_and_is_told_when_the_drain_timeout_ends_it(plane: DataPlane) -> None:
+async def test_a_stream_outlives_the_request_timeout_and_gets_an_error_event_at_the_drain_timeout(plane: DataPlane) -> None:
     gate = Gate()
     await plane.add(gate.agent)
     stream = asyncio.create_task(events(plane))
@@ -160,7 +160,7 @@ async def test_a_stream_outlives_the_request_timeout_and_is_told_when_the_drain_
     await _until_idle(plane)
 
 
-async def test_an_agent_that_will_not_be_cut_off_does_not_keep_the_process(plane: DataPlane) -> None:
+async def test_an_agent_that_ignores_its_cancellation_does_not_delay_the_end_of_the_process(plane: DataPlane) -> None:
     agent, began, release = Agent("gated"), asyncio.Event(), asyncio.Event()
 
     @agent.on_message
@@ -184,7 +184,7 @@ async def test_an_agent_that_will_not_be_cut_off_does_not_keep_the_process(plane
 
 
 @pytest.mark.parametrize("kind", ["stream", "websocket"])
-async def test_what_a_mounted_app_still_has_open_when_the_time_is_up_is_broken_off(plane: DataPlane, kind: str) -> None:
+async def test_open_responses_of_a_mounted_app_are_cancelled_at_the_drain_timeout(plane: DataPlane, kind: str) -> None:
     agent = Agent("gated")
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -213,7 +213,7 @@ async def test_what_a_mounted_app_still_has_open_when_the_time_is_up_is_broken_o
     await _until_idle(plane)
 
 
-async def test_the_controller_is_told_of_each_step_and_then_the_watch_ends(plane: DataPlane) -> None:
+async def test_a_watch_reports_each_stage_and_ends_with_the_last(plane: DataPlane) -> None:
     await plane.add(Gate().agent)
     host = plane.hosts["gated-instance-1"]
     url = f"http://127.0.0.1:{plane.listeners['gated-instance-1'].port}{WATCH_PATH}"
@@ -236,21 +236,21 @@ async def test_the_controller_is_told_of_each_step_and_then_the_watch_ends(plane
 REMEMBERED = DrainTerms(7.0, 70.0, keep_sessions=True)
 
 
-async def test_the_controller_says_on_which_terms_it_leaves() -> None:
+async def test_an_instance_drains_on_the_terms_of_the_controller() -> None:
     async def terms() -> DrainTerms:
         return DrainTerms(1.0, 2.0, keep_sessions=False)
 
     assert await drain_terms(terms, REMEMBERED) == DrainTerms(1.0, 2.0, keep_sessions=False)
 
 
-async def test_an_agent_that_is_gone_leaves_on_its_last_terms_and_waits_for_no_session() -> None:
+async def test_an_instance_of_a_removed_agent_drains_on_its_last_terms_without_waiting_for_sessions() -> None:
     async def gone() -> None:
         return None
 
     assert await drain_terms(gone, REMEMBERED) == DrainTerms(7.0, 70.0, keep_sessions=False)
 
 
-async def test_a_controller_that_is_away_or_silent_keeps_nobody_from_leaving_on_the_last_terms() -> None:
+async def test_without_an_answer_of_the_controller_an_instance_drains_on_its_last_terms() -> None:
     async def away() -> None:
         raise ConnectionError
 

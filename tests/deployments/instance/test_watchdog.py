@@ -41,7 +41,7 @@ async def test_a_loop_that_is_stuck_for_less_than_the_limit_again_and_again_is_l
     assert not ended.is_set()
 
 
-async def test_beats_that_come_late_start_the_count_anew() -> None:
+async def test_late_heartbeats_restart_the_count() -> None:
     ended = threading.Event()
     watchdog = LoopWatchdog("instance-1", limit=100, tick_s=0.005, end=ended.set)
     for _ in range(20):  # 200 ticks in all, never 100 in a row
@@ -62,7 +62,7 @@ async def test_a_hanging_thread_is_not_a_stuck_loop() -> None:
     assert not ended.is_set()
 
 
-async def test_after_stop_a_stuck_loop_is_nobodys_business() -> None:
+async def test_a_stopped_watchdog_ignores_a_stuck_loop() -> None:
     ended = threading.Event()
     watchdog = LoopWatchdog("instance-1", limit=3, tick_s=0.01, end=ended.set)
     watchdog.stop()

@@ -1,4 +1,4 @@
-"""An instance that the Controller takes away: only by its key, by POST, and never through a gateway."""
+"""Kill and drain on the Controller's request: only with the cluster's key, by POST, and never through a gateway."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def post(plane: DataPlane, path: str, key: str, method: str = "POST") -> i
         return answer.status
 
 
-async def test_with_the_key_it_goes_as_it_is_told(plane: DataPlane, done: list[object]) -> None:
+async def test_with_the_key_an_instance_drains_or_is_killed(plane: DataPlane, done: list[object]) -> None:
     assert await post(plane, DRAIN_PATH, KEY) == 202
     assert done == ["left"]
     await post(plane, KILL_PATH, KEY)
@@ -49,14 +49,14 @@ async def test_with_the_key_it_goes_as_it_is_told(plane: DataPlane, done: list[o
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_without_the_key_or_by_another_method_it_stays(path: str, plane: DataPlane, done: list[object]) -> None:
+async def test_without_the_key_or_by_another_method_it_keeps_running(path: str, plane: DataPlane, done: list[object]) -> None:
     assert await post(plane, path, "guessed") == 403
     assert await post(plane, path, KEY, "GET") == 403
     assert done == []
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_no_request_through_a_gateway_gets_there(path: str, plane: DataPlane, done: list[object]) -> None:
+async def test_no_request_through_a_gateway_reaches_these_paths(path: str, plane: DataPlane, done: list[object]) -> None:
     for tried in (path, f"/agents/a{path}", f"/agents/a/..{path}", f"/agents/a/%2e%2e{path}", f"/agents/a/{path}"):
         async with plane.client.post(tried, headers={KEY_HEADER.decode(): KEY}) as answer:
             assert answer.status >= 400
