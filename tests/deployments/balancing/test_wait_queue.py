@@ -67,9 +67,11 @@ def asking(plane: DataPlane, message: str) -> asyncio.Task[tuple[int, str]]:
     return asyncio.create_task(ask(plane, message))
 
 
-async def start(plane: DataPlane, count: int = 1, **limits: Any) -> Gate:
+async def start(plane: DataPlane, app: Any = None, *, count: int = 1, **limits: Any) -> Gate:
     plane.blocks["a"] = {"limits": {"maxConnectionsPerInstance": 1, "connectionTimeout": "20s", **limits}}
     gate = Gate()
+    if app is not None:
+        gate.agent.mount(app)
     await plane.add(gate.agent, count=count)
     return gate
 
@@ -228,14 +230,12 @@ class TestTheInstanceItself:
         assert await asyncio.wait_for(waiting, 20) == (200, "0")
 
     async def test_a_websocket_counts_for_as_long_as_it_is_open(self, plane: DataPlane) -> None:
-        gate = await start(plane)
-
         async def app(scope: Any, receive: Any, send: Any) -> None:
             await receive()
             await send({"type": "websocket.accept"})
             await receive()
 
-        gate.agent.mount(app)
+        gate = await start(plane, app)
         async with plane.client.ws_connect("/agents/a/ws"):
             waiting = asking(plane, "0")
             await until(lambda: waiting_in(plane) == 1)
