@@ -265,7 +265,7 @@ class TestWithoutAGateway:
         def choose(*_: object) -> Lease:
             raise NoCapacity
 
-        made = AgentWaitQueue("a", choose, lambda now: False)
+        made = AgentWaitQueue("a", choose, lambda now, lane: False)
         made.configure(max_waiting)
         return made
 
