@@ -30,17 +30,32 @@ def check(file: Path, as_json: bool) -> None:
             click.echo(_report(file, error.message.splitlines(), []))
             raise click.exceptions.Exit(error.exit_code) from None
         raise
-    warnings = absent_files(settings)
+    warnings = warnings_of(settings)
     if as_json:
         click.echo(_report(file, [], warnings))
         return
     click.echo(f"{file} is valid: {summary(settings)}")
+    note(settings)
     warn(warnings)
 
 
 def warn(warnings: list[str]) -> None:
     for warning in warnings:
         click.echo(f"warning: {warning}", err=True)
+
+
+def warnings_of(settings: Settings) -> list[str]:
+    """What is valid, but may not be what was meant."""
+    from cluster.config.effects import without_effect
+
+    return [*absent_files(settings), *without_effect(settings)]
+
+
+def note(settings: Settings) -> None:
+    from cluster.config.effects import scaling_notes
+
+    for line in scaling_notes(settings):
+        click.echo(f"note: {line}", err=True)
 
 
 def absent_files(settings: Settings) -> list[str]:

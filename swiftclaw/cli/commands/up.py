@@ -17,7 +17,7 @@ import click
 
 from swiftclaw.cli import files
 from swiftclaw.cli.admin_api import AdminApi
-from swiftclaw.cli.commands.check import absent_files, warn
+from swiftclaw.cli.commands.check import note, warn, warnings_of
 from swiftclaw.cli.errors import AdminUnreachable, CommandFailed
 from swiftclaw.cli.output import show
 from swiftclaw.cli.program import program
@@ -58,7 +58,8 @@ def up(file: Path, address: str | None, timeout: float) -> None:
     from swiftclaw.cli.ray_cluster import cluster_record
 
     settings = files.load(file)
-    warn(absent_files(settings))
+    note(settings)
+    warn(warnings_of(settings))
     with cluster_record.locked(Path(settings.state_dir)), interruptible(), ProgressReporter(show.err()) as reporter:
         startup = Up(settings, Path(settings.state_dir), timeout, reporter)
         with startup.ray_cluster(address) as (cluster, is_new):
