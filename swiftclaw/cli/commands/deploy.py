@@ -108,7 +108,8 @@ def block_of(settings: Settings, agent: str, config: Path | None) -> dict[str, A
         document = read_document(config)
         if not isinstance(document.content, dict) or document.complaints:
             raise ConfigError(f"{config}: expected one mapping with an agent's settings, each key at most once")
-        override = {"agent": block.get("agent"), **document.content}
+        carried = {key: block[key] for key in ("regions",) if key in block}  # loadBalancing.regions names some of them
+        override = {"agent": block.get("agent"), **carried, **document.content}
         block = merged(agent_from_block(agent, override, config.absolute().parent).to_block(), block)
     if not block:
         names = ", ".join(settings.agents) or "none"

@@ -135,6 +135,15 @@ def test_a_config_wins_over_the_file_and_adds_to_it(tmp_path: Path) -> None:
     assert block["healthCheck"] == {"interval": 3} and block["agent"] == "shop:agent"
 
 
+def test_a_config_may_name_the_regions_of_the_file(tmp_path: Path) -> None:
+    regions = {"us-east-1": {"instances": 3}, "eu-west-1": {}}
+    config = tmp_path / "geo.json"
+    config.write_text(json.dumps({"loadBalancing": {"strategy": "geographic", "regions": ["eu-west-1", "us-east-1"]}}))
+    block = block_of(parse({"agents": {"shop": {**SHOP, "regions": regions}}}, tmp_path), "shop", config)
+    assert block["loadBalancing"]["regions"] == ["eu-west-1", "us-east-1"]
+    assert block["regions"]["us-east-1"] == {"instances": 3} and list(block["regions"]) == list(regions)
+
+
 def test_an_agent_may_be_in_the_config_only(tmp_path: Path) -> None:
     config = tmp_path / "new.yaml"
     config.write_text("agent: new:agent\nregions: [us]\n")
