@@ -100,7 +100,8 @@ def _settled(agent: AgentSettings, at: Location) -> AgentSettings:
         scaling = replace(scaling, target_cpu=70.0, target_connections=80.0)
     least = scaling.min_instances if scaling else 1
     is_default = at.step("regions").steps not in at.log.written or not agent.regions
-    regions = {"local": RegionSettings(least)} if is_default else agent.regions
+    names = agent.load_balancing.regions or ("local",)  # a block that only names regions for `geographic` runs in them
+    regions = {name: RegionSettings(least) for name in names} if is_default else agent.regions
     return replace(
         agent,
         scaling=scaling,

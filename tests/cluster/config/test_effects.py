@@ -41,3 +41,10 @@ def test_scaling_bounds_are_added_up_over_the_regions() -> None:
     (note,) = scaling_notes(settings(scaling=scaling, regions={"us": {}, "eu": {"maxInstances": 4}, "ap": {"minInstances": 0}}))
     assert note == "agents.a.scaling: the bounds hold per region; over 3 regions they allow 4 to 24 instances"
     assert scaling_notes(settings(scaling=scaling)) == scaling_notes(settings(regions={"us": {}, "eu": {}})) == []
+
+
+def test_a_block_that_only_names_regions_runs_in_them() -> None:
+    balancing = {"strategy": "geographic", "regions": ["us-east-1", "eu-west-1"]}
+    made = parse({"agents": {"a": {"agent": "m:x", "loadBalancing": balancing}}}, Path("/"))
+    assert list(made.agents["a"].regions) == ["us-east-1", "eu-west-1"]
+    assert parse(made.to_args(), Path("/")) == made
