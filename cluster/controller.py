@@ -163,7 +163,7 @@ class Controller:
                 self._spawn(self._watch.verify(record))
 
     async def deregister_gateway(self, gateway: str) -> None:
-        self._gateways.forget(gateway, "it was stopped")
+        self._gateways.forget(gateway, "the gateway was stopped")
 
     # --- called by the command line ------------------------------------------------------------------------------
 
@@ -203,7 +203,7 @@ class Controller:
 
     async def rollback(self, agent: str) -> str:
         """Send all traffic to the stable version; returns the version that is removed. Raises ValueError with a sentence."""
-        return self._acted(self.versions.take_back(agent, "by an operator"))
+        return self._acted(self.versions.take_back(agent, "requested by an operator"))
 
     async def has_package(self, digest: str) -> bool:
         return self.versions.packages.has(digest)

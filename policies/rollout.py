@@ -101,11 +101,13 @@ def judge(
     if canary.requests < min_requests:
         return Judgement("inconclusive", "the circuit breakers of all the canary's instances are open")
     if stable.requests < min_requests:
-        return Judgement("inconclusive", f"stable has answered {stable.requests} of the {min_requests} requests needed")
+        return Judgement(
+            "inconclusive", f"the stable version has answered {stable.requests} of the {min_requests} requests needed"
+        )
     if canary.latency_ms is None or stable.latency_ms is None:
-        missing = "the canary" if canary.latency_ms is None else "stable"
-        return Judgement("inconclusive", f"how long {missing} takes is not known")
-    took = f"the canary takes {canary.latency_ms:.4g} ms, stable {stable.latency_ms:.4g} ms"
+        missing = "the canary" if canary.latency_ms is None else "the stable version"
+        return Judgement("inconclusive", f"the latency of {missing} is not known")
+    took = f"the canary takes {canary.latency_ms:.4g} ms, the stable version {stable.latency_ms:.4g} ms"
     if canary.latency_ms > max_latency_ratio * stable.latency_ms:
         return Judgement("worse", f"{took}: more than {max_latency_ratio:g} times as long")
     return Judgement("better-or-equal", f"{canary.error_percent:.4g} % errors in {canary.requests} requests; {took}")
@@ -118,9 +120,9 @@ def next_step(steps: Sequence[float], percent: float) -> float | None:
 
 def _over_error_rate(canary: VersionStats, stable: VersionStats, max_error_rate: float) -> Judgement:
     """Where stable fails as much, a shared dependency is at fault: no reason to roll back, and none to promote."""
-    fails = f"{canary.error_percent:.4g} % of the canary's {canary.requests} requests failed, allowed are {max_error_rate:g} %"
+    fails = f"{canary.error_percent:.4g} % of the canary's {canary.requests} requests failed (allowed: {max_error_rate:g} %)"
     if canary.is_tripped:
         fails += ", and all its circuit breakers are open"
     if stable.requests and stable.error_percent >= canary.error_percent:
-        return Judgement("inconclusive", f"{fails}; stable fails as much ({stable.error_percent:.4g} %)")
+        return Judgement("inconclusive", f"{fails}; the stable version fails as often ({stable.error_percent:.4g} %)")
     return Judgement("worse", fails)

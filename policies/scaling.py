@@ -148,10 +148,12 @@ def _reason(
     now: float,
 ) -> str:
     if not bounds[0] <= current <= bounds[1]:
-        return f"the bounds are {bounds[0]} to {bounds[1]}"
+        return f"outside the bounds of {bounds[0]} to {bounds[1]}"
     decisive = max((name for name in proposals if name), key=lambda name: proposals[name])
     mean = history.mean(decisive, MEAN_S, now) / max(1, current)
     target = metrics[decisive].target
     if count > current:
-        return f"{decisive} {mean:.4g} per instance, target {target:g}"
-    return f"{decisive} {mean:.4g} per instance, target {target:g}; no more was needed for {history.downscale_delay_s:g} s"
+        return f"{decisive} per instance: {mean:.4g}, target {target:g}"
+    return (
+        f"{decisive} per instance: {mean:.4g}, target {target:g}; the load was low enough for {history.downscale_delay_s:g} s"
+    )

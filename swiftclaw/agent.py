@@ -85,8 +85,8 @@ class Agent:
         handler = _Function(function, parameters=_HANDLER_PARAMETERS)
         if self._handler is not None:
             raise TypeError(
-                f"{self._about('on_message')}: {self._handler.name} is the handler already, so {handler.name} cannot be; "
-                "an agent has one handler"
+                f"{self._about('on_message')}: {handler.name} cannot be the handler, because {self._handler.name} already is; "
+                "an agent has only one"
             )
         self._handler = handler
         return function
@@ -111,8 +111,8 @@ class Agent:
             limited = _Function(function, parameters=_HANDLER_PARAMETERS)
             if self._limited is not None and self._limited.function != limited.function:
                 raise TypeError(
-                    f"{self._about('rate_limit')}: {self._limited.name} is limited already, so {limited.name} cannot be; "
-                    "an agent has one handler (limits may be stacked on it)"
+                    f"{self._about('rate_limit')}: {limited.name} cannot be limited, because {self._limited.name} already is; "
+                    "an agent has only one handler (several limits may be stacked on it)"
                 )
             self._limited = limited
             self.rate_limits = (*self.rate_limits, rule)
@@ -127,7 +127,9 @@ class Agent:
         unhealthy. Raises TypeError for a second health check.
         """
         if self._health is not None:
-            raise TypeError(f"{self._about('health_check')}: {self._health.name} is the health check already; an agent has one")
+            raise TypeError(
+                f"{self._about('health_check')}: {self._health.name} is already the health check; an agent has only one"
+            )
         self._health = _Function(function)
         return function
 
@@ -151,7 +153,7 @@ class Agent:
         if not callable(asgi_app):
             raise TypeError(f"{self._about('mount')}: {asgi_app!r} is not an ASGI app (it cannot be called)")
         if self.app is not None:
-            raise TypeError(f"{self._about('mount')}: an app is mounted already; an agent has one")
+            raise TypeError(f"{self._about('mount')}: an app is already mounted; an agent has only one")
         self.app = asgi_app
 
     async def generate(self, message: object = NOT_GIVEN, *, messages: Messages | None = None, **options: Any) -> str:
@@ -319,7 +321,7 @@ def _rule(requests: int, window: str | float, key: str | None, strategy: str) ->
     except ValueError as error:
         raise ValueError(f"rate_limit: window: {error}") from error
     if window_s == 0:
-        raise ValueError("rate_limit: window: 0 is not longer than 0 s")
+        raise ValueError("rate_limit: window: must be longer than 0 s")
     return RateRule(requests, window_s, key, strategy)
 
 
@@ -329,6 +331,6 @@ def _health(verdict: object) -> tuple[bool, str]:
         return (False, "health check returned False") if verdict is False else (True, "")
     status = verdict.get("status") if isinstance(verdict, Mapping) else None
     if not isinstance(verdict, Mapping) or status not in ("healthy", "unhealthy"):
-        return False, f"health check returned {verdict!r}; allowed are a status healthy or unhealthy, a bool, or None"
+        return False, f"health check returned {verdict!r}; allowed: a status of healthy or unhealthy, a bool, or None"
     healthy = status == "healthy"
     return healthy, str(verdict.get("reason") or ("" if healthy else "health check returned unhealthy"))

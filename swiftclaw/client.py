@@ -85,7 +85,7 @@ def connect(agent: str, *, region: str | None = None) -> AgentHandle:
     gateways = sorted(name for name in serve.status().applications if name.startswith(prefix))
     if not gateways:
         where = f" in region {region}" if region else ""
-        raise NotRunning(f"no gateway is running in this Ray cluster{where}; `swiftclaw status` shows which ones are")
+        raise NotRunning(f"no gateway is running in this Ray cluster{where}; `swiftclaw status` shows the running gateways")
     return AgentHandle(agent, serve.get_deployment_handle("Gateway", gateways[0]))
 
 

@@ -81,7 +81,7 @@ def _agents(view: ClusterView) -> Iterator[Metric]:
     )
     queued = GaugeMetricFamily("swiftclaw_queued_requests", QUEUED_HELP, labels=AGENT)
     weights = GaugeMetricFamily("swiftclaw_version_weight", WEIGHT_HELP, labels=("agent", "version"))
-    desired = GaugeMetricFamily("swiftclaw_desired_instances", "Instances that should run.", labels=GROUP)
+    desired = GaugeMetricFamily("swiftclaw_desired_instances", "Desired number of instances.", labels=GROUP)
     for agent in view.settings.agents:
         limited.add_metric((agent,), totals.rate_limited(agent))
         retries.add_metric((agent,), totals.retries.get(agent, 0))

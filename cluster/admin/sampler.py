@@ -48,7 +48,7 @@ class Sampler:
                 if number % EXPORT_EVERY == 0:
                     self._export(self._view)
             except Exception:  # the next second tries again
-                log.exception("the sample of this second could not be taken; the history has a gap")
+                log.exception("could not take the sample of this second; the metric history has a gap")
 
 
 def record_limits(view: ClusterView, recorder: EventRecorder, now: float) -> None:

@@ -23,7 +23,7 @@ INNER_HEALTH = ("loadBalancing", "healthCheck")
 
 CONFIG = Reader(
     values.file_path,
-    {**values.file_path.schema, "description": "File with blocks of this agent; what stands in cluster.yaml wins."},
+    {**values.file_path.schema, "description": "File with more settings of this agent; those in cluster.yaml take precedence."},
 )
 
 
@@ -60,7 +60,7 @@ def _with_file(settings: Mapping[Any, Any], at: Location, agent: Location) -> Ma
         return rest
     name = str(settings["config"])
     if not isinstance(document.content, Mapping):
-        at.mistake(f"{name} must hold an agent's blocks, and holds {shown(document.content)}")
+        at.mistake(f"{name} must contain an agent's blocks of settings, not {shown(document.content)}")
         return rest
     added, moved = _hoisted(document.content)
     for steps, sentence in document.complaints:

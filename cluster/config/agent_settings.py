@@ -37,7 +37,7 @@ class RegionSettings:
         later=True,
     )
     priority: int = setting(
-        "priority", values.whole(0), "The lowest number receives traffic first; equal ones share it.", default=1
+        "priority", values.whole(0), "Regions with the lowest number receive traffic first; equal numbers share it.", default=1
     )
     min_instances: int | None = setting("minInstances", values.whole(0), "Default: scaling.minInstances.", default=None)
     max_instances: int | None = setting("maxInstances", values.whole(0), "Default: scaling.maxInstances.", default=None)
@@ -55,7 +55,7 @@ def read_regions(value: object, at: Location) -> dict[str, RegionSettings]:
         return regions
     names = REGION_NAMES(value, at)
     if len(set(names)) < len(names):
-        raise ConfigError(f"{shown(list(names))} names a region twice")
+        raise ConfigError(f"{shown(list(names))} lists a region twice")
     return {name: read_block(RegionSettings, None, at.step(name)) for name in names}
 
 
@@ -66,7 +66,7 @@ WEIGHTS = named("instance", values.number(kind="weight"), values.instance_name)
 def read_weights(value: object, at: Location) -> dict[str, float]:
     weights: dict[str, float] = WEIGHTS(value, at)
     if weights and at.clean() and not any(weights.values()):
-        raise ConfigError("all weights are 0, so nothing would get a request")
+        raise ConfigError("all weights are 0, so no instance would receive requests; set at least one above 0")
     return weights
 
 
@@ -85,7 +85,7 @@ class SessionAffinity:
     # None: the file does not say, so the Agent's own `session_affinity` holds.
     enabled: bool | None = setting("enabled", values.flag, "Default: the Agent's own session_affinity.", default=None)
     type: str = setting(
-        "type", AFFINITY, "What a session is recognised by: a cookie, a header, or the client's IP address.", default="cookie"
+        "type", AFFINITY, "What identifies a session: a cookie, a header, or the client's IP address.", default="cookie"
     )
     ttl_s: float = setting("ttl", values.seconds(), "How long an unused session keeps its instance.", default=3600.0)
     learn: LearnedSession | None = setting(
@@ -97,12 +97,14 @@ class SessionAffinity:
 class HealthCheck:
     enabled: bool = setting("enabled", values.flag, "Whether the Controller checks the instances.", default=True)
     interval_s: float = setting("interval", values.seconds(), "Time between two checks of an instance.", default=30.0)
-    timeout_s: float = setting("timeout", values.seconds(), "A check that takes longer has failed.", default=5.0)
+    timeout_s: float = setting(
+        "timeout", values.seconds(), "Time limit of a check; a slower one counts as failed.", default=5.0
+    )
     unhealthy_threshold: int = setting(
-        "unhealthyThreshold", values.whole(1), "Failed checks in a row that make an instance unhealthy.", default=3
+        "unhealthyThreshold", values.whole(1), "Consecutive failed checks that make an instance unhealthy.", default=3
     )
     healthy_threshold: int = setting(
-        "healthyThreshold", values.whole(1), "Passed checks in a row that make it healthy again.", default=2
+        "healthyThreshold", values.whole(1), "Consecutive passed checks that make it healthy again.", default=2
     )
 
 
@@ -114,12 +116,10 @@ class LoadBalancing:
     strategy: str = setting(
         "strategy", values.choice("strategy", *STRATEGIES), "How an instance is chosen for a request.", default="round-robin"
     )
-    window_s: float = setting(
-        "window", values.seconds(), "response-time: the age of the oldest response that counts.", default=300.0
-    )
+    window_s: float = setting("window", values.seconds(), "response-time: older responses are ignored.", default=300.0)
     regions: tuple[str, ...] = setting("regions", REGION_NAMES, "geographic: regions to route among; default: all.", default=())
     weighted: dict[str, float] = setting(
-        "weighted", read_weights, "Weight of each instance by name. Unnamed ones have the mean; 0: no requests.", factory=dict
+        "weighted", read_weights, "Weight by instance name. Default: the mean of the others. 0: no requests.", factory=dict
     )
     session_affinity: SessionAffinity = setting(
         "sessionAffinity", block(SessionAffinity), "Keeps a session's requests on one instance.", factory=SessionAffinity
@@ -132,10 +132,10 @@ class LoadBalancing:
 @dataclass(frozen=True, slots=True)
 class Limits:
     max_connections: int = setting(
-        "maxConnections", values.whole(1), "Requests in flight on all instances together; as many may wait.", default=1000
+        "maxConnections", values.whole(1), "Maximum requests in flight on all instances; as many more may wait.", default=1000
     )
     max_connections_per_instance: int = setting(
-        "maxConnectionsPerInstance", values.whole(1), "Requests in flight on one instance; above it they wait.", default=100
+        "maxConnectionsPerInstance", values.whole(1), "Maximum requests in flight on one instance; others wait.", default=100
     )
     connection_timeout_s: float = setting(
         "connectionTimeout", values.seconds(), "How long a request may wait for a free instance.", default=30.0
@@ -147,23 +147,27 @@ class Limits:
         default=None,
     )
     request_timeout_s: float = setting(
-        "requestTimeout", values.seconds(), "Until the response is complete, or a stream's first byte.", default=60.0
+        "requestTimeout", values.seconds(), "Time limit for the complete response, or for a stream's first byte.", default=60.0
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    connection_s: float = setting("connection", values.seconds(), "For a TCP connection to an instance.", default=10.0)
-    request_s: float = setting("request", values.seconds(), "As limits.requestTimeout; the smaller one holds.", default=60.0)
+    connection_s: float = setting(
+        "connection", values.seconds(), "Time limit for a TCP connection to an instance to open.", default=10.0
+    )
+    request_s: float = setting(
+        "request", values.seconds(), "Same as limits.requestTimeout; the smaller one applies.", default=60.0
+    )
     idle_s: float = setting(
-        "idle", values.seconds(), "Longest silence in a stream, WebSocket or idle connection.", default=300.0
+        "idle", values.seconds(), "Longest time without data on a stream, a WebSocket or an idle connection.", default=300.0
     )
 
 
 @dataclass(frozen=True, slots=True)
 class RateLimit:
     enabled: bool = setting("enabled", values.flag, "Whether requests to the agent are limited.", default=False)
-    requests: int = setting("requests", values.whole(1), "Requests allowed per window; above it: 429.", default=100)
+    requests: int = setting("requests", values.whole(1), "Requests allowed per window; others receive status 429.", default=100)
     window_s: float = setting("window", values.seconds(), "The length of the window.", default=60.0)
     strategy: str = setting(
         "strategy", values.choice("rate limit strategy", *LIMITERS), "How requests are counted.", default="sliding-window"
@@ -174,24 +178,31 @@ class RateLimit:
 class AccessLog:
     """Errors (500 and above, and every refusal) are logged whatever `sample` says."""
 
-    enabled: bool = setting("enabled", values.flag, "Whether a line of JSON is logged per request.", default=False)
-    sample_percent: float = setting("sample", PERCENT, "Percent of the requests without errors to log.", default=100.0)
-    errors_only: bool = setting("errorsOnly", values.flag, "Logs errors and refusals only.", default=False)
+    enabled: bool = setting("enabled", values.flag, "Whether each request is logged as a line of JSON.", default=False)
+    sample_percent: float = setting("sample", PERCENT, "Percent of the requests without errors that are logged.", default=100.0)
+    errors_only: bool = setting("errorsOnly", values.flag, "Whether only errors and refusals are logged.", default=False)
 
 
 @dataclass(frozen=True, slots=True)
 class CircuitBreaker:
     enabled: bool = setting("enabled", values.flag, "Whether failing instances stop receiving requests.", default=True)
-    failure_threshold: int = setting("failureThreshold", values.whole(1), "Failures in a row that open it.", default=5)
-    timeout_s: float | None = setting(
-        "timeout", values.seconds(), "No response for this long is a failure. Default: the request timeout.", default=None
+    failure_threshold: int = setting(
+        "failureThreshold", values.whole(1), "Consecutive failures that open the circuit breaker.", default=5
     )
-    reset_timeout_s: float = setting("resetTimeout", values.seconds(), "Time from open to the first probe.", default=60.0)
+    timeout_s: float | None = setting(
+        "timeout",
+        values.seconds(),
+        "A request without a response for this long counts as failed. Default: the request timeout.",
+        default=None,
+    )
+    reset_timeout_s: float = setting(
+        "resetTimeout", values.seconds(), "How long the circuit breaker stays open before the first probe.", default=60.0
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    attempts: int = setting("attempts", values.whole(0), "Extra attempts per request.", default=2)
+    attempts: int = setting("attempts", values.whole(0), "Maximum number of retries per request.", default=2)
     budget_percent: float = setting("budget", PERCENT, "Percent of the active requests that may be retries.", default=20.0)
 
 
@@ -199,19 +210,25 @@ class Retry:
 class Scaling:
     """Bounds hold per region. Neither target given: both, 70 and 80."""
 
-    min_instances: int = setting("minInstances", values.whole(0), "Fewest instances, per region.", default=2)
-    max_instances: int = setting("maxInstances", values.whole(1), "Most instances, per region.", default=10)
+    min_instances: int = setting("minInstances", values.whole(0), "Minimum number of instances per region.", default=2)
+    max_instances: int = setting("maxInstances", values.whole(1), "Maximum number of instances per region.", default=10)
     target_cpu: float | None = setting(
-        "targetCPU", PERCENT_ABOVE_0, "Percent of one core that an instance should use. Without any target: 70.", default=None
+        "targetCPU",
+        PERCENT_ABOVE_0,
+        "Target CPU usage per instance, in percent of one core. Default if no target is set: 70.",
+        default=None,
     )
     target_connections: float | None = setting(
         "targetConnections",
         values.number(above=True),
-        "Requests in flight that an instance should have. Without any target: 80.",
+        "Target number of requests in flight per instance. Default if no target is set: 80.",
         default=None,
     )
     downscale_delay_s: float = setting(
-        "downscaleDelay", values.seconds(zero=True), "How long load must stay low before instances stop.", default=300.0
+        "downscaleDelay",
+        values.seconds(zero=True),
+        "How long the load must stay low before instances are stopped.",
+        default=300.0,
     )
 
 
@@ -222,7 +239,7 @@ STEPS = each(PERCENT_ABOVE_0, "percentages")
 def read_steps(value: object, at: Location) -> tuple[float, ...]:
     steps: tuple[float, ...] = STEPS(value, at)
     if at.clean() and (not steps or sorted(set(steps)) != list(steps)):
-        raise ConfigError(f"{shown(value)} is not a list of rising percentages (like 10, 25, 50, 100)")
+        raise ConfigError(f"{shown(value)} is not a list of percentages in ascending order (for example 10, 25, 50, 100)")
     return steps
 
 
@@ -234,12 +251,17 @@ class CanarySettings:
         "maxErrorRate", PERCENT, "Error rate in percent above which the canary is rolled back.", default=5.0
     )
     max_latency_ratio: float = setting(
-        "maxLatencyRatio", values.number(above=True), "Latency allowed, as a multiple of the stable version's.", default=1.5
+        "maxLatencyRatio",
+        values.number(above=True),
+        "Latency above which the canary is rolled back, as a multiple of the stable version's.",
+        default=1.5,
     )
-    min_requests: int = setting("minRequests", values.whole(1), "Requests needed to judge a step.", default=50)
-    interval_s: float = setting("interval", values.seconds(), "Least time between two steps.", default=30.0)
+    min_requests: int = setting(
+        "minRequests", values.whole(1), "Requests that each version must answer before a step is judged.", default=50
+    )
+    interval_s: float = setting("interval", values.seconds(), "Minimum time between two steps.", default=30.0)
     steps: tuple[float, ...] = setting(
-        "steps", read_steps, "Percent of the traffic at each step, rising.", default=(10.0, 25.0, 50.0, 100.0)
+        "steps", read_steps, "Percent of the traffic at each step, in ascending order.", default=(10.0, 25.0, 50.0, 100.0)
     )
 
 
@@ -285,28 +307,33 @@ class AgentSettings:
     load_balancing: LoadBalancing = setting(
         "loadBalancing",
         block(LoadBalancing, also={"healthCheck": HEALTH_CHECK}),
-        "Which instance gets a request.",
+        "How requests are distributed among the instances.",
         factory=LoadBalancing,
     )
     health_check: HealthCheck = setting(
-        "healthCheck", HEALTH_CHECK, "Active health checks; an unhealthy instance gets no requests.", factory=HealthCheck
+        "healthCheck", HEALTH_CHECK, "Active health checks; an unhealthy instance receives no requests.", factory=HealthCheck
     )
-    limits: Limits = setting("limits", block(Limits), "How many requests at once, and how long they may take.", factory=Limits)
-    timeouts: Timeouts = setting("timeouts", block(Timeouts), "How long each part of a request may take.", factory=Timeouts)
-    rate_limit: RateLimit = setting(
-        "rateLimit", block(RateLimit), "Limit on requests per time, for the whole agent.", factory=RateLimit
+    limits: Limits = setting(
+        "limits", block(Limits), "Limits on concurrent requests, and on how long they may wait and run.", factory=Limits
     )
+    timeouts: Timeouts = setting("timeouts", block(Timeouts), "Time limits for the parts of a request.", factory=Timeouts)
+    rate_limit: RateLimit = setting("rateLimit", block(RateLimit), "Rate limit for the whole agent.", factory=RateLimit)
     circuit_breaker: CircuitBreaker = setting(
         "circuitBreaker", block(CircuitBreaker), "Stops sending requests to an instance that fails.", factory=CircuitBreaker
     )
     retry: Retry = setting("retry", block(Retry), "When a failed request is sent to another instance.", factory=Retry)
-    scaling: Scaling | None = setting("scaling", block(Scaling), "Autoscaling per region. Default: fixed counts.", default=None)
+    scaling: Scaling | None = setting(
+        "scaling", block(Scaling), "Autoscaling per region. Default: a fixed number of instances.", default=None
+    )
     canary: CanarySettings | None = setting(
-        "canary", block(CanarySettings), "Promotes or rolls back a canary automatically. Default: by hand.", default=None
+        "canary",
+        block(CanarySettings),
+        "Promotes or rolls back a canary automatically. Default: an operator decides.",
+        default=None,
     )
     access_log: AccessLog = setting("accessLog", block(AccessLog), "One line of JSON per request.", factory=AccessLog)
     drain_timeout_s: float = setting(
-        "drainTimeout", values.seconds(zero=True), "Time that a stopping instance has to finish its requests.", default=600.0
+        "drainTimeout", values.seconds(zero=True), "Time limit for a draining instance to finish its requests.", default=600.0
     )
     runtime_env: dict[str, object] = setting(
         "runtimeEnv",

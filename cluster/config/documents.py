@@ -85,7 +85,7 @@ def _from_yaml(text: str) -> Document:
 
 def _complaints(node: yaml.Node, steps: Steps, seen: set[int], parents: tuple[int, ...]) -> Iterator[tuple[Steps, str]]:
     if id(node) in parents:
-        raise yaml.MarkedYAMLError(problem="an alias stands for a block that it is part of", problem_mark=node.start_mark)
+        raise yaml.MarkedYAMLError(problem="an alias refers to a block that contains it", problem_mark=node.start_mark)
     if id(node) in seen:
         return
     seen.add(id(node))
@@ -108,11 +108,11 @@ def _complaints(node: yaml.Node, steps: Steps, seen: set[int], parents: tuple[in
 def _misread(number: str) -> Iterator[str]:
     digits = number.lstrip("+-")
     if ":" in number:
-        yield "is read by YAML in base 60; write a time like 1h30m, other text in quotes"
+        yield "is read by YAML as a base-60 number; write a duration like 1h30m, or put it in quotes"
     elif "_" in number:
-        yield f"is not a number in every YAML; write {number.replace('_', '')}"
+        yield f"is not a number to every YAML parser; write {number.replace('_', '')}"
     elif digits.isdigit() and digits.startswith("0") and digits != "0":
-        yield f"is read by YAML in base 8; write {digits.lstrip('0') or '0'}, or put it in quotes"
+        yield f"is read by YAML as an octal number; write {digits.lstrip('0') or '0'}, or put it in quotes"
 
 
 def _one_line(error: object) -> str:

@@ -76,13 +76,13 @@ def read_block(cls: type[T], value: object, at: Location, also: Also = NONE, **g
         spot = at.step(name)
         if name not in table and (item is not None or name not in also):
             at.log.note(spot.steps)
-            spot.mistake(f"no such setting ({', '.join([*table, *also])}){did_you_mean(name, [*table, *also])}")
+            spot.mistake(f"unknown setting (allowed: {', '.join([*table, *also])}){did_you_mean(name, [*table, *also])}")
         elif item is not None:
             at.log.note(spot.steps)
             given |= _kept(table[name].name, spot.read(table[name].metadata["reader"], item))
         elif not (_may_be_empty(table[name]) if name in table else "null" in also[name].schema["type"]):
             at.log.note(spot.steps)
-            spot.mistake("has no value; leave the key out to get the default")
+            spot.mistake("has no value; remove the key to use the default")
     for name, f in table.items():
         if f.name not in given and _default(f) is MISSING:
             given[f.name] = None  # settled by the caller, or never used: the mistake below ends the reading

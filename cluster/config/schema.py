@@ -31,7 +31,7 @@ def serve_file() -> Schema:
         "required": ["applications"],
         "properties": {
             "proxy_location": {
-                "description": "Where Ray Serve runs proxies of its own. Disabled: SwiftClaw's gateways take their place.",
+                "description": "Where Ray Serve runs its own proxies. Disabled, because SwiftClaw's gateways replace them.",
                 "enum": ["Disabled", "HeadOnly", "EveryNode"],
             },
             "applications": {
@@ -64,7 +64,7 @@ def _application() -> Schema:
 def _args() -> Schema:
     schema = block_schema(Settings)
     folder = {
-        "description": "Where paths and imports start from. `swiftclaw up` sets it; `serve run` uses the current folder.",
+        "description": "Base folder of paths and imports. `swiftclaw up` sets it; `serve run` uses the current folder.",
         "type": "string",
     }
     return {"description": "SwiftClaw's settings.", **schema, "properties": {**schema["properties"], "folder": folder}}

@@ -36,17 +36,21 @@ class TlsSettings:
 
 @dataclass(frozen=True, slots=True)
 class GatewaySettings:
-    region: str = setting("region", values.region, "Where it runs. Default: the first region of the first agent.", later=True)
-    host: str = setting("host", values.host, "Address to listen on; 0.0.0.0 accepts other machines.", default="127.0.0.1")
+    region: str = setting(
+        "region", values.region, "Where the gateway runs. Default: the first region of the first agent.", later=True
+    )
+    host: str = setting(
+        "host", values.host, "Address to listen on; 0.0.0.0 accepts connections from other machines.", default="127.0.0.1"
+    )
     port: int = setting("port", PORT, "The public port.", default=8000)
     replicas: int = setting("replicas", values.whole(1), "Gateway processes that share the port.", default=2)
-    tls: TlsSettings | None = setting("tls", block(TlsSettings), "Speaks HTTPS with this certificate.", default=None)
+    tls: TlsSettings | None = setting("tls", block(TlsSettings), "Certificate for HTTPS. Default: HTTP.", default=None)
 
 
 @dataclass(frozen=True, slots=True)
 class HttpSettings:
     max_body_bytes: int = setting(
-        "maxBodyBytes", values.size_bytes, "Largest request body; above it: 413.", default=100 * 2**20
+        "maxBodyBytes", values.size_bytes, "Largest request body; a larger one receives status 413.", default=100 * 2**20
     )
 
 
@@ -62,9 +66,9 @@ def _read_distances(value: object, at: Location) -> dict[str, dict[str, float]]:
         for other, ms in others.items():
             spot = at.step(one).step(other)
             if one == other and ms:
-                spot.mistake("a region is at no distance from itself")
+                spot.mistake("the distance from a region to itself must be 0")
             elif distances_ms.setdefault(one, {}).setdefault(other, ms) != ms:
-                spot.mistake(f"is {ms:g}ms here and {distances_ms[one][other]:g}ms the other way round")
+                spot.mistake(f"is {ms:g}ms here, but {distances_ms[one][other]:g}ms in the opposite direction; make them equal")
             distances_ms.setdefault(other, {}).setdefault(one, ms)
     return distances_ms
 
@@ -94,13 +98,13 @@ class Settings:
     state_dir: str = setting(
         "stateDir",
         values.file_path,
-        "Folder of the desired state; relative to this file.",
+        "Folder for the saved desired state, relative to this file.",
         default=".swiftclaw",
         later=True,
     )
     http: HttpSettings = setting("http", block(HttpSettings), "Limits of HTTP at the gateways.", factory=HttpSettings)
     client_regions: dict[str, str] = setting(
-        "clientRegions", values.client_regions, "geographic: the region of clients, by network.", factory=dict
+        "clientRegions", values.client_regions, "geographic: the region of the clients in each network.", factory=dict
     )
     trusted_proxies: tuple[str, ...] = setting(
         "trustedProxies", each(values.network, "networks"), "Proxies whose x-forwarded-for header is trusted.", default=()
@@ -108,7 +112,7 @@ class Settings:
     distances_ms: dict[str, dict[str, float]] = setting(
         "distances",
         _read_distances,
-        "Round-trip times between regions, the same both ways. Default: measured.",
+        "Round-trip times between regions, equal in both directions. Default: measured.",
         factory=dict,
         write=_write_distances,
     )
@@ -199,15 +203,17 @@ def _settings(args: object, at: Location) -> Settings:
 def _check_gateways(settings: Settings, at: Location) -> None:
     places = at.step("gateways")
     if not settings.gateways:
-        places.mistake("needs at least one gateway; leave the key out to get one")
+        places.mistake("needs at least one gateway; remove the key to use the default gateway")
     for (i, one), (j, other) in combinations(enumerate(settings.gateways), 2):
         if one.region == other.region:
-            places.item(j).mistake(f"region {other.region} has a gateway already; name another, or give that one more replicas")
+            places.item(j).mistake(
+                f"region {other.region} already has a gateway; choose another region, or give that gateway more replicas"
+            )
         elif _overlap(one, other):
-            places.item(j).step("port").mistake(f"{other.port} is taken by gateways[{i}] on {one.host}")
+            places.item(j).step("port").mistake(f"{other.port} is already used by gateways[{i}] on {one.host}")
     for i, gateway in enumerate(settings.gateways):
         if at.clean("admin") and _overlap(gateway, settings.admin):
-            places.item(i).step("port").mistake(f"{gateway.port} is the admin port on {settings.admin.host}")
+            places.item(i).step("port").mistake(f"{gateway.port} is already used as the admin port on {settings.admin.host}")
 
 
 def _overlap(one: GatewaySettings | AdminSettings, other: GatewaySettings | AdminSettings) -> bool:

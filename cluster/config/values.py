@@ -88,7 +88,9 @@ def distance_ms(value: object, at: Location) -> float:
     """A round-trip time as a duration, in milliseconds to the microsecond."""
     result_s = duration(value)
     if result_s > MAX_DISTANCE_S:
-        raise ConfigError(f"{shown(value)} is {result_s:g} seconds, which is no distance between regions; write it as 80ms")
+        raise ConfigError(
+            f"{shown(value)} is {result_s:g} seconds; at most {MAX_DISTANCE_S:g} are allowed (milliseconds: 80ms)"
+        )
     return round(result_s * 1000, 3)
 
 
@@ -123,7 +125,7 @@ def number(low: float = 0, high: float = math.inf, *, above: bool = False, kind:
 @reads({"type": "boolean"})
 def flag(value: object, at: Location) -> bool:
     if not isinstance(value, bool):
-        raise ConfigError(f"{shown(value)} is not a switch (true, false)")
+        raise ConfigError(f"{shown(value)} is not a boolean (true, false)")
     return value
 
 
@@ -177,7 +179,7 @@ def import_name(value: object, at: Location) -> str:
 def host(value: object, at: Location) -> str:
     name = text(value, "host")
     if not re.fullmatch(_HOST, name) and not _is_address(name):
-        raise ConfigError(f"{shown(value)} is not a host (an IP address or a host name; the port stands on its own)")
+        raise ConfigError(f"{shown(value)} is not a host (an IP address or a host name, without a port)")
     return name
 
 

@@ -46,7 +46,7 @@ class DesiredState:
             try:
                 self.versions.apply_file(args, folder, must_save=False)  # Serve keeps the args of the app as well
             except RolloutRejected as error:
-                log.error("the settings were not applied: %s", error)
+                log.error("the settings from cluster.yaml were not applied: %s", error)
             self.state.started_with = digest
         self._started_config = self.state.config
         self.save()
@@ -114,12 +114,12 @@ class DesiredState:
         except StateNotSaved as error:
             reason = str(error).partition(": ")[0]
             if not self.unsaved:
-                log.error("the state is not saved: %s", reason)
+                log.error("the desired state was not saved: %s", reason)
             self.unsaved = reason
 
     def warnings(self) -> list[str]:
         """For operators."""
-        return [f"{self.unsaved}: commands that change anything are refused until it can be"] if self.unsaved else []
+        return [f"{self.unsaved}: commands that change settings are rejected until it is writable"] if self.unsaved else []
 
     def _record_rollout(self, agent: str, version: str, message: str) -> None:
         log.info("%s", message)

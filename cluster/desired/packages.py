@@ -108,7 +108,7 @@ def check(package: Package) -> None:
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:
         raise DamagedPackage(f"package {package.digest} is not a zip file: {error}") from None
     if digest.hexdigest()[:32] != package.digest:
-        raise DamagedPackage(f"package {package.digest} does not have the content of its digest")
+        raise DamagedPackage(f"package {package.digest} has content that does not match its digest")
 
 
 class Packages:

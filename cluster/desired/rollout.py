@@ -140,7 +140,9 @@ def apply_file(rollout: Rollout, before: Mapping[str, Any], block: Mapping[str, 
     if canary is not None and name == canary.version.name:
         return rollout
     if canary is not None:
-        raise RolloutRejected(f"version: cannot start {name} while {_with_share(canary)}; promote it or roll it back first")
+        raise RolloutRejected(
+            f"version: cannot start {name} while {_with_share(canary)}; promote or roll back {canary.version.name} first"
+        )
     return _with_canary(rollout, _coming(Version(name, own), 100, {}, now, DEADLINE_S, from_file=True))
 
 
@@ -171,7 +173,7 @@ def promote(rollout: Rollout, percent: float, now: float) -> Rollout:
         raise RolloutRejected(_busy(canary))
     if not 0 < percent <= 100:
         raise RolloutRejected(
-            f"{percent:g} is not above 0 and at most 100 percent; use `swiftclaw rollback` to remove the canary"
+            f"{percent:g} is not a percentage above 0 and up to 100; use `swiftclaw rollback` to remove the canary"
         )
     if percent < canary.percent:  # needs no more instances
         return replace(rollout, canary=replace(canary, percent=percent, target=percent, changed_at=now, note=""))
@@ -203,16 +205,22 @@ def advance(rollout: Rollout, ready: bool, missing: str, now: float, *, hopeless
     if ready and canary.target >= 100:
         old = rollout.stable.name
         return replace(
-            rollout, stable=canary.version, canary=None, leaving=(old,), last=f"{canary.version.name} took over from {old}"
+            rollout,
+            stable=canary.version,
+            canary=None,
+            leaving=(old,),
+            last=f"{canary.version.name} replaced {old} as the stable version",
         )
     if ready:
         return replace(rollout, canary=replace(canary, percent=canary.target, changed_at=now, note=""))
     if now < canary.deadline_at and not hopeless:
         return rollout
     if canary.percent == 0:
-        return take_back(rollout, missing if hopeless else f"not healthy within {canary.deadline_s:g} s ({missing})")
+        return take_back(
+            rollout, missing if hopeless else f"its instances were not healthy within {canary.deadline_s:g} s ({missing})"
+        )
     within = "" if hopeless else f" within {canary.deadline_s:g} s"
-    note = f"stays at {canary.percent:g} %: not ready for {canary.target:g} %{within} ({missing})"
+    note = f"stays at {canary.percent:g} % of the traffic: not ready for {canary.target:g} %{within} ({missing})"
     return replace(rollout, canary=replace(canary, target=canary.percent, note=note))
 
 
@@ -267,11 +275,11 @@ def _with_canary(rollout: Rollout, canary: CanaryState) -> Rollout:
 
 
 def _busy(canary: CanaryState) -> str:
-    goal = "replaces the stable version" if canary.target >= 100 else f"receives {canary.target:g} %"
-    return f"another change is in progress: {canary.version.name} {goal} as soon as it is healthy; wait, or roll it back"
+    goal = "will replace the stable version" if canary.target >= 100 else f"will receive {canary.target:g} % of the traffic"
+    return f"another change is in progress: {canary.version.name} {goal} as soon as it is healthy; wait for it, or roll it back"
 
 
 def _with_share(canary: CanaryState) -> str:
     if canary.moving and canary.percent == 0:
         return f"{canary.version.name} is starting"
-    return f"{canary.version.name} receives {canary.percent:g} %"
+    return f"{canary.version.name} receives {canary.percent:g} % of the traffic"

@@ -139,7 +139,7 @@ class RolloutManager:
         assert rollout.canary is not None
         self._put(agent, rollout)
         name = rollout.canary.version.name
-        self._tell(agent, name, f"the analysis of {name} of {agent} {'is paused' if paused else 'resumed'}")
+        self._tell(agent, name, f"the canary analysis of {name} of {agent} was {'paused' if paused else 'resumed'}")
         return name
 
     def take_back(self, agent: str, why: str) -> str:
@@ -237,7 +237,7 @@ class RolloutManager:
             for agent, name in self._down.items()
         ]
         unfrozen = [
-            f"{agent}: the code is not frozen, restarted instances run the files as they are then: {why}"
+            f"{agent}: the code could not be packaged, so restarted instances run the files as they are at that time: {why}"
             for agent, why in self.unfrozen.items()
             if agent in self.rollouts and self.rollouts[agent].stable.package == ""
         ]
@@ -259,7 +259,7 @@ class RolloutManager:
         try:
             self.apply_file(started_config.args, started_config.folder, must_save=False)
         except RolloutRejected as error:
-            self._tell("", "", f"the settings were not applied: {error}")
+            self._tell("", "", f"the settings from cluster.yaml were not applied: {error}")
 
     def tidy(self, apps: Iterable[AppRecord]) -> None:
         """Delete the packages that neither a version nor an app needs."""
@@ -321,7 +321,7 @@ class RolloutManager:
         try:
             return self._with_block(agent, self._check(agent, transitions.settled_block(before, block)))
         except ConfigError as error:  # the regions have changed since
-            self._tell(agent, "", f"{agent} keeps its settings, the new version's are not valid any more: {error}")
+            self._tell(agent, "", f"{agent} keeps its settings, because the new version's are no longer valid: {error}")
             return self._state.config
 
     def _with_block(self, agent: str, block: dict[str, Any]) -> AppliedConfig:
@@ -385,7 +385,7 @@ def _readiness(
             return Readiness(False, f"{app} cannot start: {_brief(why)}", hopeless=True)
         if healthy < spec.replicas and _healthy(registry, agent, rollout.stable.name, spec.region):
             because = f": {_brief(why)}" if why else ""
-            missing.append(f"{healthy} of {spec.replicas} healthy in {spec.region}{because}")
+            missing.append(f"{healthy} of {spec.replicas} instances healthy in {spec.region}{because}")
     if not total and not missing:
         missing.append("no instance is healthy")
     return Readiness(not missing, "; ".join(missing))

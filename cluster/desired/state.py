@@ -153,7 +153,7 @@ class Store:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             aside = self._file.with_suffix(".damaged")
             self._file.replace(aside)
-            log.error("%s is damaged (%s); moved to %s, restoring the state from what runs", self._file, error, aside)
+            log.error("%s is damaged (%s); moved it to %s, restoring the state from the running apps", self._file, error, aside)
             return None
 
     def save(self, state: State) -> None:

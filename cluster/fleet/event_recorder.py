@@ -53,7 +53,7 @@ class EventRecorder:
         for replica, before in self._instances.items():
             if replica not in now:
                 stopped = before.state in (DRAINING, STOPPED)
-                message = f"{before.id} has stopped" if stopped else f"{before.id} is gone: its process no longer answers"
+                message = f"{before.id} has stopped" if stopped else f"{before.id} is gone: its process no longer responds"
                 self._events.add("instance", message, **before.labels, state="gone")
         for replica, (instance, reason) in now.items():
             known = self._instances.get(replica)
@@ -80,7 +80,7 @@ class EventRecorder:
         message = {
             "open": f"the circuit breaker of {record.id} opened: too many failures",
             "half-open": f"the circuit breaker of {record.id} is half-open: one request probes the instance",
-            "closed": f"the circuit breaker of {record.id} closed: the instance answers again",
+            "closed": f"the circuit breaker of {record.id} closed: the instance responds again",
         }[state]
         self._events.add("breaker", message, **_instance(record).labels, state=state)
 
@@ -115,7 +115,9 @@ class EventRecorder:
             self._totals[agent, what] = total
         elif since is not None and now - last > QUIET_S:
             count = total - before
-            message = f"{agent}: requests are no longer {what}; {count} were within {max(1, round(last - since))} s"
+            message = (
+                f"{agent}: requests are no longer {what}; {count} requests were {what} within {max(1, round(last - since))} s"
+            )
             self._events.add("limit", message, agent=agent, what=what, count=count)
             self._limits[agent, what] = (total, None, now)
 
@@ -176,7 +178,7 @@ def _leaves(block: Mapping[str, Any], at: str = "") -> list[tuple[str, Any]]:
 def _sentence(changes: Mapping[str, list[Any]]) -> str:
     if not changes:
         return "changed"
-    listed = [f"{path} is {_word(new)}, was {_word(old)}" for path, (old, new) in changes.items()]
+    listed = [f"{path} changed from {_word(old)} to {_word(new)}" for path, (old, new) in changes.items()]
     more = len(listed) - MOST_LISTED
     return "; ".join(listed[:MOST_LISTED]) + (f"; and {more} more" if more > 0 else "")
 

@@ -17,7 +17,7 @@ from cluster.instance_state import HEALTHY
 from cluster.messages import DRAIN_PATH, KILL_PATH
 
 MODES = ("kill", "drain", "unhealthy")
-REASON = "taken out by `swiftclaw test failover`"
+REASON = "taken out of service by `swiftclaw test failover`"
 TIMEOUT_S = 5.0
 
 _PATHS = {"kill": KILL_PATH, "drain": DRAIN_PATH}
@@ -38,7 +38,7 @@ class FaultInjector:
         if mode == "unhealthy" and seconds <= 0:
             self._release(record.registration.replica)
         elif record.state != HEALTHY:
-            raise ValueError(f"{instance} of {agent} is {record.state}: only a healthy instance can be taken out")
+            raise ValueError(f"{instance} of {agent} is {record.state}: only a healthy instance can be taken out of service")
         elif mode == "unhealthy":
             self._hold(record.registration.replica, seconds)
         else:
@@ -67,9 +67,9 @@ class FaultInjector:
         try:
             async with self._instances.request("POST", to, _PATHS[mode], timeout) as answer:
                 if answer.status >= 300:
-                    raise ValueError(f"{name} answered {mode} with status {answer.status}; it was not taken out")
+                    raise ValueError(f"{name} answered the {mode} request with status {answer.status} and stays in service")
         except (aiohttp.ServerDisconnectedError, ConnectionResetError) as broken:
             if mode != "kill":
-                raise ValueError(f"{name} closed the connection before it answered {mode}") from broken
+                raise ValueError(f"{name} closed the connection before it answered the {mode} request") from broken
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
             raise ValueError(f"{name} does not answer: {type(error).__name__}") from error

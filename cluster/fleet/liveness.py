@@ -89,5 +89,5 @@ class LivenessWatch:
 
     def _remove(self, record: InstanceRecord) -> None:
         if self._registry.get(record.registration.replica) is record:
-            log.warning("%s of %s does not run any more: removed", record.id, record.registration.agent)
+            log.warning("removed %s of %s: its process no longer runs", record.id, record.registration.agent)
             self._registry.remove(record.registration.replica)

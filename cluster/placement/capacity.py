@@ -42,7 +42,7 @@ def explained(spec: AppSpec, missing: int, nodes: Iterable[NodeResources]) -> st
     if not candidates:
         return f"{problem}: no Ray node carries the label region={spec.region}"
     free = ", ".join(_free(node, needs) for node in candidates)
-    nodes_are = "its 1 node has" if len(candidates) == 1 else f"its {len(candidates)} nodes have"
+    nodes_are = "the region's only node has" if len(candidates) == 1 else f"the region's {len(candidates)} nodes have"
     return f"{problem}: {nodes_are} {free} free"
 
 

@@ -72,7 +72,7 @@ class Reconciler:
             try:
                 await self.reconcile()
             except Exception:  # the next round tries again
-                log.exception("a round of reconciling failed")
+                log.exception("a reconciliation round failed")
             for waited in waiting:
                 if not waited.done():
                     waited.set_result(None)
@@ -253,6 +253,6 @@ class Reconciler:
 def _about_regions(settings: Settings, labelled: set[str]) -> list[str]:
     wanted = set(settings.regions)
     if not labelled and len(wanted) > 1:
-        return ["no Ray node carries a `region` label: regions are logical, instances run on any node"]
+        return ["no Ray node carries a `region` label: regions are logical only, and instances run on any node"]
     missing = sorted(wanted - labelled) if labelled else []
     return [f"no Ray node carries the label region={region}: no instance can run there" for region in missing]

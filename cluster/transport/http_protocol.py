@@ -228,7 +228,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             elif name == b"content-length":
                 lengths.append(value)
         if len(hosts) > 1 or (not hosts and version == "1.1"):
-            raise RequestRejected(400, "host: exactly one such header is required")
+            raise RequestRejected(400, "host: exactly one host header is required")
         if hosts and not _HOST.fullmatch(hosts[0]):
             raise RequestRejected(400, "host: not a valid host name")
         if codings and (codings != [b"chunked"] or lengths or version != "1.1"):
@@ -307,7 +307,7 @@ class DeadlineSweeper:
             if size != size_before:  # also when it grew: nothing is written while the client does not read
                 since = now
             if now - since > self._limits.unread_s:
-                log.info("closed a connection: the client read nothing of its response for %g s", self._limits.unread_s)
+                log.info("closed a connection: the client did not read its response for %g s", self._limits.unread_s)
                 connection.transport.abort()  # close() would wait for the client
             else:
                 unsent[connection] = (size, since)

@@ -73,7 +73,7 @@ class Gateway:
         except asyncio.TimeoutError:
             log.warning("no snapshot from the Controller after %g s; answering 503 until one arrives", FIRST_SNAPSHOT_S)
         if not await self._peers.sessions.catch_up(self._hello.gateway, CATCH_UP_S):
-            log.warning("another gateway has not sent the homes of its sessions within %g s", CATCH_UP_S)
+            log.warning("another gateway did not send its session homes within %g s", CATCH_UP_S)
         await self._listener.start()
 
     async def ask(self, agent: str, body: dict[str, Any], headers: dict[str, str]) -> tuple[int, Any]:
@@ -105,7 +105,7 @@ class Gateway:
                 hello = replace(self._hello, desired=self._agents.snapshot.desired if self._agents.snapshot else {})
                 snapshot = await self._controller.call(ControlApi.next_snapshot, hello, version, timeout_s=CALL_S)
             except ControllerUnavailable as error:  # the Controller is down or restarting
-                log.info("no snapshot from the Controller: %r", error)
+                log.info("could not get a snapshot from the Controller: %r", error)
                 await asyncio.sleep(0.5)
                 continue
             if snapshot is not None:
@@ -122,7 +122,7 @@ class Gateway:
                 await self._observe()
                 await self._report_orphans()
             except ControllerUnavailable as error:
-                log.info("an observation was not delivered: %r", error)
+                log.info("could not send an observation to the Controller: %r", error)
 
     async def _observe(self, timeout_s: float = CALL_S) -> None:
         await self._controller.call(ControlApi.observe, self._reporter.observation(), timeout_s=timeout_s)

@@ -33,7 +33,7 @@ async def drain_terms(
     try:
         terms = await asyncio.wait_for(deregister(), within_s)
     except Exception as error:
-        log.info("could not deregister from the Controller, draining on the last known terms: %r", error)
+        log.info("could not deregister from the Controller; draining with the last known settings: %r", error)
         return last_known
     return terms or replace(last_known, keep_sessions=False)
 

@@ -188,7 +188,7 @@ class InstanceReplica:
         try:
             await asyncio.wait_for(self._agent.stop(), ends_at - time.monotonic())
         except asyncio.TimeoutError:
-            log.error("%s: on_stop has not returned within %g s; the process ends", self._server.id, STOP_HOOKS_S)
+            log.error("%s: on_stop did not return within %g s; ending the process", self._server.id, STOP_HOOKS_S)
         finally:
             await self._controller.close()
 

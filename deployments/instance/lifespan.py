@@ -50,7 +50,7 @@ class Lifespan:
             await asyncio.wait_for(self._announce("lifespan.shutdown"), within_s)
             await asyncio.wait({self._task}, timeout=1)
         except asyncio.TimeoutError:
-            log.error("the mounted app has not shut down within %g s; the process ends", within_s)
+            log.error("the mounted app did not shut down within %g s; ending the process", within_s)
         if self._failure is not None:
             log.error("the mounted app failed to shut down:\n%s", self._failure)
         self._task.cancel()

@@ -234,7 +234,7 @@ class InstanceServer:
         """The error that the client gets; what the agent raised goes to the log only."""
         named = named_error(error)
         if named is None:
-            log.exception("request %s: the agent's code raised", exchange.request_id)
+            log.exception("request %s: the agent's code raised an exception", exchange.request_id)
             where = "the traceback is in the instance's log, with this request id"
             named = AgentFailed(f"the agent's code raised {type(error).__name__}; {where}")
         elif named is not error:

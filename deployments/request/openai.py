@@ -101,7 +101,7 @@ def check_one_answer(options: Mapping[str, Any]) -> None:
     """For agents that give one answer per request. Raises BadField for another `n`."""
     n = options.get("n")
     if n is not None and (n != 1 or isinstance(n, bool)):
-        raise BadField("n", f"must be 1, not {_shown(n)}: each request gets one answer")
+        raise BadField("n", f"must be 1, not {_shown(n)}: each request returns one choice")
 
 
 def words(text: str) -> int:

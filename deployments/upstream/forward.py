@@ -228,5 +228,7 @@ class Forwarder:
 def _too_long(call: Call) -> str:
     settings = call.pool.settings
     if call.exchange.started:
-        return f"the response was cut off: no data for {settings.timeouts.idle_s:g} s, or it took too long in all"
+        return (
+            f"the response was cut off: no data for {settings.timeouts.idle_s:g} s, or not complete within the request timeout"
+        )
     return f"no response within {settings.request_timeout_s:g} s"

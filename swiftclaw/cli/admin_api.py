@@ -17,7 +17,7 @@ from swiftclaw.cli import files
 from swiftclaw.cli.errors import AdminUnreachable, CommandFailed
 
 TIMEOUT_S = 5.0
-OTHER_SERVER = "this is not SwiftClaw's admin port; name the right one with --admin URL"
+OTHER_SERVER = "this is not SwiftClaw's admin port; pass the right one with --admin URL"
 
 
 class AdminApi:
@@ -80,10 +80,10 @@ class AdminApi:
         except (OSError, http.client.HTTPException) as error:
             raise AdminUnreachable(
                 f"cannot connect to the admin port at {self.url} ({_reason(error)}); "
-                "start SwiftClaw with `swiftclaw up`, or name another port with --admin URL"
+                "start SwiftClaw with `swiftclaw up`, or pass another port with --admin URL"
             ) from None
         except ValueError:
-            raise CommandFailed(f"{self.url} returned no JSON: {OTHER_SERVER}") from None
+            raise CommandFailed(f"{self.url} did not return JSON: {OTHER_SERVER}") from None
 
 
 def _reason(error: Exception) -> str:

@@ -82,7 +82,7 @@ def _proxy(url: str) -> str | None:
     kind = proxy.partition("://")[0]
     if kind not in ("http", "https"):
         raise ModelError(
-            f"the environment names a {kind} proxy; only http and https proxies are supported",
+            f"the environment configures a {kind} proxy; only http and https proxies are supported",
             public="the agent cannot reach its model",
         )
     return proxy

@@ -21,7 +21,7 @@ _PLAIN_ERROR_LIMIT = 300  # characters of an error that is not JSON
 _LONGEST = 4000  # characters of a server's words
 _OF_THE_KEY = {
     401: "the model server does not accept the agent's credentials",
-    402: "the model server asks for payment by the agent's operator",
+    402: "the model server requires payment from the agent's operator",
 }
 
 

@@ -255,7 +255,7 @@ async def test_one_that_answers_errors_is_rolled_back_by_the_analysis_and_a_good
             alone += await answers(shop, 20)
             await asyncio.sleep(0.3)  # more would only keep instances from starting
         last = rollout(shop)["last"]
-    why = r".* % of the canary's \d+ requests failed, allowed are 5 %, and all its circuit breakers are open"
+    why = r".* % of the canary's \d+ requests failed \(allowed: 5 %\), and all its circuit breakers are open"
     assert re.fullmatch(rf"{name[0]} was rolled back: {why}", last), last
     hurt, errors = made.hurt(), sum(count for (_, said), count in alone.items() if said == "500")
     print(

@@ -154,13 +154,13 @@ def test_the_larger_wish_wins_and_says_why() -> None:
         metrics = {"CPU percent": Metric(40.0, 70), "connections": Metric(12.0, 10)}
         count = desired(5, metrics, 1, 10, history, float(second))
     assert count == 6
-    assert history.reason == "connections 12 per instance, target 10"
+    assert history.reason == "connections per instance: 12, target 10"
 
 
 def test_bounds_win_over_delays_and_steps_and_say_so() -> None:
     history = History()
     assert desired(10, {"connections": Metric(100, 10)}, 1, 3, history, 0) == 3
-    assert history.reason == "the bounds are 1 to 3"
+    assert history.reason == "outside the bounds of 1 to 3"
     assert desired(0, {"connections": Metric(None, 10)}, 2, 3, History(), 0) == 2
 
 

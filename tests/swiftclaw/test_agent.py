@@ -429,9 +429,9 @@ class TestHealth:
             ({"status": "healthy", "reason": "warm"}, True, "warm"),
             ({"status": "unhealthy", "reason": "database"}, False, "database"),
             ({"status": "unhealthy"}, False, "health check returned unhealthy"),
-            ({"status": "fine"}, False, "health check returned {'status': 'fine'}; allowed are a status"),
+            ({"status": "fine"}, False, "health check returned {'status': 'fine'}; allowed: a status"),
             ({"status": ["healthy"]}, False, "health check returned"),
-            (42, False, "health check returned 42; allowed are a status"),
+            (42, False, "health check returned 42; allowed: a status"),
         ],
     )
     async def test_every_form_of_result_is_understood(self, result, healthy, reason):

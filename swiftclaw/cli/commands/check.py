@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("file", default=files.DEFAULT_FILE, type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print one object: file, valid, mistakes, warnings.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object: file, valid, mistakes, warnings.")
 def check(file: Path, as_json: bool) -> None:
     """Validate cluster.yaml without starting anything.
 

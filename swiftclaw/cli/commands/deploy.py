@@ -39,7 +39,11 @@ FILE = click.argument("file", default=files.DEFAULT_FILE, type=click.Path(path_t
 @click.option("--version", metavar="V", help="The new version's name. Default: the next vN.")
 @click.option("--config", type=click.Path(path_type=Path), help="JSON or YAML file with the agent's settings; overrides FILE.")
 @click.option(
-    "--deadline", default=120.0, show_default=True, metavar="SECONDS", help="How long the new version may take to be healthy."
+    "--deadline",
+    default=120.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long the new version may take to become healthy.",
 )
 @files.ADDRESS
 @WAIT

@@ -19,10 +19,14 @@ STYLES = {"health": "yellow", "breaker": "red", "limit": "red", "rollout": "mage
 
 
 @click.command()
-@click.option("--agent", metavar="AGENT", help="Only events of this agent.")
-@click.option("--kind", type=click.Choice(KINDS), help="Only events of this kind.")
+@click.option("--agent", metavar="AGENT", help="Show only events of this agent.")
+@click.option("--kind", type=click.Choice(KINDS), help="Show only events of this kind.")
 @click.option(
-    "--limit", type=click.IntRange(0, FETCH_LIMIT), default=20, show_default=True, help="Show at most this many, the newest."
+    "--limit",
+    type=click.IntRange(0, FETCH_LIMIT),
+    default=20,
+    show_default=True,
+    help="Show only this many of the newest events.",
 )
 @click.option("--follow", is_flag=True, help="Keep printing new events until Ctrl-C. Same as --watch.")
 @show.reading

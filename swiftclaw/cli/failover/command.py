@@ -44,12 +44,14 @@ def _duration(_: click.Context, __: click.Parameter, value: str) -> float:
 @click.command()
 @click.argument("agent")
 @click.argument("file", default=files.DEFAULT_FILE, type=click.Path(path_type=Path))
-@click.option("--instance", required=True, metavar="NAME", help="The instance to take out, for example instance-1.")
-@click.option("--mode", type=click.Choice(MODES), default="kill", show_default=True, help="How to take it out.")
+@click.option("--instance", required=True, metavar="NAME", help="The instance to take out of service, for example instance-1.")
+@click.option(
+    "--mode", type=click.Choice(MODES), default="kill", show_default=True, help="How to take the instance out of service."
+)
 @click.option("--duration", default="10s", show_default=True, callback=_duration, help="How long to observe, 1s to 1h.")
 @click.option("--rate", type=click.FloatRange(1, 1000), default=50.0, show_default=True, help="Probe requests per second.")
 @click.option("--force", is_flag=True, help="Proceed even if no other instance is healthy.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as one object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 @click.option("--admin", metavar="URL", help="The admin port. Default: the one in FILE.")
 @files.ADDRESS
 def failover(
@@ -64,7 +66,7 @@ def failover(
     admin: str | None,
     address: str | None,
 ) -> None:
-    """Take an instance out and report what clients notice.
+    """Take an instance out of service and report the effect on clients.
 
     The test sends probe requests to AGENT throughout. Modes: kill: the instance's process is killed. drain: it finishes
     its requests, then its process ends. unhealthy: it counts as unhealthy for the duration. FILE defaults to cluster.yaml.
@@ -97,7 +99,9 @@ def check_permitted(rows: Sequence[Row], agent: str, instance: str, force: bool)
         raise CommandFailed(f"{agent} has no instance {instance!r} (it has: {', '.join(row['id'] for row in rows) or 'none'})")
     if row["state"] != HEALTHY:
         reason = f" ({row['health']['reason']})" if row["health"]["reason"] else ""
-        raise CommandFailed(f"{instance} of {agent} is {row['state']}{reason}; only a healthy instance can be taken out")
+        raise CommandFailed(
+            f"{instance} of {agent} is {row['state']}{reason}; only a healthy instance can be taken out of service"
+        )
     if not force and _healthy_others(rows, instance) == 0:
         raise CommandFailed(
             f"{instance} is the only healthy instance of {agent}: without it no request can be answered "

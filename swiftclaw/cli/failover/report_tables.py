@@ -54,7 +54,7 @@ def _shares(shares: TrafficShares) -> RenderableType:
         table.add_row(Text(one.id), str(one.requests), _percent(one.expected), _percent(one.observed))
     if shares.exact:
         return table
-    return Group(table, Text("expected by weight alone; load, distance or sessions also decide here"))
+    return Group(table, Text("EXPECTED is by weight alone; load, distance or sessions also affect the choice here"))
 
 
 def _figures(report: FailoverReport) -> RenderableType:

@@ -115,7 +115,9 @@ class TrialRun:
             return
         errors = (f"{probe.error}: {probe.message}" for probe in self._probes.sent)
         reason = next(errors, f"no reply within {WARM_UP_S:g} s")
-        raise CommandFailed(f"{self._plan.agent} does not answer, even before {self._plan.instance} is taken out ({reason})")
+        raise CommandFailed(
+            f"{self._plan.agent} does not answer even before {self._plan.instance} is taken out of service ({reason})"
+        )
 
     def _latest(self) -> float:
         """When to give up."""

@@ -68,7 +68,7 @@ def versions(agent: Mapping[str, Any]) -> RenderableType:
     if rollout["canary"] and rollout["percent"] != rollout["target"]:
         lines.append(f"{rollout['canary']} will receive {rollout['target']:g} % once enough of its instances are healthy")
     if rollout["paused"]:
-        lines.append(f"the analysis of {rollout['canary']} is paused")
+        lines.append(f"the canary analysis of {rollout['canary']} is paused")
     lines += [f"{rollout['canary']} {rollout['note']}"] if rollout["note"] else []
     lines += [f"analysis: {rollout['analysis']}"] if rollout["analysis"] else []
     lines += [rollout["last"]] if rollout["last"] else []

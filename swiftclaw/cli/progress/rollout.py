@@ -36,10 +36,12 @@ def gaining_traffic(status: Status, agent: str, version: str, percent: float) ->
         if share == target and (share == percent or (share > percent and not rollout["paused"])):  # the analysis raised it
             return _when_current(status, f"{version} receives {share:g} % of the traffic to {agent}")
         if share == target:
-            return RolloutStep(f"{version} of {agent} {rollout['note'] or f'stays at {share:g} %'}", failed=True)
+            return RolloutStep(f"{version} of {agent} {rollout['note'] or f'stays at {share:g} % of the traffic'}", failed=True)
         return RolloutStep(f"waiting to give {version} {target:g} % of the traffic: {healthy} instances healthy")
     if rollout["stable"] != version:
-        return RolloutStep(rollout["last"] or f"{agent} runs {rollout['stable']}; there is no {version}", failed=True)
+        return RolloutStep(
+            rollout["last"] or f"{agent} runs {rollout['stable']}; version {version} does not exist", failed=True
+        )
     others = [one for one in entry["versions"] if one["version"] != version and one["instances"]]
     if others:
         draining = ", ".join(f"{one['version']} ({one['instances']} left)" for one in others)

@@ -57,7 +57,7 @@ def of_status(
         missing=[
             *_missing_gateways(status, edges),
             *_missing_instances(status),
-            *(f"agent {name}: not known to the Controller yet" for name in agents if name not in present),
+            *(f"agent {name}: waiting for the Controller to add it" for name in agents if name not in present),
         ],
         failed=[f"{app}: {reason}" for app, reason in sorted(problems.items())],
     )

@@ -224,9 +224,12 @@ class TestValues:
     @pytest.mark.parametrize(
         ("distances", "sentence"),
         [
-            ({"us": {"eu": 80}}, "distances.us.eu: 80 is 80 seconds, which is no distance between regions; write it as 80ms"),
-            ({"us": {"us": "1ms"}}, "distances.us.us: a region is at no distance from itself"),
-            ({"us": {"eu": "1ms"}, "eu": {"us": "2ms"}}, "distances.eu.us: is 2ms here and 1ms the other way round"),
+            ({"us": {"eu": 80}}, "distances.us.eu: 80 is 80 seconds; at most 10 are allowed (milliseconds: 80ms)"),
+            ({"us": {"us": "1ms"}}, "distances.us.us: the distance from a region to itself must be 0"),
+            (
+                {"us": {"eu": "1ms"}, "eu": {"us": "2ms"}},
+                "distances.eu.us: is 2ms here, but 1ms in the opposite direction; make them equal",
+            ),
         ],
     )
     def test_distances_that_cannot_be_are_refused(self, distances: Any, sentence: str) -> None:
@@ -303,7 +306,7 @@ class TestMistakes:
             ({"regions": {False: {}}}, "regions.false: false is not a region: YAML reads a bare yes, no, on, off,"),
             ({"regions": {"a b": {}}}, "regions.a b: 'a b' is not a name for a region"),
             ({"regions": {"a\n": {}}}, r"regions.'a\n': 'a\n' is not a name for a region"),
-            ({"regions": ["eu", "eu"]}, "regions: ['eu', 'eu'] names a region twice"),
+            ({"regions": ["eu", "eu"]}, "regions: ['eu', 'eu'] lists a region twice"),
             ({"regions": 3}, "regions: 3 is not a mapping from a region to its settings"),
             ({"regions": {"eu": {"instances": -1}}}, "regions.eu.instances: -1 is not a whole number (at least 0)"),
             ({"regions": {"eu": {"instances": True}}}, "regions.eu.instances: true is not a whole number"),
@@ -324,11 +327,11 @@ class TestMistakes:
             ({"resources": {"cpus": float("nan")}}, "resources.cpus: nan is not a number (at least 0)"),
             ({"resources": {"cpus": 10**400}}, "resources.cpus: "),
             ({"limits": []}, "limits: [] is not a block of settings (maxConnections, maxConnectionsPerInstance,"),
-            ({"limits": {"max_connections": 5}}, "limits.max_connections: no such setting (maxConnections,"),
-            ({"circuitBreaker": {"enabled": "yes"}}, "circuitBreaker.enabled: 'yes' is not a switch (true, false)"),
+            ({"limits": {"max_connections": 5}}, "limits.max_connections: unknown setting (allowed: maxConnections,"),
+            ({"circuitBreaker": {"enabled": "yes"}}, "circuitBreaker.enabled: 'yes' is not a boolean (true, false)"),
             ({"healthCheck": {"unhealthyThreshold": 0}}, "healthCheck.unhealthyThreshold: 0 is not a whole number"),
             ({"rateLimit": {"window": 0}}, "rateLimit.window: 0 is not a duration above zero"),
-            ({"canary": {"steps": [50, 10]}}, "canary.steps: [50, 10] is not a list of rising percentages"),
+            ({"canary": {"steps": [50, 10]}}, "canary.steps: [50, 10] is not a list of percentages in ascending order"),
             ({"canary": {"steps": [50, 500]}}, "canary.steps[1]: 500 is not a percentage"),
             ({"runtimeEnv": {"env": {"PORT": 80}}}, "runtimeEnv.env.PORT: 80 is not a value of an environment variable:"),
             ({"runtimeEnv": {"env": {"A=B": "x"}}}, "runtimeEnv.env.A=B: 'A=B' is not the name of an environment variable"),
@@ -357,12 +360,15 @@ class TestMistakes:
             ({"gateways": []}, "gateways: needs at least one gateway"),
             ({"gateways": {"region": "eu"}}, "gateways: {'region': 'eu'} is not a list of gateways"),
             ({"gateways": [{"tls": {"cert": "c"}}]}, "gateways[0].tls.key: is missing"),
-            ({"gateways": [{"port": 8001}]}, "gateways[0].port: 8001 is the admin port on 127.0.0.1"),
-            ({"gateways": [{"port": 8001, "host": "0.0.0.0"}]}, "gateways[0].port: 8001 is the admin port on"),
-            ({"gateways": [{}, {}]}, "gateways[1]: region local has a gateway already"),
-            ({"gateways": [{}, {"region": "eu"}]}, "gateways[1].port: 8000 is taken by gateways[0] on 127.0.0.1"),
-            ({"gateways": [{}, {"region": "eu", "host": "0.0.0.0"}]}, "gateways[1].port: 8000 is taken by gateways[0]"),
-            ({"gateways": [{}, {"region": "eu", "host": "localhost"}]}, "gateways[1].port: 8000 is taken by gateways[0]"),
+            ({"gateways": [{"port": 8001}]}, "gateways[0].port: 8001 is already used as the admin port on 127.0.0.1"),
+            ({"gateways": [{"port": 8001, "host": "0.0.0.0"}]}, "gateways[0].port: 8001 is already used as the admin port on"),
+            ({"gateways": [{}, {}]}, "gateways[1]: region local already has a gateway"),
+            ({"gateways": [{}, {"region": "eu"}]}, "gateways[1].port: 8000 is already used by gateways[0] on 127.0.0.1"),
+            ({"gateways": [{}, {"region": "eu", "host": "0.0.0.0"}]}, "gateways[1].port: 8000 is already used by gateways[0]"),
+            (
+                {"gateways": [{}, {"region": "eu", "host": "localhost"}]},
+                "gateways[1].port: 8000 is already used by gateways[0]",
+            ),
             ({"agents": {"a/b": {"agent": "a:b"}}}, "agents.a/b: 'a/b' is not a name for an agent"),
             ({"stateDir": ""}, "stateDir: '' is not a path"),
             ({"clientRegions": {"10.0.0.1": "a", "10.0.0.1/32": "a"}}, "clientRegions.10.0.0.1/32: 10.0.0.1/32 is given twice"),
@@ -479,9 +485,9 @@ class TestTheFile:
     @pytest.mark.parametrize(
         ("said", "sentence"),
         [
-            ("1_000", "1_000 is not a number in every YAML; write 1000 (line 4)"),
-            ("1:30", "1:30 is read by YAML in base 60; write a time like 1h30m, other text in quotes (line 4)"),
-            ("0100", "0100 is read by YAML in base 8; write 100, or put it in quotes (line 4)"),
+            ("1_000", "1_000 is not a number to every YAML parser; write 1000 (line 4)"),
+            ("1:30", "1:30 is read by YAML as a base-60 number; write a duration like 1h30m, or put it in quotes (line 4)"),
+            ("0100", "0100 is read by YAML as an octal number; write 100, or put it in quotes (line 4)"),
         ],
     )
     def test_may_not_hold_numbers_that_yaml_reads_otherwise(self, said: str, sentence: str, write: Callable[..., Path]) -> None:
@@ -493,7 +499,7 @@ class TestTheFile:
         shared = "agents:\n  a: &a {agent: 'm:a', version: v2}\n  b: {<<: *a, agent: 'm:b'}"
         settings = load(write(serve_file(shared)))
         assert settings.agents["b"].version == "v2"
-        with pytest.raises(ConfigError, match="an alias stands for a block that it is part of"):
+        with pytest.raises(ConfigError, match="an alias refers to a block that contains it"):
             load(write(serve_file("agents: &a {b: *a}")))
 
 
@@ -537,10 +543,10 @@ class TestFilesOfAnAgentsOwn:
     @pytest.mark.parametrize(
         ("file", "sentence"),
         [
-            ("[1]", "agents.a.config: own.json must hold an agent's blocks, and holds [1]"),
+            ("[1]", "agents.a.config: own.json must contain an agent's blocks of settings, not [1]"),
             ("{", "own.json:1:2: not JSON: "),
             ('{"agent": "a:b", "agent": "a:b"}', "own.json: agent: is given twice in one block"),
-            ('{"agent": "a:b", "config": "other.json"}', "own.json: config: no such setting"),
+            ('{"agent": "a:b", "config": "other.json"}', "own.json: config: unknown setting"),
         ],
     )
     def test_that_will_not_do_are_told_why(self, file: str, sentence: str, read: Callable[..., AgentSettings]) -> None:
@@ -614,7 +620,7 @@ def test_any_slip_of_one_letter_in_a_key_is_asked_what_was_meant(key: tuple[str,
     )
     if typo not in BLOCKS[block]:
         line = only(mistakes_in(**{block: {typo: None}}))
-        assert line.startswith(f"{block}.{typo}: no such setting (")
+        assert line.startswith(f"{block}.{typo}: unknown setting (allowed: ")
         assert re.search(r"; did you mean \w+\?$", line)
 
 

@@ -87,7 +87,7 @@ def test_four_times_the_load_is_met_within_seconds_and_taken_back_after_the_dela
     changes = world.run(90, load=10)
     assert world.count() == 2
     assert all(change.before > change.after >= change.before // 2 for change in changes)
-    assert changes[-1].reason == "requests in flight 2.5 per instance, target 5; no more was needed for 20 s"
+    assert changes[-1].reason == "requests in flight per instance: 2.5, target 5; the load was low enough for 20 s"
 
 
 def test_cpu_alone_makes_more_where_it_is_the_target() -> None:

@@ -50,7 +50,7 @@ def test_one_that_answers_errors_goes_back_at_once_with_the_reason() -> None:
     side.answered("v2", 90, 10)
     (step,) = side.look(after=1)
     assert step.percent is None
-    assert step.reason == "10 % of the canary's 100 requests failed, allowed are 5 %"
+    assert step.reason == "10 % of the canary's 100 requests failed (allowed: 5 %)"
 
 
 def test_one_that_is_slower_goes_back() -> None:
@@ -80,7 +80,7 @@ def test_one_whose_breakers_have_all_opened_goes_back_though_it_had_few_requests
     side.tripped = {"v2"}
     (step,) = side.look(after=1)
     assert step.percent is None
-    assert step.reason == "100 % of the canary's 6 requests failed, allowed are 5 %, and all its circuit breakers are open"
+    assert step.reason == "100 % of the canary's 6 requests failed (allowed: 5 %), and all its circuit breakers are open"
 
 
 def test_one_whose_breakers_opened_though_it_failed_nobody_waits_and_never_grows() -> None:
@@ -98,7 +98,7 @@ def test_when_both_versions_fail_the_same_open_breakers_are_no_reason_to_go_back
     side.answered("v2", 0, 6)
     side.tripped = {"v1", "v2"}
     assert side.look(after=1) == []
-    assert "stable fails as much" in side.analysis.notes["a"]
+    assert "the stable version fails as often" in side.analysis.notes["a"]
 
 
 def test_what_was_before_the_share_does_not_count() -> None:

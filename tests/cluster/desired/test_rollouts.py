@@ -51,14 +51,14 @@ def running(percent: float = 10) -> Rollout:
 def test_a_canary_has_nothing_until_it_has_its_instances() -> None:
     made = coming(10)
     assert repr(made) == "<Rollout: v1, v2 0 %, to 10 %>"
-    assert advance(made, False, "0 of 1 healthy in us", 60.0) == made
+    assert advance(made, False, "0 of 1 instances healthy in us", 60.0) == made
     assert repr(advance(made, True, "", 60.0)) == "<Rollout: v1, v2 10 %>"
 
 
 def test_one_that_is_not_healthy_in_time_is_taken_back_and_says_why() -> None:
-    late = advance(coming(10), False, "0 of 1 healthy in us", 121.0)
+    late = advance(coming(10), False, "0 of 1 instances healthy in us", 121.0)
     assert late.canary is None and late.stable == V1
-    assert late.last == "v2 was rolled back: not healthy within 120 s (0 of 1 healthy in us)"
+    assert late.last == "v2 was rolled back: its instances were not healthy within 120 s (0 of 1 instances healthy in us)"
 
 
 def test_more_is_given_when_the_instances_for_it_are_there_and_less_at_once() -> None:
@@ -69,9 +69,9 @@ def test_more_is_given_when_the_instances_for_it_are_there_and_less_at_once() ->
 
 
 def test_a_share_for_which_there_are_not_the_instances_in_time_leaves_the_old_one() -> None:
-    stuck = advance(promote(running(10), 50, 5.0), False, "1 of 2 healthy in us", 126.0)
+    stuck = advance(promote(running(10), 50, 5.0), False, "1 of 2 instances healthy in us", 126.0)
     assert stuck.canary is not None and (stuck.canary.percent, stuck.canary.target) == (10, 10)
-    assert stuck.canary.note == "stays at 10 %: not ready for 50 % within 120 s (1 of 2 healthy in us)"
+    assert stuck.canary.note == "stays at 10 % of the traffic: not ready for 50 % within 120 s (1 of 2 instances healthy in us)"
 
 
 def test_at_100_it_is_the_stable_one_and_sessions_of_the_old_one_may_finish() -> None:
@@ -102,7 +102,7 @@ def test_back_is_at_once_from_anywhere() -> None:
         (lambda: promote(ALONE, 50, 1.0), "there is no canary: v1 receives all traffic"),
         (
             lambda: promote(running(), 0, 1.0),
-            "0 is not above 0 and at most 100 percent; use `swiftclaw rollback` to remove the canary",
+            "0 is not a percentage above 0 and up to 100; use `swiftclaw rollback` to remove the canary",
         ),
         (lambda: take_back(ALONE, ""), "there is nothing to roll back: v1 receives all traffic"),
         (lambda: transitions.pause(ALONE, True), "there is no canary"),
@@ -180,7 +180,7 @@ def test_code_that_cannot_be_frozen_runs_from_its_folder_and_that_is_told(
     world.rounds()
     assert {spec.start.package for spec in world.serve.apps.values() if isinstance(spec.start, InstanceSpec)} == {""}
     (warning,) = [said for said in world.controller.view.placement.warnings if "frozen" in said]
-    assert warning.startswith("a: the code is not frozen") and warning.endswith("it is too large")
+    assert warning.startswith("a: the code could not be packaged") and warning.endswith("it is too large")
 
 
 def test_a_version_of_the_file_takes_over_like_one_that_was_deployed(world: World) -> None:
@@ -278,7 +278,11 @@ def test_one_that_never_gets_well_never_gets_traffic_and_goes(world: World) -> N
     world.rounds()
     assert world.serve.versions() == {"v1"}
     said = [event.message for event in world.controller.events.find(kind="rollout")]
-    assert "a: v2 was rolled back: not healthy within 120 s (0 of 1 healthy in us; 0 of 1 healthy in eu)" in said
+    assert (
+    missing = "0 of 1 instances healthy in us; 0 of 1 instances healthy in eu"
+    assert f"a: v2 was rolled back: its instances were not healthy within 120 s ({missing})" in said
+        in said
+    )
 
 
 def test_a_new_deploy_has_another_name_than_the_one_that_was_rolled_back(world: World) -> None:

@@ -136,7 +136,7 @@ def test_one_that_vanishes_was_not_told_to() -> None:
     seen = Watched()
     seen.up("r1")
     seen.registry.remove("r1")
-    assert seen.told()[-1] == ("instance", "instance-1 is gone: its process no longer answers")
+    assert seen.told()[-1] == ("instance", "instance-1 is gone: its process no longer responds")
 
 
 def test_what_was_known_before_a_restart_is_not_told_again() -> None:

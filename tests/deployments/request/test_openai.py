@@ -49,7 +49,7 @@ class TestRequests:
 
     @pytest.mark.parametrize(("n", "shown"), [(2, "2"), (0, "0"), (True, "true"), ("x", '"x"')])
     def test_an_agent_that_gives_one_answer_refuses_another_number(self, n, shown):
-        with pytest.raises(BadField, match=f"n: must be 1, not {shown}: each request gets one answer"):
+        with pytest.raises(BadField, match=f"n: must be 1, not {shown}: each request returns one choice"):
             check_one_answer({"n": n})
         for fine in ({}, {"n": None}, {"n": 1}):
             check_one_answer(fine)

@@ -62,8 +62,8 @@ def test_a_canary_is_done_when_every_gateway_has_the_new_share() -> None:
 
 def test_a_canary_that_the_analysis_raised_is_done_and_one_that_stays_below_has_failed() -> None:
     assert gaining_traffic(beside(25, 25), "shop", "v2", 10).done
-    stuck = gaining_traffic(beside(10, 10, note="stays at 10 %: not ready"), "shop", "v2", 50)
-    assert stuck == RolloutStep("v2 of shop stays at 10 %: not ready", failed=True)
+    stuck = gaining_traffic(beside(10, 10, note="stays at 10 % of the traffic: not ready"), "shop", "v2", 50)
+    assert stuck == RolloutStep("v2 of shop stays at 10 % of the traffic: not ready", failed=True)
 
 
 def test_a_version_that_was_rolled_back_has_failed_with_the_reason() -> None:

@@ -117,7 +117,7 @@ def test_another_server_on_the_port_is_one_sentence(admin: FakeAdmin, capsys: py
     assert cli.run(["status", "--admin", admin.url]) == 1
     del admin.answers["/api/status"]
     assert cli.run(["status", "--admin", admin.url]) == 1
-    assert capsys.readouterr().err.count("this is not SwiftClaw's admin port; name the right one with --admin URL\n") == 2
+    assert capsys.readouterr().err.count("this is not SwiftClaw's admin port; pass the right one with --admin URL\n") == 2
 
 
 @pytest.mark.parametrize("url", ["ftp://x", "http://", "http://h:port"])

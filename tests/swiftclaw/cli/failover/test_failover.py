@@ -426,7 +426,7 @@ REFUSALS: dict[str, tuple[list[dict[str, Any]], str]] = {
     "unknown": ([row(2), row(3)], "my-agent has no instance 'instance-1' (it has: instance-2, instance-3)"),
     "unhealthy already": (
         [row(1, state="unhealthy", health={"status": "unhealthy", "reason": "database"}), row(2)],
-        "instance-1 of my-agent is unhealthy (database); only a healthy instance can be taken out",
+        "instance-1 of my-agent is unhealthy (database); only a healthy instance can be taken out of service",
     ),
 }
 

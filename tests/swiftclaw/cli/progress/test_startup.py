@@ -106,4 +106,4 @@ def test_a_rollout_in_progress_is_missing_and_one_rolled_back_is_a_failure() -> 
 
     assert progress(canary="v2", target=100).missing == ["v2 of agent a: waiting for 100 % of the traffic"]
     assert progress(last="v2 was rolled back: ill").failed == ["a: v2 was rolled back: ill"]
-    assert progress(stable="v2").done and progress(stable="v3", last="v3 took over from v1").done
+    assert progress(stable="v2").done and progress(stable="v3", last="v3 replaced v1 as the stable version").done
