@@ -87,7 +87,9 @@ class TestHandlers:
         @agent.on_message
         def first(message): ...
 
-        with pytest.raises(TypeError, match=r"agent 'a', on_message: .*first is the handler already, so .*second cannot be"):
+        with pytest.raises(
+            TypeError, match=r"agent 'a', on_message: .*second cannot be the handler, because .*first already is"
+        ):
 
             @agent.on_message
             def second(message): ...
@@ -396,7 +398,7 @@ class TestRateLimits:
     def test_two_limited_functions_are_refused(self):
         agent = Agent("a")
         agent.rate_limit(requests=1)(lambda message: None)
-        with pytest.raises(TypeError, match="one handler"):
+        with pytest.raises(TypeError, match="only one handler"):
             agent.rate_limit(requests=2)(lambda message: None)
         assert len(agent.rate_limits) == 1
 
@@ -464,7 +466,7 @@ class TestHealth:
         with pytest.raises(TypeError, match="parameter 'message' cannot be filled; it is called without arguments"):
             agent.health_check(lambda message: True)
         agent.health_check(lambda: True)
-        with pytest.raises(TypeError, match=r"agent 'a', health_check: .* is the health check already"):
+        with pytest.raises(TypeError, match=r"agent 'a', health_check: .* is already the health check"):
             agent.health_check(lambda: True)
 
 
@@ -519,7 +521,7 @@ class TestAgent:
         assert agent.app is None
         agent.mount(app)
         assert agent.app is app
-        with pytest.raises(TypeError, match="an app is mounted already"):
+        with pytest.raises(TypeError, match="an app is already mounted"):
             agent.mount(app)
         with pytest.raises(TypeError, match="is not an ASGI app"):
             Agent("b").mount("app")

@@ -34,8 +34,8 @@ def registry(count: int) -> Registry:
 @pytest.mark.parametrize(
     ("nodes", "sentence"),
     [
-        ([node("eu", 0)], "its 1 node has 0 of 2 CPU free"),
-        ([node("eu", 0.4), node("eu", 0.1), node("us", 2)], "its 2 nodes have 0.4 of 2 CPU, 0.1 of 2 CPU free"),
+        ([node("eu", 0)], "the region's only node has 0 of 2 CPU free"),
+        ([node("eu", 0.4), node("eu", 0.1), node("us", 2)], "the region's 2 nodes have 0.4 of 2 CPU, 0.1 of 2 CPU free"),
         ([node("us", 2), node(None, 2)], "no Ray node carries the label region=eu"),
     ],
 )
@@ -55,7 +55,8 @@ def test_all_of_what_an_instance_needs_must_be_on_one_node() -> None:
     said = explained(spec(resources={"cpus": 1, "gpus": 1}), 1, [node("eu", 2), node("eu", 0, GPU=1)])
     assert said is not None
     assert (
-        "waiting for 1 CPU and 1 GPU each: its 2 nodes have 2 of 2 CPU and 0 of 0 GPU, 0 of 2 CPU and 0 of 1 GPU free" in said
+        "waiting for 1 CPU and 1 GPU each: the region's 2 nodes have 2 of 2 CPU and 0 of 0 GPU, 0 of 2 CPU and 0 of 1 GPU free"
+        in said
     )
 
 

@@ -183,7 +183,7 @@ def applied(before: Settings, after: Settings) -> list[Event]:
 
 def test_a_new_file_is_told_in_a_sentence_with_paths_and_values() -> None:
     (event,) = applied(settings(a={}, b={}), settings(a={"loadBalancing": {"strategy": "least-connections"}}, b={}))
-    assert event.message.startswith("a: loadBalancing.strategy is least-connections, was ")
+    assert event.message.startswith("a: loadBalancing.strategy changed from ")
     assert event.details["changes"]["loadBalancing.strategy"][1] == "least-connections"
 
 
@@ -200,7 +200,7 @@ def test_a_limit_is_told_when_it_is_reached_and_when_that_is_over() -> None:
         witness.limit("a", "rate-limited", total, float(second))
     assert messages(events) == [
         "a: requests are rate-limited",
-        "a: requests are no longer rate-limited; 7 were within 2 s",
+        "a: requests are no longer rate-limited; 7 requests were rate-limited within 2 s",
         "a: requests are rate-limited",
     ]
     assert [event.details.get("count") for event in events.find()] == [None, 7, None]

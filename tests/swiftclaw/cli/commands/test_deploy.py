@@ -198,7 +198,7 @@ def test_versions_are_listed_with_the_state_of_the_rollout() -> None:
     assert lines[2].split() == ["v2", "canary", "100", "%", "1", "of", "2", "10", "0", "1", "2"]
     assert lines[3:] == [
         "v2 will receive 25 % once enough of its instances are healthy",
-        "the analysis of v2 is paused",
+        "the canary analysis of v2 is paused",
         "analysis: inconclusive: few requests",
     ]
 
