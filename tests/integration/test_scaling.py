@@ -176,7 +176,7 @@ def test_a_count_beyond_the_bounds_is_refused(scaled: Cluster) -> None:
 def test_instances_that_have_no_place_stay_wanted_and_what_is_missing_where_is_said(scaled: Cluster) -> None:
     done = scaled.run("scale", "big", "--instances", "3")
     assert done.returncode == 0, done.stderr
-    said = f"region {REGION}: 2 of 3 instances of big are waiting for {BIG:g} CPU each: its 1 node has "
+    said = f"region {REGION}: 2 of 3 instances of big are waiting for {BIG:g} CPU each: the region's only node has "
     try:
         began = time.monotonic()
         warning = until(lambda: [one for one in get(f"{scaled.admin}/api/status")["warnings"] if said in one], "a warning", 90)[

@@ -81,7 +81,7 @@ async def test_a_shutdown_that_fails_or_hangs_ends_all_the_same(caplog: pytest.L
     hanging = Lifespan(hangs)
     await hanging.startup()
     await hanging.shutdown(0.05)
-    assert "has not shut down within 0.05 s" in caplog.text
+    assert "did not shut down within 0.05 s" in caplog.text
 
 
 async def test_startup_and_shutdown_are_one_task() -> None:

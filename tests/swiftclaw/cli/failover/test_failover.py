@@ -459,7 +459,8 @@ def test_an_agent_that_does_not_answer_is_not_tested(
     fake.status = lambda: 503
     assert run(fake) == 1
     assert (
-        "my-agent does not answer, even before instance-1 is taken out (no_healthy_instance: nobody)" in capsys.readouterr().err
+        "my-agent does not answer even before instance-1 is taken out of service (no_healthy_instance: nobody)"
+        in capsys.readouterr().err
     )
     assert calls == []
 

@@ -33,7 +33,7 @@ def test_startup_is_done_when_every_instance_and_gateway_runs() -> None:
 
 def test_an_agent_unknown_to_the_controller_is_missing() -> None:
     assert of_status(status(), EDGES, ["a"]).done
-    assert of_status(status(), EDGES, ["a", "b"]).missing == ["agent b: not known to the Controller yet"]
+    assert of_status(status(), EDGES, ["a", "b"]).missing == ["agent b: waiting for the Controller to add it"]
 
 
 def test_a_gateway_of_another_address_does_not_count() -> None:
