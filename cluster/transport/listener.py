@@ -19,6 +19,7 @@ import uvicorn
 
 from cluster.transport.http_protocol import ConnectionLimits, DeadlineSweeper, LimitedHttpProtocol
 from cluster.transport.shared_port import LEAVE_S, drop_handshakes
+from cluster.transport.websocket_protocol import NotingWebSocketProtocol
 
 
 class PortInUse(Exception):
@@ -122,9 +123,12 @@ class Listener:
         tls: ssl.SSLContext | None = None,
         grace_s: float = 5,
         date: bool = False,
+        ws_ping_timeout_s: float | None = 20,
         on_rejected: Callable[[int], None] = lambda status: None,
     ) -> None:
-        """`on_rejected` is called with the status of each request that is answered without the app."""
+        """`ws_ping_timeout_s`: a WebSocket's other side must answer a ping within this time; None: TCP finds a dead one.
+
+        `on_rejected` is called with the status of each request that is answered without the app."""
         self.socket = listening
         self._limits = limits or ConnectionLimits()
         self._server = _Server(
@@ -133,7 +137,8 @@ class Listener:
                 interface="asgi3",  # otherwise a bound method is taken for an ASGI 2 app
                 loop="none",
                 http="httptools",
-                ws="websockets-sansio",
+                ws=NotingWebSocketProtocol,
+                ws_ping_timeout=ws_ping_timeout_s,
                 ws_max_size=2**63 - 1,
                 ws_per_message_deflate=False,
                 lifespan="off",

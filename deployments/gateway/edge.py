@@ -219,6 +219,7 @@ async def _refuse_websocket(exchange: Exchange, error: SwiftClawError) -> None:
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(content)).encode()),
+        (b"x-request-id", exchange.request_id.encode()),
         *exchange.response_headers,
         *retry_after(error),
     ]

@@ -110,7 +110,7 @@ class InstanceReplica:
     async def _serve(self, listening: socket.socket, reply: RegistrationReply) -> None:
         self._server = InstanceServer(self._agent, self._spec, reply, self._replica, self._lifespan.state)
         self._server.retire = self._retire
-        self._listener = Listener(self._server, listening, limits=LIMITS)
+        self._listener = Listener(self._server, listening, limits=LIMITS, ws_ping_timeout_s=None)
         await self._listener.start()
 
     def _watch_itself(self) -> None:

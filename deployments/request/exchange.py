@@ -82,7 +82,7 @@ class Exchange:
         self.trace_id: str | None = None  # of the gateway's own span; None: this process makes none
         client_id = self.header(b"x-request-id")
         self.request_id = client_id.decode() if client_id and _GOOD_ID.fullmatch(client_id) else f"{getrandbits(128):032x}"
-        self._body_done = False
+        self._body_done = scope.get("type") == "websocket"  # its messages follow the handshake
         self._task: asyncio.Task[Any] | None = None
         self._watch: asyncio.Task[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None

@@ -1,30 +1,25 @@
 """Connections to instances: kept HTTP connections by address, and WebSockets.
 
-The only place that knows the HTTP client: callers see `InstanceResponse`, `NotConnected` and `ConnectionBroken`. HTTP goes
-over upstream/connection.py, because a general client would take the largest part of a gateway's time per request; WebSockets
-go over aiohttp, where the cost of one handshake per conversation does not matter.
+The only place that knows how instances are reached: callers see `InstanceResponse`, `InstanceWebSocket`, `NotConnected` and
+`ConnectionBroken`. HTTP goes over upstream/connection.py, because a general client would take the largest part of a gateway's
+time per request; WebSockets go over upstream/websocket_connection.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any
-
-import aiohttp
-from multidict import CIMultiDict
-from yarl import URL
+from weakref import WeakSet
 
 from cluster.transport.listener import in_url
 from deployments.types import Body, Headers
 from deployments.upstream.connection import (
     Connection,
-    ConnectionBroken,
     ConnectionState,
     InstanceRequest,
     InstanceResponse,
     NotConnected,
 )
+from deployments.upstream.websocket_connection import InstanceWebSocket
 
 _IDLE_CONNECTION_S = 30.0  # below the instances' keep-alive time, or a request may hit a connection that is being closed
 
@@ -40,12 +35,7 @@ class ConnectionPool:
         self._idle: dict[Address, list[tuple[Connection, float]]] = {}  # with the time of their last use, newest last
         self._open: set[Connection] = set()
         self._sweeping: asyncio.TimerHandle | None = None
-        self._websockets = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, force_close=True, use_dns_cache=False),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0),
-            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
-        )
+        self._websockets: WeakSet[InstanceWebSocket] = WeakSet()
 
     def __repr__(self) -> str:
         idle = sum(connection.state is ConnectionState.IDLE for connection in self._open)
@@ -68,31 +58,29 @@ class ConnectionPool:
         return await connection.ask(request)
 
     async def websocket(
-        self, host: str, port: int, path: str, headers: Headers, protocols: Sequence[str]
-    ) -> aiohttp.ClientWebSocketResponse[Any]:
-        """Open a WebSocket. Raises NotConnected, ConnectionBroken, or aiohttp.WSServerHandshakeError when it was declined."""
+        self, host: str, port: int, path: str, headers: Headers, protocols: list[str], connect_s: float = 10.0
+    ) -> InstanceWebSocket:
+        """Open a WebSocket. Raises NotConnected, ConnectionBroken, or HandshakeDeclined with the instance's response."""
+        socket = InstanceWebSocket()
+        self._websockets.add(socket)
         try:
-            return await self._websockets.ws_connect(
-                URL(f"http://{in_url(host)}:{port}{path}", encoded=True),
-                headers=CIMultiDict((name.decode("latin-1"), _decoded(value)) for name, value in headers),
-                protocols=protocols,
-                autoping=True,
-                max_msg_size=0,
-                compress=0,
-            )
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise NotConnected(str(error)) from error
-        except aiohttp.WSServerHandshakeError:
+            await asyncio.wait_for(self._loop.create_connection(lambda: socket, host, port), connect_s)
+        except (OSError, asyncio.TimeoutError) as error:
+            raise NotConnected(str(error) or f"no connection within {connect_s:g} s") from error
+        try:
+            await socket.open(path, headers, protocols)
+        except BaseException:
+            socket.abort()
             raise
-        except (aiohttp.ClientError, ConnectionError) as error:
-            raise ConnectionBroken(str(error) or type(error).__name__) from error
+        return socket
 
     async def close(self) -> None:
         if self._sweeping is not None:
             self._sweeping.cancel()
         for connection in list(self._open):
             connection.abort()
-        await self._websockets.close()
+        for socket in list(self._websockets):
+            socket.abort()
 
     # --- the pool -------------------------------------------------------------------------------------------------
 
@@ -136,11 +124,3 @@ class ConnectionPool:
                 del self._idle[address]
         if self._idle:
             self._sweeping = self._loop.call_later(self._idle_s / 2, self._sweep)
-
-
-def _decoded(value: bytes) -> str:
-    """aiohttp encodes headers as UTF-8, so UTF-8 bytes are sent unchanged."""
-    try:
-        return value.decode("utf-8")
-    except UnicodeDecodeError:
-        return value.decode("latin-1")

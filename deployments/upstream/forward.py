@@ -82,9 +82,9 @@ class Forwarder:
     def clients(self) -> ClientAddresses:
         return self._agents.clients
 
-    async def settle_homes(self) -> None:
-        """Send new homes of sessions to the other gateways, and wait until they have them."""
-        if self.sharing is not None:
+    async def settle_homes(self, call: Call, lease: Lease, headers: Headers) -> None:
+        """Send a session's new home, if this response makes one, to the other gateways, and wait until they have it."""
+        if self._places_session(call, lease, headers) and self.sharing is not None:
             self.sharing.announce()
             await self.sharing.settled()
 

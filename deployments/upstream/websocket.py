@@ -6,19 +6,20 @@ import asyncio
 import time
 from typing import Any
 
-import aiohttp
-
+from cluster.transport.websocket_protocol import ACTIVE_AT
 from deployments.balancing.backend import Lease
+from deployments.request.exchange import DeadlineExceeded, Exchange
 from deployments.request.responses import deny_websocket
-from deployments.types import Receive, Send, SentHeaders
+from deployments.types import SentHeaders
 from deployments.upstream.attempts import Attempts
 from deployments.upstream.connection import ConnectionBroken, NotConnected
 from deployments.upstream.connection_pool import ConnectionPool
-from deployments.upstream.forward import Call, Forwarder
-from deployments.upstream.headers import from_instance, limit
+from deployments.upstream.forward import TOO_MANY, Call, Forwarder
+from deployments.upstream.headers import Head, from_instance, limit
+from deployments.upstream.websocket_connection import ABNORMAL, NO_STATUS, Closed, HandshakeDeclined, InstanceWebSocket
 from policies.errors import CLIENT_CLOSED_REQUEST, InstanceFailed, RequestTimeout
 
-GOING_AWAY, INTERNAL_ERROR, NO_STATUS = 1001, 1011, 1005
+NORMAL, GOING_AWAY, INTERNAL_ERROR = 1000, 1001, 1011
 
 
 class WebSocketForwarder:
@@ -28,16 +29,27 @@ class WebSocketForwarder:
         self._connections, self._forwarder = connections, forwarder
 
     async def serve(self, call: Call) -> None:
-        """Forward until either side closes. Raises SwiftClawError, before the handshake is answered."""
+        """Forward until either side closes. Raises SwiftClawError or ClientDisconnected, before the handshake is answered."""
         exchange, pool = call.exchange, call.pool
         await exchange.receive()  # websocket.connect
         headers = [(name, value) for name, value in self._forwarder.headers(call) if not name.startswith(b"sec-websocket-")]
-        protocols: list[str] = exchange.scope.get("subprotocols") or []
-        with Attempts(exchange, pool, call.request, body_is_kept=False) as attempts:
-            while not await self._attempt(call, await attempts.place(), attempts, headers, protocols):
-                pass
+        exchange.guard(pool.settings.request_timeout_s)
+        try:
+            with Attempts(exchange, pool, call.request, body_is_kept=False) as attempts:
+                while not await self._attempt(call, await attempts.place(), attempts, headers):
+                    pass
+        except asyncio.CancelledError:
+            why = exchange.interruption()
+            if why is None:
+                raise
+            if isinstance(why, DeadlineExceeded):
+                seconds = f"{pool.settings.request_timeout_s:g} s"
+                raise RequestTimeout(f"no WebSocket handshake within {seconds}", agent=pool.name) from None
+            raise why from None
+        finally:
+            exchange.done()
 
-    async def _attempt(self, call: Call, lease: Lease, attempts: Attempts, headers: SentHeaders, protocols: list[str]) -> bool:
+    async def _attempt(self, call: Call, lease: Lease, attempts: Attempts, headers: SentHeaders) -> bool:
         """Returns True when it was served or the agent declined it, False when another instance may be tried."""
         exchange, pool, member = call.exchange, call.pool, lease.backend.member
         code: int | None = CLIENT_CLOSED_REQUEST
@@ -47,113 +59,118 @@ class WebSocketForwarder:
             limited = [*headers, limit(pool.settings.limits.max_connections_per_instance)]
             for observer in exchange.observers:
                 limited = observer.attempt_started(exchange, member, lease.started_at, limited)
-            connecting = self._connections.websocket(member.host, member.port, call.path, limited, protocols)
-            socket = await asyncio.wait_for(connecting, pool.settings.request_timeout_s)
-            lease.answered(time.monotonic(), None)
+            protocols: list[str] = exchange.scope.get("subprotocols") or []
+            socket = await self._connections.websocket(
+                member.host, member.port, call.path, limited, protocols, pool.settings.timeouts.connection_s
+            )
             status = code = 101
             ok = True
-            async with socket:
-                accepted = [
-                    (b"x-request-id", exchange.request_id.encode()),
-                    *lease.backend.response_headers,
-                    *exchange.response_headers,
-                ]
-                accepted += call.token_headers(self._forwarder.clients)
-                if lease.session_placed:
-                    await self._forwarder.settle_homes()
-                exchange.status = 101
-                await exchange.send({"type": "websocket.accept", "subprotocol": socket.protocol, "headers": accepted})
-                await _pump_both(exchange.receive, exchange.send, socket, pool.settings.timeouts.idle_s)
+            head = from_instance(status, socket.headers)
+            lease.answered(time.monotonic(), head.report)
+            await self._relay(call, lease, head, socket)
             return True
         except NotConnected:
             code, ok = None, False
             pool.mark_unreachable(lease.backend, time.monotonic())
             attempts.skip(lease)
             return False
-        except asyncio.TimeoutError:
-            code, ok = 504, False
-            raise RequestTimeout(
-                f"no WebSocket handshake with {member.id} within {pool.settings.request_timeout_s:g} s", agent=pool.name
-            ) from None
-        except aiohttp.WSServerHandshakeError as declined:
+        except HandshakeDeclined as declined:
             status = declined.status
-            head = from_instance(status, _raw(declined))
+            head = from_instance(status, declined.headers)
             if head.refused is not None:
                 code = None
                 attempts.refused(lease, head)
                 return False
-            code, ok = declined.status, declined.status < 500
-            lease.answered(time.monotonic(), head.report, failed=not ok)
-            exchange.status = declined.status
-            await deny_websocket(exchange.scope, exchange.send, declined.status)
+            code, ok = status, None if status == TOO_MANY else status < 500
+            lease.answered(time.monotonic(), head.report, failed=ok is False)
+            await self._decline(call, lease, head, declined)
             return True
         except ConnectionBroken as error:
             code, ok = 502, False
             raise InstanceFailed(
                 f"{member.id} closed the connection before the handshake was complete", agent=pool.name
             ) from error
+        except asyncio.CancelledError:
+            if exchange.timed_out:
+                code, ok = 504, False
+            raise
         finally:
             lease.release(code, time.monotonic(), ok)
             exchange.counted = exchange.counted or code is not None
             for observer in exchange.observers:
                 observer.attempt_ended(status, ok, lease.first_byte_at)
 
+    async def _decline(self, call: Call, lease: Lease, head: Head, declined: HandshakeDeclined) -> None:
+        """Pass the app's own response on."""
+        exchange = call.exchange
+        exchange.done()
+        exchange.status = declined.status
+        headers = await self._returned(call, lease, head)
+        await deny_websocket(exchange.scope, exchange.send, declined.status, headers, declined.body)
 
-def _raw(declined: aiohttp.WSServerHandshakeError) -> SentHeaders:
-    return [(name.encode(), value.encode()) for name, value in (declined.headers or {}).items()]
+    async def _relay(self, call: Call, lease: Lease, head: Head, socket: InstanceWebSocket) -> None:
+        exchange = call.exchange
+        exchange.done()
+        exchange.status = 101
+        try:
+            headers = await self._returned(call, lease, head)
+            await exchange.send({"type": "websocket.accept", "subprotocol": socket.subprotocol, "headers": headers})
+            await _Relay(exchange, socket, call.pool.settings.timeouts.idle_s).run()
+        finally:
+            socket.abort()
+
+    async def _returned(self, call: Call, lease: Lease, head: Head) -> SentHeaders:
+        """The headers of the handshake's response: the app's, and those of every forwarded response."""
+        await self._forwarder.settle_homes(call, lease, head.headers)
+        return [
+            *(header for header in head.headers if header[0] != b"content-length"),
+            (b"x-request-id", call.exchange.request_id.encode()),
+            *lease.backend.response_headers,
+            *call.exchange.response_headers,
+            *call.token_headers(self._forwarder.clients),
+        ]
 
 
-async def _pump_both(receive: Receive, send: Send, socket: aiohttp.ClientWebSocketResponse[Any], idle_s: float) -> None:
-    """Run until either side closes or fails, or neither sends anything for `idle_s`."""
-    last_message_at = [time.monotonic()]
-    client = asyncio.create_task(_from_client(receive, socket, last_message_at))
-    instance = asyncio.create_task(_from_instance(socket, send, last_message_at))
-    pumps = {client, instance}
-    try:
-        while True:
-            left = last_message_at[0] + idle_s - time.monotonic()
-            done, _ = await asyncio.wait(pumps, timeout=max(0, left), return_when=asyncio.FIRST_COMPLETED)
-            if done:
-                break
-            if last_message_at[0] + idle_s <= time.monotonic():
-                await send({"type": "websocket.close", "code": GOING_AWAY, "reason": "idle"})
-                break
-    finally:
-        for pump in pumps:
-            pump.cancel()
-        await asyncio.gather(*pumps, return_exceptions=True)
+class _Relay:
+    """Runs until either side closes or fails, or until neither has shown life for `idle_s`."""
 
+    def __init__(self, exchange: Exchange, socket: InstanceWebSocket, idle_s: float) -> None:
+        self._exchange, self._socket, self._idle_s = exchange, socket, idle_s
+        self._started_at = time.monotonic()
 
-async def _from_client(receive: Receive, socket: aiohttp.ClientWebSocketResponse[Any], last_message_at: list[float]) -> None:
-    while True:
-        message = await receive()
-        last_message_at[0] = time.monotonic()
-        if message["type"] == "websocket.disconnect":
-            code = message.get("code") or NO_STATUS
-            await socket.close(code=code if code != NO_STATUS else 1000)
-            return
-        text = message.get("text")
-        if text is not None:
-            await socket.send_str(text)
+    async def run(self) -> None:
+        pumps = {asyncio.create_task(self._from_client()), asyncio.create_task(self._from_instance())}
+        try:
+            while not (await asyncio.wait(pumps, timeout=self._left_s(), return_when=asyncio.FIRST_COMPLETED))[0]:
+                if self._left_s() <= 0:
+                    await self._close_client(GOING_AWAY, "idle")
+                    await self._socket.close(GOING_AWAY, "idle")
+                    return
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+
+    def _left_s(self) -> float:
+        """Until it is idle."""
+        client_at: float = self._exchange.scope.get(ACTIVE_AT, self._started_at)
+        return max(0.0, max(client_at, self._socket.active_at) + self._idle_s - time.monotonic())
+
+    async def _from_client(self) -> None:
+        while (message := await self._exchange.receive())["type"] != "websocket.disconnect":
+            text = message.get("text")
+            await self._socket.send(message["bytes"] if text is None else text)
+        await self._socket.close(message.get("code") or NO_STATUS, message.get("reason") or "")
+
+    async def _from_instance(self) -> None:
+        while not isinstance(message := await self._socket.receive(), Closed):
+            await self._exchange.send({"type": "websocket.send", "text" if isinstance(message, str) else "bytes": message})
+        if message.code == ABNORMAL:  # must not be sent
+            await self._close_client(INTERNAL_ERROR, "the instance broke the connection")
         else:
-            await socket.send_bytes(message["bytes"])
+            await self._close_client(NORMAL if message.code == NO_STATUS else message.code, message.reason)
+        await self._socket.close()
 
-
-async def _from_instance(socket: aiohttp.ClientWebSocketResponse[Any], send: Send, last_message_at: list[float]) -> None:
-    async for message in socket:
-        last_message_at[0] = time.monotonic()
-        if message.type is aiohttp.WSMsgType.TEXT:
-            await send({"type": "websocket.send", "text": message.data})
-        elif message.type is aiohttp.WSMsgType.BINARY:
-            await send({"type": "websocket.send", "bytes": message.data})
-        else:
-            break
-    closing: dict[str, Any] = {"type": "websocket.close", "code": _sendable(socket.close_code)}
-    await send(closing)
-
-
-def _sendable(code: int | None) -> int:
-    """1006 (abnormal closure) must not be sent: the client gets 1011, internal error."""
-    if code is None or code in (1006, 1015):
-        return INTERNAL_ERROR
-    return 1000 if code == NO_STATUS else code
+    async def _close_client(self, code: int, reason: str) -> None:
+        closing: dict[str, Any] = {"type": "websocket.close", "code": code, "reason": reason}
+        await self._exchange.send(closing)
