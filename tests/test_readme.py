@@ -356,7 +356,8 @@ def test_links_resolve(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_files_that_are_named_exist(page: str) -> None:
-    made_up = {"shop.py", "policies/strategies/power_of_two.py", "tests/policies/strategies/test_power_of_two.py"}
+    of_users = {"shop.py", "policies.py", "cluster.py"}
+    made_up = of_users | {"policies/strategies/power_of_two.py", "tests/policies/strategies/test_power_of_two.py"}
     named = re.findall(r"`((?:\.?[\w-]+/)*[\w.-]+\.(?:py|md|yaml|toml|lock)|(?:[\w-]+/)+)`", text_of(page))
     packages = ("policies", "cluster", "deployments", "swiftclaw")
     folders = {f"{path.name}/" for package in packages for path in (ROOT / package).rglob("*") if path.is_dir()}
