@@ -16,8 +16,8 @@ from cluster.desired.apps import AppStatus
 from cluster.desired.autoscaling import Autoscaling
 from cluster.desired.canary_analysis import CanaryAnalysis
 from cluster.desired.desired import DesiredState
-from cluster.desired.rollout import instances_for
 from cluster.desired.rollout_manager import RolloutManager
+from cluster.desired.rollout_transitions import instances_for
 from cluster.fleet.gateways import Gateways
 from cluster.fleet.registry import Registry
 from cluster.fleet.shared_breakers import SharedBreakers

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.desired.rollout import CanaryState, Version
+from cluster.desired.rollout_transitions import CanaryState, Version
 from cluster.telemetry.events import KINDS
 from swiftclaw import cli
 from swiftclaw.cli.commands.metrics import METRICS

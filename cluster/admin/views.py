@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from cluster.config import AgentSettings
-from cluster.desired.rollout import Rollout
+from cluster.desired.rollout_transitions import Rollout
 from cluster.fleet.registry import InstanceRecord
 from cluster.instance_state import DRAINING, EJECTED, HEALTHY, STARTING, STOPPED, UNHEALTHY
 from cluster.telemetry.totals import WINDOW_S

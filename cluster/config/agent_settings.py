@@ -1,6 +1,6 @@
 """What can be set for an agent? One frozen dataclass per block: names, units, allowed values, meanings and defaults.
 
-A field's line here is all there is to a setting. `agent_block` reads an agent's block from the file, `settings` has what is
+A field's line here is all there is to a setting. `agent_reader` reads an agent's block from the file, `settings` has what is
 not set for each agent.
 """
 

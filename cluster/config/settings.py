@@ -12,7 +12,7 @@ from itertools import combinations
 from pathlib import Path
 
 from cluster.config import values
-from cluster.config.agent_block import read_agent
+from cluster.config.agent_reader import read_agent
 from cluster.config.agent_settings import AgentSettings
 from cluster.config.documents import read_document
 from cluster.config.fields import block, each, name_of, named, plain, read_block, reads, setting, write_block

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from cluster.config import AgentSettings, GatewaySettings, Settings
-from cluster.desired.rollout import instances_for
+from cluster.desired.rollout_transitions import instances_for
 from cluster.desired.state import AppRecord
 from cluster.messages import InstanceSpec
 
@@ -132,7 +132,7 @@ def plan(
     An app that runs but was not started here (the state file was lost) is kept when it is desired, and left alone when it
     is not: it may belong to something else. `healthy`: apps with at least one healthy instance. An agent that moves to
     other regions needs one of the new apps among them before the last of the old ones is deleted. A version that is no
-    longer desired is deleted at once: cluster/desired/rollout.py decides whether it is still needed.
+    longer desired is deleted at once: cluster/desired/rollout_transitions.py decides whether it is still needed.
     """
     actions = []
     for name, spec in desired.items():

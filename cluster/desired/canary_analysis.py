@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from cluster.config import Settings
 from cluster.config.agent_settings import CanarySettings as Terms
-from cluster.desired.rollout import CanaryState, Rollout
+from cluster.desired.rollout_transitions import CanaryState, Rollout
 from cluster.telemetry.tally import Key
 from cluster.telemetry.totals import MetricTotals
 from policies.rollout import VersionStats, judge, next_step

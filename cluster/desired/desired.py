@@ -17,8 +17,8 @@ from typing import Any
 from cluster.config import Settings
 from cluster.desired.autoscaling import ScalingChange, with_counts
 from cluster.desired.packages import Packages
-from cluster.desired.rollout import RolloutRejected
 from cluster.desired.rollout_manager import RolloutManager
+from cluster.desired.rollout_transitions import RolloutRejected
 from cluster.desired.state import AppliedConfig, State, StateNotSaved, Store
 from cluster.telemetry.events import Events
 

@@ -1,6 +1,6 @@
 """All agents' rollouts: started by operators, advanced as instances become healthy, saved before they are acted on.
 
-The rules are in cluster/desired/rollout.py; here they meet the state file, the code packages and the settings.
+The rules are in cluster/desired/rollout_transitions.py; here they meet the state file, the code packages and the settings.
 `State.config` is the file's; `settings` has each agent's stable version put in. Every change is one sync step that ends
 with the state saved, so two operators at once are served one after the other, and the second may be rejected.
 """
@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import AgentSettings, ConfigError, Settings, agent_from_block, parse
-from cluster.desired import rollout as transitions
+from cluster.desired import rollout_transitions as transitions
 from cluster.desired.apps import AppSpec, AppStatus, Deployed, app_name
 from cluster.desired.packages import CannotPack, Packages, pack
-from cluster.desired.rollout import Rollout, RolloutRejected, Version
+from cluster.desired.rollout_transitions import Rollout, RolloutRejected, Version
 from cluster.desired.state import AppliedConfig, AppRecord, State, StateNotSaved
 from cluster.fleet.registry import Registry
 from cluster.instance_state import HEALTHY

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cluster.desired.rollout import Rollout, dump, restored
+from cluster.desired.rollout_transitions import Rollout, dump, restored
 
 log = logging.getLogger("swiftclaw.state")
 FORMAT = 1

@@ -15,7 +15,7 @@ from uvicorn.protocols.utils import ClientDisconnected as UvicornClientDisconnec
 from cluster.messages import APP_PREFIX, CHAT_PATH, MESSAGES_PATH
 from deployments.balancing.agents import AgentTable
 from deployments.balancing.pool import Pool
-from deployments.gateway.rate_limits import RateLimits, in_chat, in_message
+from deployments.gateway.admission import RateLimits, in_chat, in_message
 from deployments.gateway.reporter import Reporter
 from deployments.request import json_body, openai, sessions, tracing
 from deployments.request.access_log import AccessLine

@@ -23,7 +23,7 @@ from typing import Any
 from cluster.messages import KEY_HEADER, PEERS_PATH, Peer
 from cluster.transport.listener import Listener, bind
 from deployments.balancing.agents import AgentTable
-from deployments.gateway.rate_limits import AdmittedRequest, RateLimits
+from deployments.gateway.admission import AdmittedRequest, RateLimits
 from deployments.gateway.session_exchange import HomesLink, SessionExchange
 from deployments.request.cluster_key import carries_key
 from deployments.request.exchange import ClientDisconnected, Exchange

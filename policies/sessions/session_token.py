@@ -16,7 +16,7 @@ from binascii import Error as NotBase64
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from policies.sessions.enciphered_token import deciphered
+from policies.sessions.legacy_token import deciphered
 
 MAC_BYTES = 16
 MAX_CHARACTERS = 2048  # a cookie has 4096 for everything

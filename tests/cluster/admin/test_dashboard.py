@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from cluster.admin.app import AdminApp
-from cluster.desired.rollout import CanaryState, Version
+from cluster.desired.rollout_transitions import CanaryState, Version
 from cluster.transport.listener import Listener, bind
 from tests.browser import CHROMIUM, Tab, browser
 from tests.cluster.stand_in import REGIONS, Port, StandIn, seven

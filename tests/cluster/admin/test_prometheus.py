@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.admin.prometheus import exposition
-from cluster.desired.rollout import CanaryState, Version
+from cluster.desired.rollout_transitions import CanaryState, Version
 from cluster.messages import Observation
 from cluster.telemetry.tally import Tally
 from policies.breaker import BreakerUpdate

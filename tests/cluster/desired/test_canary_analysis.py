@@ -7,7 +7,7 @@ from typing import Any
 
 from cluster.config import parse
 from cluster.desired.canary_analysis import AnalysisStep, CanaryAnalysis
-from cluster.desired.rollout import Rollout, Version, advance, bring_in, pause
+from cluster.desired.rollout_transitions import Rollout, Version, advance, bring_in, pause
 from cluster.messages import InstanceCounts, Observation
 from cluster.telemetry.totals import MetricTotals
 

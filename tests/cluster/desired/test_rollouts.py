@@ -14,10 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cluster.desired import rollout as transitions
+from cluster.desired import rollout_transitions as transitions
 from cluster.desired.failpoints import POINTS
 from cluster.desired.packages import CannotPack, Package, pack
-from cluster.desired.rollout import (
+from cluster.desired.rollout_manager import DeployRequest
+from cluster.desired.rollout_transitions import (
     Rollout,
     RolloutRejected,
     Version,
@@ -29,7 +30,6 @@ from cluster.desired.rollout import (
     promote,
     take_back,
 )
-from cluster.desired.rollout_manager import DeployRequest
 from cluster.messages import InstanceSpec
 from tests.cluster.desired.world import World
 

@@ -6,7 +6,7 @@ import json
 import stat
 from pathlib import Path
 
-from cluster.desired.rollout import CanaryState, Rollout, Version
+from cluster.desired.rollout_transitions import CanaryState, Rollout, Version
 from cluster.desired.state import AppliedConfig, AppRecord, InstanceCount, State, Store
 
 FORMAT_1 = Path(__file__).with_name("state_format_1.json")  # written before the state had types

@@ -13,8 +13,8 @@ from cluster.controller import Controller
 from cluster.desired.apps import AppSpec, AppStatus
 from cluster.desired.failpoints import POINTS
 from cluster.desired.packages import Package, pack
-from cluster.desired.rollout import Rollout
 from cluster.desired.rollout_manager import DeployRequest
+from cluster.desired.rollout_transitions import Rollout
 from cluster.messages import InstanceSpec, Registration
 
 

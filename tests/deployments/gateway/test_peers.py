@@ -20,9 +20,9 @@ from cluster.messages import KEY_HEADER, PEERS_PATH, AgentView, Member, Peer, Sn
 from cluster.transport.listener import Listener, bind
 from deployments.balancing.agents import AgentTable
 from deployments.gateway import peers as peers_module
+from deployments.gateway.admission import in_message
 from deployments.gateway.edge import Edge
 from deployments.gateway.peers import Peers
-from deployments.gateway.rate_limits import in_message
 from deployments.gateway.reporter import Reporter
 from deployments.request.exchange import Exchange
 from deployments.upstream.connection_pool import ConnectionPool

@@ -1,4 +1,4 @@
-"""Tokens of versions up to 0.1: still read, never issued. Goes with policies/sessions/enciphered_token.py."""
+"""Tokens of versions up to 0.1: still read, never issued. Goes with policies/sessions/legacy_token.py."""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ from starlette.websockets import WebSocket
 from cluster.config import parse
 from cluster.messages import AgentView, Snapshot
 from deployments.balancing.agents import AgentTable
+from deployments.gateway.admission import RateLimits, in_chat, in_message
 from deployments.gateway.in_process import InProcessRequest
-from deployments.gateway.rate_limits import RateLimits, in_chat, in_message
 from deployments.request.exchange import READ_AHEAD, Exchange
 from policies.errors import RateLimited
 from policies.rate_limit import RateRule
