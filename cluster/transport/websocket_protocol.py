@@ -1,6 +1,8 @@
-"""uvicorn's WebSocket protocol, which also notes when the client showed that it is there.
+"""uvicorn's WebSocket protocol, with a fairer view of the client.
 
-uvicorn answers pings itself and tells the application nothing of them, so that a client that only pings would look silent.
+uvicorn answers pings itself and tells the application nothing of them, so that a client that only pings would look silent: here
+it is noted. And uvicorn closes with "keepalive ping timeout" although its ping still waits behind what the client is reading,
+or the answer behind messages that the application has not taken: here that time does not count.
 """
 
 from __future__ import annotations
@@ -41,6 +43,12 @@ class NotingWebSocketProtocol(WebSocketsSansIOProtocol):
         if bytes(event.data) != self.pending_ping_payload:  # a heartbeat of the client's own (RFC 6455, section 5.5.3)
             self._note()
         super().handle_pong(event)
+
+    def keepalive_timeout(self) -> None:
+        if self.ping_timeout is not None and (self.read_paused or self.transport.get_write_buffer_size()):
+            self.pong_timer = self.loop.call_later(self.ping_timeout, self.keepalive_timeout)
+        else:  # a client that takes nothing at all is ended by `DeadlineSweeper`
+            super().keepalive_timeout()
 
     def _note(self) -> None:
         if self.handshake_complete:

@@ -117,3 +117,13 @@ async def test_an_app_without_lifespan_is_served_without(app: Any) -> None:
     made = Lifespan(app)
     await made.startup()
     await made.shutdown(5)
+
+
+async def test_an_app_that_reports_a_failure_and_stays_has_failed_to_start() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.failed", "message": "no licence"})
+        await asyncio.Event().wait()
+
+    with pytest.raises(StartupFailed, match="failed to start: no licence"):
+        await Lifespan(app).startup()

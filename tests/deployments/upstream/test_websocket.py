@@ -28,7 +28,7 @@ class Talk:
     def __init__(self) -> None:
         self.app = FastAPI()
         self.endings: list[MutableMapping[str, Any]] = []
-        for path in ("echo", "close", "deny", "stream", "raise", "raise-later", "slow", "ignore"):
+        for path in ("echo", "close", "deny", "stream", "raise", "raise-later", "slow", "ignore", "busy", "big"):
             self.app.websocket("/" + path)(getattr(self, path.replace("-", "_")))
 
     async def echo(self, socket: WebSocket) -> None:
@@ -42,6 +42,19 @@ class Talk:
         await socket.accept()
         await socket.receive()
         await asyncio.Event().wait()
+
+    async def busy(self, socket: WebSocket) -> None:
+        await socket.accept()
+        await asyncio.sleep(1.5)
+        size = 0
+        while (message := await socket.receive())["type"] == "websocket.receive" and message.get("text") != "end":
+            size += len(message["bytes"])
+        await socket.send_text(str(size))
+
+    async def big(self, socket: WebSocket) -> None:
+        await socket.accept()
+        await socket.send_bytes(b"x" * 50_000_000)
+        await socket.receive()
 
     async def close(self, socket: WebSocket, code: int, reason: str = "") -> None:
         await socket.accept()
@@ -269,3 +282,37 @@ async def test_messages_wait_for_an_app_that_does_not_read_them(plane: DataPlane
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(sends_200_mb(), 2)
         socket.transport.abort()
+
+
+@pytest.fixture
+def quick_keepalive(plane: DataPlane, talk: Talk) -> None:
+    for listener in (plane.gateway, *plane.listeners.values()):
+        config = listener._server.config
+        config.ws_ping_interval = 0.05
+        config.ws_ping_timeout = 0.2 if listener is plane.gateway else config.ws_ping_timeout
+
+
+@pytest.mark.usefixtures("quick_keepalive")
+class TestKeepalive:
+    """A pong is not overdue while it, or the ping, waits behind messages."""
+
+    async def test_a_client_that_reads_slowly_is_served_to_the_end(self, plane: DataPlane) -> None:
+        async with opened(plane, "/big", ping_interval=None) as socket:
+            for _ in range(5):
+                socket.transport.pause_reading()
+                await asyncio.sleep(0.3)
+                socket.transport.resume_reading()
+                await asyncio.sleep(0.01)
+            assert len(await asyncio.wait_for(socket.recv(), 20)) == 50_000_000
+
+    async def test_a_client_that_sends_much_to_a_busy_app_stays(self, plane: DataPlane) -> None:
+        async with opened(plane, "/busy", ping_interval=None) as socket:
+            for _ in range(50):
+                await socket.send(b"x" * 1_000_000)
+            await socket.send("end")
+            assert await asyncio.wait_for(socket.recv(), 20) == "50000000"
+
+    async def test_a_client_that_does_not_answer_pings_is_closed(self, plane: DataPlane) -> None:
+        async with opened(plane, "/echo", ping_interval=None) as socket:
+            socket.protocol.recv_frame = lambda frame: socket.protocol.events.append(frame)  # type: ignore[method-assign]
+            await until(lambda: plane.active() == 0)
