@@ -56,7 +56,8 @@ def _stop_found(file: Path, address: str | None, timeout_s: float, reporter: Pro
     """Stop what runs on the cluster that is found without a record in this folder. Returns what was done."""
     from swiftclaw.cli.ray_cluster import cluster_record, controller, driver, processes, serve_apps
 
-    if address in (None, "auto") and driver.named_by_environment() is None and not processes.ray_addresses():
+    searches = address in (None, "auto") and driver.named_by_environment() is None
+    if searches and (driver.wants_own_cluster() or not processes.ray_addresses()):
         return f"nothing to stop: `{program()} up` has not started anything from {file.absolute().parent}"
     cluster = driver.locate(file, address)
     with driver.connected(cluster.address, cluster.auth_mode):

@@ -127,6 +127,11 @@ def named_by_environment() -> str | None:
     return None if address in (None, "", "auto", "local") else address
 
 
+def wants_own_cluster() -> bool:
+    """RAY_ADDRESS=local asks for a cluster of one's own: what others run here is none of this command's business."""
+    return os.environ.get("RAY_ADDRESS") == "local"
+
+
 def on_this_machine() -> str | None:
     """The address of the Ray cluster that runs here. Raises CommandFailed when there are several."""
     running = processes.ray_addresses()

@@ -135,6 +135,15 @@ def test_down_finds_nothing_where_nothing_runs(machine: Machine, capsys: pytest.
     assert "nothing to stop" in capsys.readouterr().out and machine.calls == []
 
 
+def test_down_leaves_the_clusters_of_others_alone_where_ray_address_asks_for_an_own_one(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    for machine.running in ([HERE], [HERE, RECORDED]):
+        assert cli.run(["down"]) == 0
+        assert "nothing to stop" in capsys.readouterr().out and machine.calls == []
+
+
 def test_down_asks_which_when_there_are_several(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     machine.running = [HERE, RECORDED]
     assert cli.run(["down"]) == 1
