@@ -319,7 +319,7 @@ ONLY_CHECK = {  # what a schema cannot know
     "one network under two names": {"clientRegions": {"10.0.0.1": "us", "10.0.0.1/32": "us"}},
     "more instances at least than at most": agent(scaling={"minInstances": 11}),
     "the same in a region": agent(regions={"us": {"minInstances": 3, "maxInstances": 2}}),
-    "a region that the agent does not have": balancing(regions=["eu"]),
+    "a region that the agent does not have": agent(regions={"us": {"instances": 1}}, loadBalancing={"regions": ["eu"]}),
     "weights that are all 0": balancing(weighted={"instance-1": 0}),
     "a session learned from a header and from a cookie": balancing(sessionAffinity={"learn": {"header": "a", "cookie": "b"}}),
     "steps that do not rise": agent(canary={"steps": [50, 10]}),
