@@ -409,7 +409,7 @@ class TestEnvironment:
 
     async def test_an_unknown_kind_of_proxy_is_named(self, monkeypatch):
         monkeypatch.setenv("ALL_PROXY", "socks5://me:secret@127.0.0.1:9")
-        with pytest.raises(ModelError, match="names a socks5 proxy") as failure:
+        with pytest.raises(ModelError, match="the environment configures a socks5 proxy") as failure:
             await OpenAI("small", base_url="http://model.test/v1").generate("hi")
         assert "secret" not in str(failure.value)
 
