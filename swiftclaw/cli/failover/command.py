@@ -66,7 +66,7 @@ def failover(
     admin: str | None,
     address: str | None,
 ) -> None:
-    """Take an instance out of service and report the effect on clients.
+    """Take an instance out of service and report what clients see.
 
     The test sends probe requests to AGENT throughout. Modes: kill: the instance's process is killed. drain: it finishes
     its requests, then its process ends. unhealthy: it counts as unhealthy for the duration. FILE defaults to cluster.yaml.
