@@ -11,6 +11,7 @@ Source: Envoy's priority levels; spilling by fullness with hysteresis is our own
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 from random import Random
 from typing import Protocol
 
@@ -156,12 +157,7 @@ class LevelChooser:
         if point is None:
             label = view.turns.pick(view.labels)
             return view.labels.index(label) if label is not None else 0
-        reached = 0
-        for index, load in enumerate(view.loads):
-            reached += load
-            if point < reached:
-                return index
-        return 0
+        return next((index for index, reached in enumerate(accumulate(view.loads)) if point < reached), 0)
 
     def _places(self, view: _View, start: int) -> Iterator[int]:
         """The levels to try: from the drawn one down those with room, then the full ones, then those above."""

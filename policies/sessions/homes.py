@@ -116,10 +116,9 @@ class SessionHomes:
         while self._changed and (most is None or len(changes) < most):
             session = next(iter(self._changed))
             del self._changed[session]
-            entry = self._entries.get(session)
-            if entry is not None:
-                entry.told_at = entry.used_at
-                changes.append(HomeChange(session, entry.home, now - entry.used_at))
+            entry = self._entries[session]  # one that leaves takes its change along
+            entry.told_at = entry.used_at
+            changes.append(HomeChange(session, entry.home, now - entry.used_at))
         return changes
 
     @property
@@ -130,10 +129,6 @@ class SessionHomes:
         """All entries, for a gateway that starts; the one that was idle longest first."""
         self._expire(now)
         return iter([HomeChange(session, entry.home, now - entry.used_at) for session, entry in self._entries.items()])
-
-    def at(self, replica: str) -> int:
-        """Number of sessions that live at the process; looks at all of them."""
-        return sum(entry.home.replica == replica for entry in self._entries.values())
 
     def _put(self, session: str, entry: _Entry) -> None:
         self._entries[session] = entry

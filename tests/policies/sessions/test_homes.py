@@ -44,6 +44,26 @@ def test_what_is_placed_is_reported_once_and_by_every_bounded_report() -> None:
     assert kept.changes(1) == [HomeChange("c", A, 1)] and kept.changes(1) == [] and not kept.has_changes
 
 
+def test_what_leaves_before_it_was_reported_is_not_reported() -> None:
+    kept = SessionHomes(ttl_s=10, most=2)
+    for name in "abc":
+        kept.place(name, A, 0)
+    assert repr(kept) == "<SessionHomes: 2 sessions, 2 to report>"
+    kept.get("b", 5)
+    kept.place("d", A, 11)
+    assert [change.session for change in kept.changes(11)] == ["b", "d"] and len(kept) == 2
+
+
+def test_a_merged_session_that_was_idle_longest_leaves_first() -> None:
+    kept = SessionHomes(ttl_s=100)
+    kept.place("a", A, 50)
+    kept.merge(HomeChange("old", A, 40), 50)
+    kept.merge(HomeChange("older", A, 45), 50)
+    kept.merge(HomeChange("between", A, 10), 50)
+    assert kept.get("older", 105.5) is None and len(kept) == 3
+    assert kept.get("between", 141) is None, "found expired though it stands out of order"
+
+
 def test_what_is_merged_is_not_reported_again() -> None:
     kept = SessionHomes()
     assert kept.merge(HomeChange("s", A, 0), 5) and kept.changes(6) == []
