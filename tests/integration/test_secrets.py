@@ -118,7 +118,8 @@ def test_no_log_tells_a_secret_or_what_a_user_wrote(secure: Secure) -> None:
         found = secure.cluster.folder.glob("swiftclaw-*/session_*/logs/**/*")
         return [file for file in found if file.is_file() and not file.is_symlink()]
 
-    until(lambda: any(b"the agent's code raised an exception" in file.read_bytes() for file in logs()), "the request's line in a log", 20)
+    line = b"the agent's code raised an exception"
+    until(lambda: any(line in file.read_bytes() for file in logs()), "the request's line in a log", 20)
     for secret in [*secure.secrets(), BODY_SECRET]:
         assert [file.name for file in logs() if secret.encode() in file.read_bytes()] == []
 
