@@ -2,11 +2,14 @@
 
 uvicorn answers pings itself and tells the application nothing of them, so that a client that only pings would look silent: here
 it is noted. And uvicorn closes with "keepalive ping timeout" although its ping still waits behind what the client is reading,
-or the answer behind messages that the application has not taken: here that time does not count.
+or the answer behind what the client is sending or the application has not taken: here that time does not count.
 """
 
 from __future__ import annotations
 
+import array
+import fcntl
+import termios
 import time
 from typing import Any
 
@@ -18,7 +21,10 @@ ACTIVE_AT = "swiftclaw.active_at"  # in a WebSocket's scope: monotonic time of t
 class NotingWebSocketProtocol(WebSocketsSansIOProtocol):
     """One client's WebSocket. Answers to the server's own pings do not count: they say nothing of what the client wants."""
 
+    _received_at = 0.0  # the loop's time of the newest bytes
+
     def data_received(self, data: bytes) -> None:
+        self._received_at = self.loop.time()
         super().data_received(data)
         if self.conn.reader.buffer:  # a part of a frame
             self._note()
@@ -45,12 +51,30 @@ class NotingWebSocketProtocol(WebSocketsSansIOProtocol):
         super().handle_pong(event)
 
     def keepalive_timeout(self) -> None:
-        if self.ping_timeout is not None and (self.read_paused or self.transport.get_write_buffer_size()):
+        if self.ping_timeout is not None and self._pong_may_be_under_way(self.ping_timeout):
             self.pong_timer = self.loop.call_later(self.ping_timeout, self.keepalive_timeout)
         else:  # a client that takes nothing at all is ended by `DeadlineSweeper`
             super().keepalive_timeout()
+
+    def _pong_may_be_under_way(self, timeout: float) -> bool:
+        return (
+            self.read_paused
+            or self._received_at > self.loop.time() - timeout
+            or self.transport.get_write_buffer_size() > 0
+            or unacknowledged_bytes(self.transport.get_extra_info("socket").fileno()) > 0
+        )
 
     def _note(self) -> None:
         if self.handshake_complete:
             scope: Any = self.scope  # typed without additions
             scope[ACTIVE_AT] = time.monotonic()
+
+
+def unacknowledged_bytes(socket: int) -> int:
+    """What the system has taken to send over this socket (a file descriptor) and the other side has not acknowledged."""
+    count = array.array("i", [0])
+    try:
+        fcntl.ioctl(socket, termios.TIOCOUTQ, count)
+    except OSError:  # not every system counts it
+        return 0
+    return count[0]

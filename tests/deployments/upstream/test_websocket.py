@@ -45,7 +45,7 @@ class Talk:
 
     async def busy(self, socket: WebSocket) -> None:
         await socket.accept()
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(2.5)
         size = 0
         while (message := await socket.receive())["type"] == "websocket.receive" and message.get("text") != "end":
             size += len(message["bytes"])
@@ -204,7 +204,7 @@ async def test_a_refusal_of_the_gateway_has_the_request_id(plane: DataPlane, tal
 async def test_messages_of_any_kind_and_size_pass(plane: DataPlane, talk: Talk, message: Any) -> None:
     async with opened(plane, "/echo") as socket:
         await socket.send(message)
-        assert await asyncio.wait_for(socket.recv(), 20) == message
+        assert await asyncio.wait_for(socket.recv(), 60) == message
 
 
 @pytest.mark.parametrize("parts", [["a", "b", "ü"], [b"a", b"", b"\xff"]], ids=["text", "binary"])
@@ -289,7 +289,7 @@ def quick_keepalive(plane: DataPlane, talk: Talk) -> None:
     for listener in (plane.gateway, *plane.listeners.values()):
         config = listener._server.config
         config.ws_ping_interval = 0.05
-        config.ws_ping_timeout = 0.2 if listener is plane.gateway else config.ws_ping_timeout
+        config.ws_ping_timeout = 1 if listener is plane.gateway else config.ws_ping_timeout
 
 
 @pytest.mark.usefixtures("quick_keepalive")
@@ -298,19 +298,19 @@ class TestKeepalive:
 
     async def test_a_client_that_reads_slowly_is_served_to_the_end(self, plane: DataPlane) -> None:
         async with opened(plane, "/big", ping_interval=None) as socket:
-            for _ in range(5):
+            for _ in range(3):
                 socket.transport.pause_reading()
-                await asyncio.sleep(0.3)
+                await asyncio.sleep(1.5)
                 socket.transport.resume_reading()
                 await asyncio.sleep(0.01)
-            assert len(await asyncio.wait_for(socket.recv(), 20)) == 50_000_000
+            assert len(await asyncio.wait_for(socket.recv(), 60)) == 50_000_000
 
     async def test_a_client_that_sends_much_to_a_busy_app_stays(self, plane: DataPlane) -> None:
         async with opened(plane, "/busy", ping_interval=None) as socket:
             for _ in range(50):
                 await socket.send(b"x" * 1_000_000)
             await socket.send("end")
-            assert await asyncio.wait_for(socket.recv(), 20) == "50000000"
+            assert await asyncio.wait_for(socket.recv(), 60) == "50000000"
 
     async def test_a_client_that_does_not_answer_pings_is_closed(self, plane: DataPlane) -> None:
         async with opened(plane, "/echo", ping_interval=None) as socket:
