@@ -9,7 +9,7 @@ import signal
 
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["tests.gates.live_again", "tests.gates.coverage_floors"]
+pytest_plugins = ["tests.gates.second_run", "tests.gates.coverage_floors"]
 _PATIENT = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("quick", max_examples=50, **_PATIENT)  # type: ignore[arg-type]
 settings.register_profile("thorough", max_examples=2000, **_PATIENT)  # type: ignore[arg-type]  # --hypothesis-profile=thorough

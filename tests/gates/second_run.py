@@ -1,8 +1,8 @@
-"""Runs a live test that failed once more, alone, when all other tests are done (option --live-again, used by scripts/test).
+"""Runs a test that failed once more, alone, when all other tests are done (option --second-run, used by scripts/test).
 
 A test that then passes is printed as flaky, by name and with its first failure, and counted beside the passed ones: noise on
-the machine costs no run, and stays visible. Only tests marked `cluster` get a second run; any other test that fails has
-failed. A test that fails twice has failed, and the exit status says so. More than AT_MOST failures are no noise.
+the machine costs no run, and stays visible. The tests of the policies, which know neither sockets nor clocks, get no second
+run. A test that fails twice has failed, and the exit status says so. More than AT_MOST failures are no noise.
 """
 
 from __future__ import annotations
@@ -11,34 +11,26 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 AT_MOST = 10
-MARKER = "cluster"
+DETERMINISTIC = Path("tests/policies")
 FAILED = ("failed", "error")  # an error is a failure of a fixture
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--live-again", action="store_true", help="run live tests that fail once more, alone, at the end")
+    parser.addoption("--second-run", action="store_true", help="run tests that fail once more, alone, at the end")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--live-again") and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(LiveAgain(config), "live-again")
+    if config.getoption("--second-run") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(SecondRun(config), "second-run")
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """In the process that runs the test: only it knows the markers, and the report carries them to the one that counts."""
-    report = yield
-    vars(report)["live"] = item.get_closest_marker(MARKER) is not None  # pytest-xdist sends what a report has
-    return report
-
-
-class LiveAgain:
+class SecondRun:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._notes: list[str] = []
@@ -46,11 +38,11 @@ class LiveAgain:
 
     @pytest.hookimpl(trylast=True)  # pytest-xdist has ended its workers by then: the second run is alone
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        failed = self._failed_live_tests()
+        failed = self._failed_tests()
         if exitstatus != pytest.ExitCode.TESTS_FAILED or not failed:
             return
         if len(failed) > AT_MOST:
-            self._notes.append(f"{len(failed)} live tests failed: that is no noise, so they are not run again")
+            self._notes.append(f"{len(failed)} tests failed: that is no noise, so they are not run again")
             return
         self._count(set(failed) - self._run_again(failed))
         if not any(self._reporter.stats.get(kind) for kind in FAILED):
@@ -71,13 +63,13 @@ class LiveAgain:
         assert reporter is not None
         return reporter
 
-    def _failed_live_tests(self) -> list[str]:
+    def _failed_tests(self) -> list[str]:
         reports = [report for kind in FAILED for report in self._reporter.stats.get(kind, [])]
-        return list(dict.fromkeys(report.nodeid for report in reports if getattr(report, "live", False)))
+        return list(dict.fromkeys(report.nodeid for report in reports if not Path(report.nodeid).is_relative_to(DETERMINISTIC)))
 
     def _run_again(self, tests: Sequence[str]) -> set[str]:
         """Those that fail again."""
-        self._notes.append(f"ran {len(tests)} live tests again, alone: {', '.join(tests)}")
+        self._notes.append(f"ran {len(tests)} tests again, alone: {', '.join(tests)}")
         with tempfile.TemporaryDirectory() as cache:
             command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:cov", "-o", f"cache_dir={cache}", *tests]
             done = subprocess.run(
