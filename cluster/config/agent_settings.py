@@ -143,7 +143,8 @@ class Limits:
     hold_when_none_s: float | None = setting(
         "holdWhenNone",
         values.seconds(zero=True),
-        "How long a request may wait for an agent whose first instance is starting; 0: not at all. Default: connectionTimeout.",
+        "How long a request may wait for an agent whose first instance is starting, and if set also for an agent whose "
+        "instances have all failed; 0: not at all. Default: connectionTimeout.",
         default=None,
     )
     request_timeout_s: float = setting(

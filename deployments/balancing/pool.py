@@ -56,6 +56,7 @@ class Pool:
         self.budget = Budget(view.settings.retry.budget_percent)
         self.retries = 0  # since the last observation
         self.unreachable: set[str] = set()  # replicas that refused a connection since the last observation
+        self._was_ready = False  # since the agent was last at zero
         self.update(view, distances, keys, now)
 
     def __repr__(self) -> str:
@@ -90,6 +91,7 @@ class Pool:
         self._sync_members(view.members, limits.max_connections_per_instance)
         self._limited_in_all = limits.max_connections < limits.max_connections_per_instance * len(self._everyone)
         self.breakers.configure(view.settings.circuit_breaker, view.settings.request_timeout_s, self._backends.values(), now)
+        self._was_ready = self.ready or (self._was_ready and not self.at_zero)
         self._refresh_at = 0.0
 
     def _sync_members(self, members: Sequence[Member], capacity: int) -> None:
@@ -130,6 +132,13 @@ class Pool:
         limits = self.settings.limits
         hold_s = limits.hold_when_none_s
         return limits.connection_timeout_s if hold_s is None or self.ready else hold_s
+
+    @property
+    def _may_wait_for_first(self) -> bool:
+        """Whether requests wait for an instance that is starting: the first one does so, not what replaces failed instances,
+        unless `holdWhenNone` is set."""
+        is_first = not self._was_ready or self.settings.limits.hold_when_none_s is not None
+        return self.view.coming and is_first and not self.ready and self.wait_timeout_s > 0
 
     # --- the choice -----------------------------------------------------------------------------------------------
 
@@ -219,8 +228,8 @@ class Pool:
                 retry_after_s=max(1.0, wait_s),
             )
         # Nothing is in service, but an instance is starting or will be started for this request: it waits.
-        if self.view.coming and not tried and not self.ready and self.wait_timeout_s:
-            raise NoCapacity
+        if not tried and self._may_wait_for_first:
+            return NoCapacity()
         # Nothing is in service, or everything that is has been tried.
         return NoHealthyInstance(f"no healthy instance of {self.name} is available", agent=self.name, retry_after_s=1)
 

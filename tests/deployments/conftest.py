@@ -49,6 +49,7 @@ class DataPlane:
     tls: ssl.SSLContext | None = None
     rules: dict[str, tuple[RateRule, ...]] = field(default_factory=dict)  # what the agents' code limits
     coming: set[str] = field(default_factory=set)  # agents that an instance is started for when a request waits
+    starting: set[str] = field(default_factory=set)  # agents that an instance is starting for in any case
     shares: dict[str, VersionShare] = field(default_factory=dict)  # which version gets what
 
     async def start(self) -> None:
@@ -122,7 +123,7 @@ class DataPlane:
                 rate_rules=self.rules.get(name, ()),
                 versions=self.shares.get(name),
                 may_be_none=name in self.coming,
-                coming=name in self.coming,
+                coming=name in self.coming | self.starting,
             )
             for name, members in self.members.items()
         }

@@ -72,6 +72,22 @@ async def test_without_holding_or_when_nothing_can_come_they_are_refused_at_once
     assert await asyncio.wait_for(ask(plane), 10) == (503, "no_healthy_instance")
 
 
+async def test_when_all_instances_fail_the_reason_comes_at_once_although_others_are_starting(plane: DataPlane) -> None:
+    (name,) = await plane.add(agent)
+    plane.mark("a", name, "unhealthy")
+    plane.starting = {"a"}
+    plane.announce()
+    assert await asyncio.wait_for(ask(plane), 10) == (503, "no_healthy_instance")
+    plane.mark("a", name, "starting")
+    assert await asyncio.wait_for(ask(plane), 10) == (503, "no_healthy_instance")
+    plane.blocks["a"] = {"limits": {"holdWhenNone": "60s"}}
+    plane.announce()
+    waiting = asyncio.create_task(ask(plane))
+    await until(lambda: len(plane.agents.pool("a").wait_queue) == 1)
+    plane.mark("a", name, "healthy")
+    assert await waiting == (200, "hello")
+
+
 async def test_those_that_wait_are_refused_when_the_instance_will_not_come_after_all(plane: DataPlane) -> None:
     at_zero(plane, connectionTimeout="60s")
     waiting = asyncio.create_task(ask(plane))
