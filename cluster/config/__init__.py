@@ -17,6 +17,7 @@ from cluster.config.agent_settings import (
     SessionAffinity,
     Timeouts,
 )
+from cluster.config.cors_settings import CorsSettings
 from cluster.config.mistakes import ConfigError
 from cluster.config.settings import (
     AdminSettings,
@@ -37,6 +38,7 @@ __all__ = [
     "CanarySettings",
     "CircuitBreaker",
     "ConfigError",
+    "CorsSettings",
     "GatewaySettings",
     "HealthCheck",
     "HttpSettings",

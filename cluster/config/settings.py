@@ -14,6 +14,7 @@ from pathlib import Path
 from cluster.config import values
 from cluster.config.agent_reader import read_agent
 from cluster.config.agent_settings import AgentSettings
+from cluster.config.cors_settings import CorsSettings, read_cors
 from cluster.config.documents import read_document
 from cluster.config.fields import block, each, name_of, named, plain, read_block, reads, setting, write_block
 from cluster.config.mistakes import ConfigError, Location, MistakeLog, dotted, shown
@@ -51,6 +52,9 @@ class GatewaySettings:
 class HttpSettings:
     max_body_bytes: int = setting(
         "maxBodyBytes", values.size_bytes, "Largest request body; a larger one receives status 413.", default=100 * 2**20
+    )
+    cors: CorsSettings | None = setting(
+        "cors", read_cors, "Web pages of other origins that may call the gateways. Default: none.", default=None
     )
 
 
@@ -102,7 +106,7 @@ class Settings:
         default=".swiftclaw",
         later=True,
     )
-    http: HttpSettings = setting("http", block(HttpSettings), "Limits of HTTP at the gateways.", factory=HttpSettings)
+    http: HttpSettings = setting("http", block(HttpSettings), "HTTP at the gateways.", factory=HttpSettings)
     client_regions: dict[str, str] = setting(
         "clientRegions", values.client_regions, "geographic: the region of the clients in each network.", factory=dict
     )

@@ -12,10 +12,12 @@ from functools import partial
 
 from uvicorn.protocols.utils import ClientDisconnected as UvicornClientDisconnected
 
+from cluster.config import CorsSettings
 from cluster.messages import APP_PREFIX, CHAT_PATH, MESSAGES_PATH
 from deployments.balancing.agents import AgentTable
 from deployments.balancing.pool import Pool
 from deployments.gateway.admission import RateLimits, in_chat, in_message
+from deployments.gateway.cors import CorsPolicy
 from deployments.gateway.reporter import Reporter
 from deployments.request import json_body, openai, sessions, tracing
 from deployments.request.access_log import AccessLine
@@ -45,6 +47,8 @@ class Edge:
         self.rate_limits = RateLimits(agents)
         self._forwarder = Forwarder(agents, connections)
         self._websockets = WebSocketForwarder(connections, self._forwarder)
+        self._cors_settings: CorsSettings | None = None  # those in force
+        self._cors_policy: CorsPolicy | None = None
 
     def share_homes(self, sharing: HomeSharing) -> None:
         """There are other gateways, which must agree on where sessions live."""
@@ -52,6 +56,9 @@ class Edge:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         snapshot = self._agents.snapshot
+        cors = self._cors(snapshot.http.cors if snapshot else None)
+        if cors is not None and scope["type"] == "http":
+            send = cors.adding_headers(scope, send)
         exchange = Exchange(scope, receive, send, snapshot.http.max_body_bytes if snapshot else READ_AHEAD)
         if self.tracing is not None and not exchange.path.startswith(b"/-/"):
             self.tracing.observe(exchange)
@@ -60,6 +67,8 @@ class Edge:
                 raise HeadersTooLarge(f"the request headers exceed {HEADER_LIMIT} bytes")
             if scope["type"] == "websocket":
                 await self._websocket(exchange)
+            elif cors is not None and cors.is_preflight(scope):
+                await cors.answer_preflight(exchange)
             else:
                 await self._http(exchange)
         except (ClientDisconnected, UvicornClientDisconnected):
@@ -82,6 +91,12 @@ class Edge:
         finally:
             for observer in exchange.observers:
                 observer.ended(exchange)
+
+    def _cors(self, settings: CorsSettings | None) -> CorsPolicy | None:
+        if settings is not self._cors_settings:
+            self._cors_settings = settings
+            self._cors_policy = None if settings is None else CorsPolicy(settings)
+        return self._cors_policy
 
     async def _http(self, exchange: Exchange) -> None:
         path = exchange.path

@@ -45,6 +45,10 @@ def balancing(**blocks: Any) -> dict[str, Any]:
     return agent(loadBalancing=blocks)
 
 
+def cors(**block: Any) -> dict[str, Any]:
+    return {"http": {"cors": {"origins": ["https://a.example"], **block}}}
+
+
 def refused_by_check(file: Any, folder: Path) -> list[str]:
     """The mistakes that `swiftclaw check` lists; none: it is valid."""
     path = folder / "cluster.yaml"
@@ -160,6 +164,13 @@ def test_what_the_documentation_shows_is_valid() -> None:
         balancing(slowStart=0, window="1d", sessionAffinity={"ttl": "1h30m"}),
         balancing(slowStart="0s", window="0.5s", healthCheck=None),
         {"http": {"maxBodyBytes": "1.5 GiB"}},
+        {"http": {"cors": None}},
+        {
+            "http": {
+                "cors": {"origins": ["https://*.example.com", "http://localhost:*", "http://[::1]:80", "null"], "maxAge": 0}
+            }
+        },
+        {"http": {"cors": {"originRegex": "https://.*", "methods": ["get", "*"], "headers": ["*"], "credentials": True}}},
     ],
 )
 def test_unusual_but_right_settings_are_valid(args: Any) -> None:
@@ -255,6 +266,15 @@ BROKEN: dict[str, dict[str, Any]] = {
     "stateDir": {"stateDir": ""},
     "http.maxBodyBytes": {"http": {"maxBodyBytes": "10Mi"}},
     "http.maxBody": {"http": {"maxBody": 1}},
+    "http.cors.origins": cors(origins="https://a.example"),
+    "http.cors.origins[0]": cors(origins=["https://a.example/"]),
+    "http.cors.originRegex": cors(originRegex=7),
+    "http.cors.methods[0]": cors(methods=["GET,POST"]),
+    "http.cors.headers[0]": cors(headers=["a b"]),
+    "http.cors.exposeHeaders[1]": cors(exposeHeaders=["a", ""]),
+    "http.cors.credentials": cors(credentials="yes"),
+    "http.cors.maxAge": cors(maxAge=-1),
+    "http.cors.origin": cors(origin="*"),
     "clientRegions.10.0": {"clientRegions": {"10.0": "us"}},
     "clientRegions.10.0.0.0/8": {"clientRegions": {"10.0.0.0/8": "u s"}},
     "trustedProxies[0]": {"trustedProxies": ["proxy"]},
@@ -324,6 +344,10 @@ ONLY_CHECK = {  # what a schema cannot know
     "a session learned from a header and from a cookie": balancing(sessionAffinity={"learn": {"header": "a", "cookie": "b"}}),
     "steps that do not rise": agent(canary={"steps": [50, 10]}),
     "a size of less than a byte": {"http": {"maxBodyBytes": "0.5B"}},
+    "cors without an origin": {"http": {"cors": {"credentials": True}}},
+    "credentials for every origin": cors(origins=["*"], credentials=True),
+    "credentials and every header": cors(exposeHeaders=["*"], credentials=True),
+    "an expression that is none": cors(originRegex="("),
     "a whole number with a point": agent(retry={"attempts": 2.0}),
     "a file that does not exist": agent(config="none.json"),
     "a folder, which only `serve run` takes out before": {"folder": "/srv"},

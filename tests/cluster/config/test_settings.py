@@ -217,6 +217,23 @@ class TestValues:
     def test_what_is_no_size_is_refused(self, said: Any) -> None:
         assert "is not a size" in only(mistakes_in_args({"http": {"maxBodyBytes": said}}))
 
+    @pytest.mark.parametrize(
+        ("given", "sentence"),
+        [
+            ("https://a.example/", "an origin has no path: https://a.example"),
+            ("app.example.com", "did you mean https://app.example.com?"),
+            ("https://bücher.example", "write the host as browsers send it (xn--…)"),
+            ("https://*", "is not an origin (like https://app.example.com, "),
+        ],
+    )
+    def test_an_origin_that_no_browser_would_send_is_refused(self, given: str, sentence: str) -> None:
+        assert sentence in only(mistakes_in_args({"http": {"cors": {"origins": [given]}}}))
+
+    def test_an_origin_is_read_as_browsers_send_it(self) -> None:
+        cors = parse({"http": {"cors": {"origins": ["HTTPS://App.Example:443"], "methods": ["get"]}}}, FOLDER).http.cors
+        assert cors is not None
+        assert (cors.origins, cors.methods, cors.headers) == (("https://app.example",), ("GET",), ("*",))
+
     def test_distances_hold_both_ways(self) -> None:
         settings = parse({"distances": {"us": {"eu": "80ms", "ap": 0.22}}}, FOLDER)
         assert settings.distances_ms == {"us": {"eu": 80, "ap": 220}, "eu": {"us": 80}, "ap": {"us": 220}}

@@ -1,0 +1,128 @@
+"""May the page that made a request read the response? `http.cors`, at the gateway, for every response including errors.
+
+A preflight request (OPTIONS with `Access-Control-Request-Method`) is answered here, without an instance. Of a mounted app's
+own CORS headers none is returned: two `Access-Control-Allow-Origin` headers are refused by browsers, and one policy is easier
+to judge. A request from an origin that is not allowed is served like any other; the browser does not show its response to the
+page. WebSockets are not subject to CORS: an app that cares reads `Origin` itself.
+
+Source: https://fetch.spec.whatwg.org/#http-cors-protocol; what is allowed by default is as in Starlette's CORSMiddleware.
+"""
+
+from __future__ import annotations
+
+import re
+
+from cluster.config import CorsSettings
+from deployments.request.exchange import Exchange
+from deployments.request.sessions import TOKEN_HEADER
+from deployments.types import Message, Scope, Send, SentHeaders
+from policies.errors import BadRequest
+
+ANY = "*"
+_ORIGIN, _VARY, _CORS = b"origin", b"vary", b"access-control-"
+_METHOD, _HEADERS = b"access-control-request-method", b"access-control-request-headers"
+_PRIVATE_NETWORK = b"access-control-request-private-network"
+_ALWAYS_ALLOWED = frozenset(("accept", "accept-language", "content-language", "content-type"))
+_EXPOSED = ("x-request-id", "x-swiftclaw-instance", "x-swiftclaw-version", "x-swiftclaw-region", TOKEN_HEADER.decode(),
+            "ratelimit", "ratelimit-policy", "retry-after")  # fmt: skip
+
+
+class CorsPolicy:
+    """The settings of `http.cors`, ready to judge requests."""
+
+    def __init__(self, settings: CorsSettings) -> None:
+        self._settings = settings
+        self._any_origin = ANY in settings.origins
+        self._origins = frozenset(origin.encode() for origin in settings.origins if ANY not in origin)
+        self._patterns = [_pattern(origin) for origin in settings.origins if ANY in origin and origin != ANY]
+        if settings.origin_regex is not None:
+            self._patterns.append(re.compile(settings.origin_regex))
+        self._headers = frozenset(name.lower() for name in settings.headers) | _ALWAYS_ALLOWED
+        exposed = [ANY] if ANY in settings.expose_headers else dict.fromkeys((*_EXPOSED, *settings.expose_headers))
+        self._on_response = [(b"access-control-expose-headers", ", ".join(exposed).encode())]
+        if settings.credentials:
+            self._on_response.append((b"access-control-allow-credentials", b"true"))
+
+    def allows_origin(self, origin: bytes) -> bool:
+        if self._any_origin or origin in self._origins:
+            return True
+        text = origin.decode("latin-1")
+        return any(pattern.fullmatch(text) for pattern in self._patterns)
+
+    def adding_headers(self, scope: Scope, send: Send) -> Send:
+        """`send`, but every response has the CORS headers of this policy, and no others."""
+        origin = _header(scope, _ORIGIN)
+        added: SentHeaders = []
+        if origin is not None and self.allows_origin(origin):
+            added = [(b"access-control-allow-origin", ANY.encode() if self._any_origin else origin), *self._on_response]
+        own = self.is_preflight(scope)  # then no app answers
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                kept = [header for header in message["headers"] if own or not header[0].startswith(_CORS)]
+                message = {**message, "headers": [*(kept if self._any_origin else _varying(kept)), *added]}
+            await send(message)
+
+        return sending
+
+    @staticmethod
+    def is_preflight(scope: Scope) -> bool:
+        return (
+            scope["type"] == "http"
+            and scope["method"] == "OPTIONS"
+            and _header(scope, _ORIGIN) is not None
+            and _header(scope, _METHOD) is not None
+        )
+
+    async def answer_preflight(self, exchange: Exchange) -> None:
+        """Raises BadRequest for one that is not allowed; `adding_headers` has added what every response has."""
+        origin, method, names = (exchange.header(name) or b"" for name in (_ORIGIN, _METHOD, _HEADERS))
+        if not self.allows_origin(origin):
+            raise BadRequest(f"CORS: the origin {origin.decode('latin-1')} is not allowed")
+        if not self._allows_method(method.decode("latin-1")):
+            raise BadRequest(f"CORS: the method {method.decode('latin-1')} is not allowed")
+        if refused := self._refused(names):
+            raise BadRequest(f"CORS: the header {refused} is not allowed")
+        allowed = [
+            (b"access-control-allow-methods", self._methods(method)),
+            (b"access-control-max-age", str(int(self._settings.max_age_s)).encode()),
+            (_VARY, b"Access-Control-Request-Method, Access-Control-Request-Headers"),
+        ]
+        if names:
+            allowed.append((b"access-control-allow-headers", names))
+        if self._settings.private_network and exchange.header(_PRIVATE_NETWORK) == b"true":
+            allowed.append((b"access-control-allow-private-network", b"true"))
+        await exchange.answer(200, "OK", allowed)
+
+    def _allows_method(self, method: str) -> bool:
+        return ANY in self._settings.methods or method in self._settings.methods
+
+    def _methods(self, asked: bytes) -> bytes:
+        """`*` is spelled as the method that was asked for: together with credentials it would be a name like others."""
+        named = [method.encode() for method in self._settings.methods if method != ANY]
+        return b", ".join(dict.fromkeys(named if ANY not in self._settings.methods else [*named, asked]))
+
+    def _refused(self, names: bytes) -> str:
+        """The first header that is not allowed."""
+        if ANY in self._headers:
+            return ""
+        wanted = (name.strip().lower() for name in names.decode("latin-1").split(","))
+        return next((name for name in wanted if name and name not in self._headers), "")
+
+
+def _header(scope: Scope, wanted: bytes) -> bytes | None:
+    return next((value for name, value in scope["headers"] if name == wanted), None)
+
+
+def _varying(headers: SentHeaders) -> SentHeaders:
+    """With `Vary: Origin`, also for a request without an origin: a cache must not give its response to pages."""
+    named = [part.strip() for name, value in headers if name == _VARY for part in value.split(b",")]
+    if any(part == b"*" or part.lower() == _ORIGIN for part in named):
+        return headers
+    return [*(header for header in headers if header[0] != _VARY), (_VARY, b", ".join([*named, b"Origin"]))]
+
+
+def _pattern(origin: str) -> re.Pattern[str]:
+    """Of `https://*.example.com` (subdomains of any depth) or `http://localhost:*` (any port, or none)."""
+    subdomains = re.escape(origin).replace(r"\*\.", r"[a-z0-9_.-]+\.")
+    return re.compile(subdomains.replace(r":\*", "(?::[0-9]+)?"))
