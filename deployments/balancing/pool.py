@@ -8,11 +8,12 @@ decisions are made of stand on `Backend` (available = in service, breaker allows
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from random import Random
 
-from cluster.instance_state import EJECTED, STOPPED, UNHEALTHY
+from cluster.instance_state import EJECTED, STARTING, STOPPED, UNHEALTHY
 from cluster.messages import AgentView, BreakerReport, Member
 from deployments.balancing.backend import Backend, Lease
 from deployments.balancing.breakers import Breakers
@@ -34,6 +35,8 @@ from policies.weighted import weights_of
 FAILED = frozenset((UNHEALTHY, EJECTED))
 REFRESH_S = 0.5  # how often weights and slowness are brought up to date
 SUSPECT_S = 1.0  # an instance that refused a connection gets no request for this long, unless the Controller reports it healthy
+LEFT = 1_000  # replicas that are remembered after they have left
+SNAPSHOT_LAG_S = 2.0  # how far behind the newest snapshot a gateway may be
 
 
 class Pool:
@@ -45,6 +48,7 @@ class Pool:
         self.name = name
         self.cookie = ""  # the name of its session cookie
         self._backends: dict[str, Backend] = {}  # by replica
+        self._left: deque[str] = deque(maxlen=LEFT)
         self.versions = VersionRouter(name, lambda: Chooser(view.settings.load_balancing.strategy, rng), rng)
         self._revision = 0
         self.rng = rng
@@ -106,6 +110,7 @@ class Pool:
         for replica, backend in before.items():
             if replica not in self._backends:
                 self.loads.forget(backend.instance)
+                self._left.append(replica)
         self._by_id = {backend.member.id: backend for backend in self._backends.values()}
         self._everyone = [backend.instance for backend in self._by_id.values()]
         self._suspects = any(backend.suspect_until > 0 for backend in self._by_id.values())
@@ -264,8 +269,11 @@ class Pool:
 
     def lane_of(self, request: Request) -> str:
         """Where the request waits for capacity: for the home of its session (the instance's id) while that is in rotation."""
-        home = None if self.homes is None or request.session is None else self._live(self.homes.peek(request.session))
-        return home.member.id if home is not None and home.healthy else ANY
+        home = None if self.homes is None or request.session is None else self.homes.peek(request.session)
+        backend = self._live(home)
+        if home is not None and backend is None and self._is_to_come(home):
+            return home.instance
+        return backend.member.id if backend is not None and backend.healthy else ANY
 
     def _home_of(self, request: Request, now: float) -> SessionHome | None:
         """What is known of the session's home; a token counts for what no gateway remembers."""
@@ -278,9 +286,12 @@ class Pool:
         return home
 
     def _pinned(self, request: Request, home: SessionHome, tried: Collection[str], now: float) -> Request:
-        """The request with its home in place of what its token says. Raises NoCapacity: it waits while its home is full."""
+        """The request with its home in place of what its token says. Raises NoCapacity: it waits while its home is full, or
+        until the snapshot names it."""
         backend = self._live(home)
         if backend is None:
+            if self._is_to_come(home):
+                raise NoCapacity
             return replace(request, pin=None)
         if (
             backend.full
@@ -297,11 +308,19 @@ class Pool:
         backend = None if home is None else self._backends.get(home.replica)
         return backend if backend is not None and backend.passes_checks and backend.member.state != STOPPED else None
 
+    def _is_to_come(self, home: SessionHome) -> bool:
+        """Whether another gateway's snapshot is newer: it has just placed the session at an instance that is not ready here."""
+        if abs(time.time() - home.placed_at) > SNAPSHOT_LAG_S:
+            return False
+        backend = self._backends.get(home.replica)
+        return home.replica not in self._left if backend is None else backend.member.state == STARTING
+
     def _settle(self, homes: SessionHomes, session: str, home: SessionHome | None, lease: Lease, now: float) -> None:
-        """After the choice: a session without a live home lives where it was sent; one with a home keeps it."""
+        """After the choice: a session whose home is none, has left or accepts no connection lives where it was sent."""
         backend = lease.backend
         lease.session_moved = home is not None and home.replica != backend.member.replica
-        if home is None or self._live(home) is None:
+        before = self._live(home)
+        if home is None or before is None or before.suspect(now):
             homes.place(session, _home_at(backend, home), now)
             lease.session_placed = True
         elif homes.peek(session) is None:  # known from a token alone
@@ -337,8 +356,12 @@ class Pool:
 
     def mark_unreachable(self, backend: Backend, now: float) -> None:
         """The instance refused a connection: it gets no request for a moment, and the Controller gets a report."""
-        backend.suspect_until = now + SUSPECT_S
+        self.mark_stopping(backend, now)
         self.unreachable.add(backend.member.replica)
+
+    def mark_stopping(self, backend: Backend, now: float) -> None:
+        """The instance refused a request because it stops: it gets none until a snapshot states so, or for a moment."""
+        backend.suspect_until = now + SUSPECT_S
         self._suspects = True
 
     def merge_breakers(self, reports: Mapping[str, BreakerReport], gateway: str, now: float) -> None:

@@ -41,7 +41,7 @@ SILENT_S = 1.0  # a gateway with requests in flight reports every EVERY_S; after
 LEFT_OUT_S = 30.0  # a Controller that has just started knows only some gateways: links to the others are kept this long
 BACKLOG = 100_000  # admissions kept for a peer that does not answer, and for a new one
 BATCH = 5_000  # admissions in one message
-LARGEST = 4 * 2**20  # bytes of a message
+LARGEST = 8 * 2**20  # bytes of a message
 
 
 @dataclass

@@ -18,6 +18,7 @@ from policies.sessions.homes import HomeChange, SessionHome
 
 SETTLE_S = 0.25
 BATCH = 5_000  # homes in one message
+BATCH_CHARACTERS = 200_000  # of their sessions' names: clients choose them, and the receiver bounds the message
 
 
 class _Entry(NamedTuple):
@@ -60,7 +61,10 @@ class HomesLink:
     def batch(self, now: float) -> list[list[Any]]:
         """The rows for the next message; the same ones again until they are received."""
         if not self._batch:
-            self._batch = [self._backlog.popleft() for _ in range(min(BATCH, len(self._backlog)))]
+            characters = 0
+            while self._backlog and len(self._batch) < BATCH and characters < BATCH_CHARACTERS:
+                self._batch.append(entry := self._backlog.popleft())
+                characters += len(entry.change.session)
         return [_row(entry, now) for entry in self._batch]
 
     def received(self) -> None:

@@ -74,6 +74,7 @@ class Attempts:
         if head.refused == FULL:
             lease.refused_full(time.monotonic(), head.report)
         else:
+            self._pool.mark_stopping(lease.backend, time.monotonic())
             self.skip(lease)
 
     def repeats(self, lease: Lease) -> bool:

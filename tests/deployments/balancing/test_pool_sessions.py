@@ -125,12 +125,58 @@ async def test_a_request_that_waits_for_a_home_goes_on_when_that_leaves() -> Non
     assert lease.backend is not held.backend and lease.session_moved and lease.session_placed
 
 
-def test_a_home_that_refused_a_connection_is_left_once_and_kept() -> None:
+def test_a_home_whose_attempt_failed_is_left_once_and_kept() -> None:
     agent = Agent()
     home = agent.answered()
     lease = agent.ask(tried=(agent.members[home].id,))
     assert lease.backend.member.replica != home and lease.session_moved and not lease.session_placed
     assert agent.home() == home == agent.answered()
+
+
+@pytest.mark.parametrize("mark", [Pool.mark_unreachable, Pool.mark_stopping])
+def test_a_session_whose_home_accepts_nothing_moves_before_the_snapshot_states_so(mark: Any) -> None:
+    agent = Agent()
+    home = agent.answered()
+    mark(agent.pool, agent.ask().backend, time.monotonic())
+    lease = agent.ask(tried=(agent.members[home].id,))
+    moved = lease.backend.member.replica
+    assert moved != home and lease.session_moved and lease.session_placed
+    agent.members[home] = replace(agent.members[home], replica="restarted")
+    agent.apply()
+    assert agent.answered() == moved == agent.home()
+
+
+def placed_elsewhere(agent: Agent, replica: str, placed_at: float) -> None:
+    """Another gateway has placed the session there."""
+    assert agent.pool.homes is not None
+    agent.pool.homes.merge(HomeChange("s", SessionHome("instance-9", replica, "v1", placed_at=placed_at), 0), time.monotonic())
+
+
+async def test_a_request_waits_for_the_snapshot_that_names_its_sessions_home() -> None:
+    agent = Agent()
+    placed_elsewhere(agent, "r9", time.time())
+    waiting = asyncio.ensure_future(agent.pool.wait_queue.wait(Request("a", "s", now=time.monotonic()), (), 5.0))
+    await asyncio.sleep(0)
+    for state in (None, "starting", "healthy"):
+        agent.pool.wait_queue.move(time.monotonic())
+        assert not waiting.done() and agent.answered("other") in {"r1", "r2", "r3"}
+        if state is not None:
+            agent.members["r9"] = Member("instance-9", "r9", "h", 9, "v1", "local", 1, state)
+        agent.apply()
+    agent.pool.wait_queue.move(time.monotonic())
+    lease = (await asyncio.wait_for(waiting, 5)).future.result()
+    assert lease.backend.member.replica == "r9" and not lease.session_moved
+
+
+def test_a_home_that_has_left_or_was_placed_long_ago_is_not_waited_for() -> None:
+    agent = Agent()
+    placed_elsewhere(agent, "r9", time.time() - 60)
+    assert agent.answered() in {"r1", "r2", "r3"}
+    other = Agent(9)
+    other.members.pop("r9")
+    other.apply()
+    placed_elsewhere(other, "r9", time.time())
+    assert other.ask().session_moved
 
 
 @pytest.mark.parametrize("state", ["unhealthy", "ejected", "stopped"])

@@ -19,6 +19,7 @@ from deployments.gateway.edge import Edge
 from deployments.gateway.peers import Peers
 from deployments.gateway.reporter import Reporter
 from deployments.gateway.session_exchange import HomesLink
+from deployments.request.sessions import LONGEST
 from deployments.upstream.connection_pool import ConnectionPool
 from policies.base import Request
 
@@ -45,7 +46,10 @@ class Site:
         pool = self.agents.pools["bot"]
         now = time.monotonic()
         version = pool.version_for(session, None)
-        lease = pool.choose(Request("bot", session, now=now, version=version), (), now)
+        request = Request("bot", session, now=now, version=version)
+        lease = pool.wait_queue.take(request, (), now)
+        if lease is None:
+            lease = (await pool.wait_queue.wait(request, (), 5.0)).future.result()
         if lease.session_placed:
             self.peers.announce()
             await asyncio.sleep(0)
@@ -129,6 +133,22 @@ async def test_gateways_that_meet_a_session_at_the_same_moment_agree(fleet: Any)
         assert len(set(met)) == 1
 
 
+async def test_a_session_placed_at_an_instance_that_a_gateway_does_not_know_yet_stays_there(fleet: Any) -> None:
+    """Snapshots do not reach all gateways at once; the later one waits for its own."""
+    cluster = await fleet(2)
+    early, late = cluster.sites
+    for n in range(8, 12):
+        cluster.members[f"r{n}"] = Member(f"instance-{n}", f"r{n}", "h", n, "v1", "local", 1, "healthy")
+    cluster.apply(early)
+    homes = {f"s{n}": await early.answer(f"s{n}") for n in range(60)}
+    waiting = {session: asyncio.create_task(late.answer(session)) for session in homes}
+    await asyncio.sleep(0)
+    unknown = {session for session, home in homes.items() if home not in {f"r{n}" for n in range(1, 8)}}
+    assert unknown and {session for session, task in waiting.items() if not task.done()} >= unknown
+    cluster.apply(late)
+    assert {session: await task for session, task in waiting.items()} == homes
+
+
 async def test_a_gateway_that_starts_knows_every_home_before_it_serves(fleet: Any) -> None:
     cluster = await fleet(2)
     homes = {f"s{n}": await cluster.sites[n % 2].answer(f"s{n}") for n in range(300)}
@@ -138,6 +158,18 @@ async def test_a_gateway_that_starts_knows_every_home_before_it_serves(fleet: An
     cluster.apply()
     assert await new.peers.sessions.catch_up("new", 10)
     assert {session: await new.answer(session) for session in homes} == homes
+
+
+async def test_the_longest_names_that_clients_can_choose_do_not_stop_the_exchange(fleet: Any) -> None:
+    cluster = await fleet(2)
+    pool = cluster.sites[0].agents.pools["bot"]
+    names = [("\N{GRINNING FACE}" * LONGEST)[len(str(n)) :] + str(n) for n in range(6_000)]
+    for name in names:
+        pool.choose(Request("bot", name, now=time.monotonic()), (), time.monotonic()).release(200, 0.0)
+    new = await fleet.grow(cluster, "new")
+    cluster.apply()
+    assert await new.peers.sessions.catch_up("new", 20)
+    assert len(new.agents.pools["bot"].homes) == len(names)
 
 
 async def test_a_dead_gateway_delays_no_answer_for_long_and_is_not_waited_for_again(fleet: Any) -> None:
