@@ -14,6 +14,7 @@ from cluster.instance_state import InstanceState
 from policies.breaker import BreakerUpdate
 from policies.lifecycle.draining import DrainTerms
 from policies.rate_limit import RateRule
+from policies.sessions.moved import Cause
 
 # Headers between gateways and instances; they never leave the cluster.
 KEY_HEADER = b"x-swiftclaw-key"  # the cluster's secret, by which an instance recognizes a gateway
@@ -194,6 +195,7 @@ class Observation:
     unreachable: frozenset[tuple[str, str]] = frozenset()  # (agent, replica) of refused connections
     circuits: dict[tuple[str, str], BreakerUpdate] = field(default_factory=dict)  # by (agent, replica): breakers that changed
     retries: dict[str, int] = field(default_factory=dict)  # by agent, since the last observation
+    moved_sessions: dict[tuple[str, Cause], int] = field(default_factory=dict)  # by (agent, cause), since the last observation
     queued: dict[str, int] = field(default_factory=dict)  # by agent: requests in the wait queue now
     batch: int = 0  # grows by one; a batch that arrives again is not counted again. 0: unnumbered
     distances_ms: dict[str, dict[str, float]] = field(default_factory=dict)  # measured between regions; each pair once

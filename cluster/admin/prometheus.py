@@ -16,6 +16,7 @@ from cluster.instance_state import HEALTHY
 from cluster.telemetry.tally import BUCKETS_S, LABELS, ROUTING_BUCKETS_S
 from cluster.telemetry.totals import MetricTotals
 from cluster.view import ClusterView
+from policies.sessions.moved import CAUSES
 
 CIRCUITS = {"closed": 0, "open": 1, "half-open": 2}
 AGENT = ("agent",)
@@ -79,6 +80,9 @@ def _agents(view: ClusterView) -> Iterator[Metric]:
     retries = CounterMetricFamily(
         "swiftclaw_retries", "Requests retried after a failed attempt. Refused connections are not counted.", labels=AGENT
     )
+    moved = CounterMetricFamily(
+        "swiftclaw_sessions_moved", "Sessions that lost their instance and continue at another one.", labels=("agent", "cause")
+    )
     queued = GaugeMetricFamily("swiftclaw_queued_requests", QUEUED_HELP, labels=AGENT)
     weights = GaugeMetricFamily("swiftclaw_version_weight", WEIGHT_HELP, labels=("agent", "version"))
     desired = GaugeMetricFamily("swiftclaw_desired_instances", "Desired number of instances.", labels=GROUP)
@@ -86,11 +90,13 @@ def _agents(view: ClusterView) -> Iterator[Metric]:
         limited.add_metric((agent,), totals.rate_limited(agent))
         retries.add_metric((agent,), totals.retries.get(agent, 0))
         queued.add_metric((agent,), totals.queued(agent))
+        for cause in CAUSES:
+            moved.add_metric((agent, cause), totals.moved_sessions.get((agent, cause), 0))
     for agent, version, percent in view.weights():
         weights.add_metric((agent, version), percent)
     for agent, version, region, count in view.desired_instances():
         desired.add_metric((agent, version, region), count)
-    yield from (limited, retries, queued, weights, desired)
+    yield from (limited, retries, moved, queued, weights, desired)
 
 
 def _instances(view: ClusterView) -> Iterator[Metric]:

@@ -44,19 +44,24 @@ class Sampler:
                 # The loop may wake slightly early. Record under the intended second anyway, or that slot stays empty and
                 # the previous one gets two samples.
                 self._view.history.add(max(begins, self._clock()), samples(self._view))
-                record_limits(self._view, self._recorder, time.monotonic())
+                record_counts(self._view, self._recorder, time.monotonic())
                 if number % EXPORT_EVERY == 0:
                     self._export(self._view)
             except Exception:  # the next second tries again
                 log.exception("could not take the sample of this second; the metric history has a gap")
 
 
-def record_limits(view: ClusterView, recorder: EventRecorder, now: float) -> None:
-    """Record as events that requests are being rejected, or no longer are. `now` is in monotonic seconds."""
+def record_counts(view: ClusterView, recorder: EventRecorder, now: float) -> None:
+    """Record as events that requests are being rejected, or no longer are, and that sessions have moved.
+
+    `now` is in monotonic seconds.
+    """
     for agent in view.settings.agents:
         recorder.limit(agent, "rate-limited", view.totals.rate_limited(agent), now)
         rejected = view.totals.refusals.get((agent, 503), 0)
         recorder.limit(agent, "rejected (no capacity or no healthy instance)", rejected, now)
+    for (agent, cause), total in view.totals.moved_sessions.items():
+        recorder.sessions_moved(agent, cause, total, now)
 
 
 def samples(view: ClusterView) -> Iterator[InstanceSample | RefusalSample | WeightSample]:

@@ -16,9 +16,19 @@ from cluster.messages import GatewayHello
 from cluster.telemetry.events import Events
 from policies.breaker import State
 from policies.priority import Level, level_loads
+from policies.sessions.moved import Cause
 
 QUIET_S = 10.0  # a series of rejected requests is over after this long without another
+LONGEST_S = 60.0  # a series of moved sessions that goes on is reported at least this often
 MOST_LISTED = 4  # further changes are counted, not listed
+
+MOVED_BECAUSE: dict[Cause, str] = {
+    "drained": "their instance was drained",
+    "died": "their instance stopped without draining",
+    "unhealthy": "their instance is unhealthy",
+    "unresponsive": "their instance does not respond",
+    "unknown": "their instance is no longer available",
+}
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,16 @@ class _Instance:
         return {"agent": self.agent, "instance": self.id, "version": self.version, "region": self.region}
 
 
+@dataclass
+class _Series:
+    """A count that grows for a while: `total` now, `reported` in the last event. `since`: None while it does not grow."""
+
+    total: int = 0
+    reported: int = 0
+    since: float | None = None
+    last: float = 0.0
+
+
 class EventRecorder:
     """Adds an event to `events` for each difference from the last comparison."""
 
@@ -46,6 +66,7 @@ class EventRecorder:
         self._levels: dict[str, tuple[int, ...]] = {}
         self._limits: dict[tuple[str, str], tuple[int, float | None, float]] = {}  # total before, since when, last when
         self._totals: dict[tuple[str, str], int] = {}
+        self._moved: dict[tuple[str, Cause], _Series] = {}
 
     def instances(self, records: Iterable[InstanceRecord]) -> None:
         """Instances that started, stopped or changed their state."""
@@ -120,6 +141,20 @@ class EventRecorder:
             )
             self._events.add("limit", message, agent=agent, what=what, count=count)
             self._limits[agent, what] = (total, None, now)
+
+    def sessions_moved(self, agent: str, cause: Cause, total: int, now: float) -> None:
+        """`total` sessions of the agent have moved for this cause so far: one event for all that move together."""
+        series = self._moved.setdefault((agent, cause), _Series())
+        if total > series.total:
+            series.total, series.last = total, now
+            series.since = now if series.since is None else series.since
+        if series.since is None or (now - series.last <= QUIET_S and now - series.since <= LONGEST_S):
+            return
+        count = series.total - series.reported
+        sessions = "1 session moved to another instance" if count == 1 else f"{count} sessions moved to other instances"
+        because = MOVED_BECAUSE[cause] if count > 1 else MOVED_BECAUSE[cause].replace("their", "its", 1)
+        self._events.add("session", f"{agent}: {sessions}: {because}", agent=agent, cause=cause, count=count)
+        series.reported, series.since = series.total, None
 
     def levels(self, settings: Settings, records: Iterable[InstanceRecord]) -> None:
         """The division of traffic between priorities: an event when it spills over to the next one, and when it returns."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-Kind = Literal["instance", "health", "breaker", "scale", "rollout", "region", "config", "limit", "gateway"]
+Kind = Literal["instance", "health", "breaker", "scale", "rollout", "region", "config", "limit", "gateway", "session"]
 KINDS: tuple[str, ...] = get_args(Kind)
 KEPT = 2_000
 

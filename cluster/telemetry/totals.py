@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from cluster.messages import InstanceCounts, Observation
 from cluster.telemetry.tally import BUCKETS_S, Key, added, is_error, ms, percentile_s
+from policies.sessions.moved import Cause
 
 WINDOW_S = 60.0
 RATE_LIMITED = 429
@@ -106,6 +107,7 @@ class MetricTotals:
         self.instances: dict[Key, InstanceTotals] = {}
         self.refusals: dict[tuple[str, int], int] = defaultdict(int)  # (agent, status) of requests that reached no instance
         self.retries: dict[str, int] = defaultdict(int)  # by agent
+        self.moved_sessions: dict[tuple[str, Cause], int] = defaultdict(int)  # by (agent, cause)
         self._active: dict[str, dict[Key, int]] = {}  # by gateway
         self._queued: dict[str, dict[str, int]] = {}  # by gateway, then agent
         self._distances_ms: dict[str, dict[str, dict[str, float]]] = {}  # by gateway
@@ -147,6 +149,8 @@ class MetricTotals:
             self.refusals[refusal] += count
         for agent, count in observation.retries.items():
             self.retries[agent] += count
+        for move, count in observation.moved_sessions.items():
+            self.moved_sessions[move] += count
 
     def forget_gateway(self, gateway: str) -> None:
         """Drop the current values of a removed gateway; its counts stay."""

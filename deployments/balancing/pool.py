@@ -8,7 +8,6 @@ decisions are made of stand on `Backend` (available = in service, breaker allows
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from random import Random
@@ -17,6 +16,7 @@ from cluster.instance_state import EJECTED, STARTING, STOPPED, UNHEALTHY
 from cluster.messages import AgentView, BreakerReport, Member
 from deployments.balancing.backend import Backend, Lease
 from deployments.balancing.breakers import Breakers
+from deployments.balancing.lost_homes import LostHomes
 from deployments.balancing.version_router import VersionRouter
 from deployments.balancing.wait_queue import AgentWaitQueue, NoCapacity
 from policies.base import Instance, Options, Request
@@ -28,6 +28,7 @@ from policies.load.slowness import Slowness
 from policies.regions.distance import Distances
 from policies.retry import Budget
 from policies.sessions.homes import SessionHome, SessionHomes
+from policies.sessions.moved import Cause
 from policies.sessions.session_token import Token, Tokens
 from policies.wait_queue import ANY
 from policies.weighted import weights_of
@@ -35,7 +36,6 @@ from policies.weighted import weights_of
 FAILED = frozenset((UNHEALTHY, EJECTED))
 REFRESH_S = 0.5  # how often weights and slowness are brought up to date
 SUSPECT_S = 1.0  # an instance that refused a connection gets no request for this long, unless the Controller reports it healthy
-LEFT = 1_000  # replicas that are remembered after they have left
 SNAPSHOT_LAG_S = 2.0  # how far behind the newest snapshot a gateway may be
 
 
@@ -48,7 +48,7 @@ class Pool:
         self.name = name
         self.cookie = ""  # the name of its session cookie
         self._backends: dict[str, Backend] = {}  # by replica
-        self._left: deque[str] = deque(maxlen=LEFT)
+        self._lost_homes = LostHomes()
         self.versions = VersionRouter(name, lambda: Chooser(view.settings.load_balancing.strategy, rng), rng)
         self._revision = 0
         self.rng = rng
@@ -110,7 +110,7 @@ class Pool:
         for replica, backend in before.items():
             if replica not in self._backends:
                 self.loads.forget(backend.instance)
-                self._left.append(replica)
+                self._lost_homes.left(replica, backend.member.state)
         self._by_id = {backend.member.id: backend for backend in self._backends.values()}
         self._everyone = [backend.instance for backend in self._by_id.values()]
         self._suspects = any(backend.suspect_until > 0 for backend in self._by_id.values())
@@ -257,6 +257,10 @@ class Pool:
         home = None if self.homes is None else self.homes.peek(session)
         return None if home is None else self._backends.get(home.replica)
 
+    def take_moved_sessions(self, now: float) -> dict[Cause, int]:
+        """Sessions that have lost their home since the last call, by cause."""
+        return {} if self.homes is None else self.homes.moved.take(now)
+
     def learn_session(self, session: str, backend: Backend, now: float) -> bool:
         """The instance has created this session itself. Returns whether that is news."""
         if self.homes is None:
@@ -313,7 +317,7 @@ class Pool:
         if abs(time.time() - home.placed_at) > SNAPSHOT_LAG_S:
             return False
         backend = self._backends.get(home.replica)
-        return home.replica not in self._left if backend is None else backend.member.state == STARTING
+        return home.replica not in self._lost_homes if backend is None else backend.member.state == STARTING
 
     def _settle(self, homes: SessionHomes, session: str, home: SessionHome | None, lease: Lease, now: float) -> None:
         """After the choice: a session whose home is none, has left or accepts no connection lives where it was sent."""
@@ -323,6 +327,8 @@ class Pool:
         if home is None or before is None or before.suspect(now):
             homes.place(session, _home_at(backend, home), now)
             lease.session_placed = True
+            if home is not None and lease.session_moved:
+                homes.moved.add(session, self._lost_homes.cause(home.replica, self._backends), now)
         elif homes.peek(session) is None:  # known from a token alone
             homes.place(session, home, now)
             lease.session_placed = True
@@ -356,11 +362,15 @@ class Pool:
 
     def mark_unreachable(self, backend: Backend, now: float) -> None:
         """The instance refused a connection: it gets no request for a moment, and the Controller gets a report."""
-        self.mark_stopping(backend, now)
+        self._suspect(backend, now)
         self.unreachable.add(backend.member.replica)
 
     def mark_stopping(self, backend: Backend, now: float) -> None:
         """The instance refused a request because it stops: it gets none until a snapshot states so, or for a moment."""
+        self._suspect(backend, now)
+        self._lost_homes.left(backend.member.replica, STOPPED)
+
+    def _suspect(self, backend: Backend, now: float) -> None:
         backend.suspect_until = now + SUSPECT_S
         self._suspects = True
 

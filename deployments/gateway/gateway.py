@@ -143,6 +143,7 @@ class Gateway:
 
     async def _deliver_rest(self) -> None:
         """The undelivered batch and the last one; what cannot be delivered stays in the file for another gateway."""
+        self._reporter.closing = True
         for _ in range(2):
             await self._observe(timeout_s=5)
         if self._counts_file is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from math import inf
 
 from cluster.messages import InstanceCounts, Observation
 from cluster.telemetry.tally import Key, Tally, merge
@@ -31,6 +32,7 @@ class Reporter:
         self._refusals: dict[str, Tally] = {}  # by agent
         self._undelivered: Observation | None = None
         self._batch = 0  # number of the newest observation
+        self.closing = False  # the gateway stops: no other gateway will withdraw what this one has counted
         self._finished: list[Tally] = []  # complete with the newest observation: freed when that is delivered
 
     def track(self, removed: Iterable[Backend]) -> None:
@@ -96,6 +98,8 @@ class Reporter:
 
     def _next_batch(self) -> Observation:
         """What was counted since the last batch."""
+        pools = self._agents.pools
+        confirmed_by = inf if self.closing else time.monotonic()
         instances: dict[Key, InstanceCounts] = {}
         for backend in self._backends():
             instances[backend.key] = merge(instances.get(backend.key, NO_COUNTS), backend.tally.take())
@@ -107,10 +111,17 @@ class Reporter:
         self._batch += 1
         if self._counts_file is not None:
             self._counts_file.turn()
-        retries = {name: pool.retries for name, pool in self._agents.pools.items() if pool.retries}
+        moved_sessions = {
+            (name, cause): count
+            for name, pool in pools.items()
+            for cause, count in pool.take_moved_sessions(confirmed_by).items()
+        }
+        retries = {name: pool.retries for name, pool in pools.items() if pool.retries}
         for name in retries:
-            self._agents.pools[name].retries = 0
-        return Observation(self._agents.gateway, instances, refusals, retries=retries, batch=self._batch)
+            pools[name].retries = 0
+        return Observation(
+            self._agents.gateway, instances, refusals, retries=retries, moved_sessions=moved_sessions, batch=self._batch
+        )
 
     def _breaker_updates(self) -> dict[tuple[str, str], BreakerUpdate]:
         now = time.monotonic()

@@ -14,6 +14,8 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from policies.sessions.moved import MovedSessions
+
 MOST_SESSIONS = 100_000
 TOUCH_SHARE = 0.1  # of the ttl: use is exchanged when it is this much newer than what the others know
 
@@ -63,6 +65,7 @@ class SessionHomes:
         self._most = most
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # idle longest first
         self._changed: dict[str, None] = {}  # sessions to report, in order
+        self.moved = MovedSessions()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -106,6 +109,8 @@ class SessionHomes:
         entry.used_at, entry.told_at = max(entry.used_at, used_at), max(entry.told_at, used_at)
         if not change.home.beats(entry.home):
             return False
+        if change.home.moves == entry.home.moves:
+            self.moved.withdraw(change.session)
         moved = change.home.replica != entry.home.replica
         entry.home = change.home
         return moved

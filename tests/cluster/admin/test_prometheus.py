@@ -45,14 +45,16 @@ def busy(folder: Path) -> StandIn:
         tally.add(code, seconds, seconds / 2)
         tally.routed(0.00003)
     refusals = {("a", 503): 2, ("a", 429): 4}
-    observation = Observation("g1", {record.key: tally.take()}, refusals, retries={"a": 5}, queued={"a": 6})
+    observation = Observation(
+        "g1", {record.key: tally.take()}, refusals, retries={"a": 5}, queued={"a": 6}, moved_sessions={("a", "died"): 7}
+    )
     cluster.totals.add(observation, time.monotonic())
     return cluster
 
 
 def values(cluster: StandIn) -> dict[tuple[str, str | None], float]:
     """By name and the label that distinguishes a name's series here."""
-    labels = ("le", "code", "state")
+    labels = ("le", "code", "state", "cause")
     return {
         (
             sample.name,
@@ -79,6 +81,8 @@ def test_the_exposition_is_prometheus_text_with_cumulative_buckets(tmp_path: Pat
     assert exposed["swiftclaw_circuit_state", None] == 2
     assert exposed["swiftclaw_rate_limited_total", None] == 4
     assert exposed["swiftclaw_retries_total", None] == 5
+    assert exposed["swiftclaw_sessions_moved_total", "died"] == 7
+    assert exposed["swiftclaw_sessions_moved_total", "drained"] == 0, "a rate needs the first value too"
     assert exposed["swiftclaw_queued_requests", None] == 6
     assert exposed["swiftclaw_version_weight", None] == 90
 
@@ -94,7 +98,8 @@ def test_every_metric_of_the_contract_is_exposed_with_help(tmp_path: Path) -> No
     assert {family.name for family in families if family.documentation} == {
         "swiftclaw_requests", "swiftclaw_request_duration_seconds", "swiftclaw_time_to_first_byte_seconds",
         "swiftclaw_active_connections", "swiftclaw_instance_up", "swiftclaw_circuit_state", "swiftclaw_rate_limited",
-        "swiftclaw_retries", "swiftclaw_queued_requests", "swiftclaw_routing_seconds", "swiftclaw_version_weight",
+        "swiftclaw_retries", "swiftclaw_sessions_moved",
+        "swiftclaw_queued_requests", "swiftclaw_routing_seconds", "swiftclaw_version_weight",
         "swiftclaw_instances", "swiftclaw_desired_instances", "swiftclaw_instance_cpu_percent",
     }  # fmt: skip
 

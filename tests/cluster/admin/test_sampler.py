@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster.admin.sampler import Sampler, samples
+from cluster.admin.sampler import Sampler, record_counts, samples
 from cluster.messages import Observation
 from cluster.telemetry.history import MetricHistory
 from cluster.telemetry.samples import InstanceSample, RefusalSample, WeightSample
 from cluster.view import ClusterView
+from policies.sessions.moved import Cause
 from tests.cluster.stand_in import seven
 
 START = 1_000.3
@@ -88,3 +89,16 @@ def test_a_sample_has_every_instance_and_each_agents_refusals_and_shares(tmp_pat
     instances = [one for one in taken if isinstance(one, InstanceSample)]
     assert [(one.key[3], one.requests) for one in instances] == [(f"instance-{number}", 3) for number in range(1, 8)]
     assert taken[7:] == [RefusalSample("my-agent", 2, 4, 6), WeightSample("my-agent", "v1", 100.0)]
+
+
+def test_moved_sessions_become_one_event_per_agent_and_cause_whichever_gateway_moved_them(tmp_path: Path) -> None:
+    cluster = seven(tmp_path)
+    for gateway, count in (("g1", 2), ("g2", 3)):
+        moved: dict[tuple[str, Cause], int] = {("my-agent", "died"): count, ("my-agent", "drained"): 1}
+        cluster.totals.add(Observation(gateway, {}, moved_sessions=moved), 0.0)
+    for second in range(20):
+        record_counts(cluster.view, cluster.recorder, float(second))
+    assert [(event.agent, event.details) for event in cluster.view.events.find(kind="session")] == [
+        ("my-agent", {"cause": "died", "count": 5}),
+        ("my-agent", {"cause": "drained", "count": 2}),
+    ]

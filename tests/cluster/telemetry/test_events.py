@@ -13,6 +13,7 @@ from cluster.fleet.event_recorder import EventRecorder
 from cluster.fleet.registry import Registry
 from cluster.messages import GatewayHello, Registration
 from cluster.telemetry.events import Event, Events
+from policies.sessions.moved import CAUSES, Cause
 
 
 class Clock:
@@ -204,3 +205,33 @@ def test_a_limit_is_told_when_it_is_reached_and_when_that_is_over() -> None:
         "a: requests are rate-limited",
     ]
     assert [event.details.get("count") for event in events.find()] == [None, 7, None]
+
+
+def test_sessions_that_move_together_are_one_event() -> None:
+    events = Events()
+    recorder = EventRecorder(events, [])
+    for second, total in enumerate([0, 3, 3, 7, *[7] * 12, *[8] * 12]):
+        recorder.sessions_moved("a", "drained", total, float(second))
+    assert messages(events) == [
+        "a: 7 sessions moved to other instances: their instance was drained",
+        "a: 1 session moved to another instance: its instance was drained",
+    ]
+    assert [event.details for event in events.find()] == [{"cause": "drained", "count": 7}, {"cause": "drained", "count": 1}]
+
+
+def test_a_long_series_of_moved_sessions_is_an_event_a_minute() -> None:
+    events = Events()
+    recorder = EventRecorder(events, [])
+    for second in range(130):
+        recorder.sessions_moved("a", "died", second, float(second))
+    assert [event.details["count"] for event in events.find()] == [62, 62]
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_every_cause_of_a_moved_session_has_its_sentence(cause: Cause) -> None:
+    events = Events()
+    recorder = EventRecorder(events, [])
+    for second in (0.0, 11.0):
+        recorder.sessions_moved("a", cause, 2, second)
+    (message,) = messages(events, kind="session", agent="a")
+    assert message.startswith("a: 2 sessions moved to other instances: their instance ")

@@ -14,6 +14,7 @@ import pytest
 from cluster.config import parse
 from cluster.messages import AgentView, Member, VersionShare
 from deployments.balancing.backend import Lease
+from deployments.balancing.lost_homes import REMEMBERED, LostHomes
 from deployments.balancing.pool import Pool
 from deployments.balancing.wait_queue import NoCapacity
 from policies.base import Request
@@ -133,8 +134,8 @@ def test_a_home_whose_attempt_failed_is_left_once_and_kept() -> None:
     assert agent.home() == home == agent.answered()
 
 
-@pytest.mark.parametrize("mark", [Pool.mark_unreachable, Pool.mark_stopping])
-def test_a_session_whose_home_accepts_nothing_moves_before_the_snapshot_states_so(mark: Any) -> None:
+@pytest.mark.parametrize(("mark", "cause"), [(Pool.mark_unreachable, "died"), (Pool.mark_stopping, "drained")])
+def test_a_session_whose_home_accepts_nothing_moves_before_the_snapshot_states_so(mark: Any, cause: str) -> None:
     agent = Agent()
     home = agent.answered()
     mark(agent.pool, agent.ask().backend, time.monotonic())
@@ -144,6 +145,7 @@ def test_a_session_whose_home_accepts_nothing_moves_before_the_snapshot_states_s
     agent.members[home] = replace(agent.members[home], replica="restarted")
     agent.apply()
     assert agent.answered() == moved == agent.home()
+    assert agent.pool.take_moved_sessions(time.monotonic() + 60) == {cause: 1}
 
 
 def placed_elsewhere(agent: Agent, replica: str, placed_at: float) -> None:
@@ -244,3 +246,50 @@ def test_a_session_that_the_instance_created_lives_there() -> None:
     assert agent.pool.learn_session("made-there", backend, time.monotonic())
     assert not agent.pool.learn_session("made-there", backend, time.monotonic())
     assert agent.answered("made-there") == backend.member.replica
+
+
+@pytest.mark.parametrize(
+    ("states", "stays", "cause"),
+    [
+        (["draining", "stopped"], True, "drained"),
+        (["draining"], False, "drained"),
+        ([], False, "died"),
+        (["unhealthy"], True, "unhealthy"),
+        (["ejected"], True, "unresponsive"),
+        (["ejected"], False, "died"),
+    ],
+)
+def test_a_lost_home_is_counted_with_its_cause(states: list[str], stays: bool, cause: str) -> None:
+    agent = Agent()
+    home = agent.answered()
+    for state in states:
+        agent.change(home, state=state)
+    if not stays:
+        del agent.members[home]
+        agent.apply()
+    assert agent.answered() != home
+    later = time.monotonic() + 60
+    assert agent.pool.take_moved_sessions(later) == {cause: 1} and agent.pool.take_moved_sessions(later) == {}
+
+
+def test_a_home_that_was_lost_before_this_gateway_started_has_an_unknown_cause() -> None:
+    agent = Agent()
+    assert agent.pool.homes is not None
+    agent.pool.homes.merge(HomeChange("s", SessionHome("instance-9", "r9", "v1", placed_at=1.0), 0), time.monotonic())
+    agent.answered()
+    assert agent.pool.take_moved_sessions(time.monotonic() + 60) == {"unknown": 1}
+
+
+def test_a_new_session_a_full_home_and_a_retry_are_no_moves() -> None:
+    agent = Agent()
+    home = agent.answered()
+    agent.ask(tried=(agent.members[home].id,)).release(200, time.monotonic(), ok=True)
+    assert agent.answered() == home
+    assert agent.pool.take_moved_sessions(time.monotonic() + 60) == {}
+
+
+def test_the_causes_of_instances_that_left_are_remembered_for_a_bounded_number() -> None:
+    lost = LostHomes()
+    for number in range(REMEMBERED + 1):
+        lost.left(f"r{number}", "healthy")
+    assert (lost.cause("r0", {}), lost.cause("r1", {})) == ("unknown", "died")

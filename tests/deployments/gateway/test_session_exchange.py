@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -31,7 +33,8 @@ class Site:
         self.name = name
         self.agents = AgentTable(Random(name), name)
         self.connections = ConnectionPool()
-        self.edge = Edge(self.agents, Reporter(self.agents), self.connections, "local")
+        self.reporter = Reporter(self.agents)
+        self.edge = Edge(self.agents, self.reporter, self.connections, "local")
         self.peers = Peers(name, self.agents, self.edge.rate_limits, self.connections)
 
     async def open(self) -> None:
@@ -147,6 +150,25 @@ async def test_a_session_placed_at_an_instance_that_a_gateway_does_not_know_yet_
     assert unknown and {session for session, task in waiting.items() if not task.done()} >= unknown
     cluster.apply(late)
     assert {session: await task for session, task in waiting.items()} == homes
+
+
+async def test_sessions_that_lose_their_home_are_counted_once_whichever_gateways_move_them(fleet: Any) -> None:
+    cluster = await fleet(3)
+    homes = {f"s{n}": await cluster.sites[n % 3].answer(f"s{n}") for n in range(60)}
+    for replica, state in (("r1", "draining"), ("r2", "healthy")):
+        cluster.members[replica] = replace(cluster.members[replica], state=state)
+        cluster.apply()
+        del cluster.members[replica]
+        cluster.apply()
+    for session in homes:
+        await asyncio.gather(*(site.answer(session) for site in cluster.sites))
+    total: Counter[tuple[str, str]] = Counter()
+    for site in cluster.sites:
+        site.reporter.closing = True  # as when it stops: it does not wait for confirmations
+        total.update(site.reporter.observation().moved_sessions)
+    lost = Counter(homes.values())
+    assert lost["r1"] and lost["r2"]
+    assert total == {("bot", "drained"): lost["r1"], ("bot", "died"): lost["r2"]}
 
 
 async def test_a_gateway_that_starts_knows_every_home_before_it_serves(fleet: Any) -> None:
