@@ -66,6 +66,7 @@ def connected(address: str, auth_mode: str = "") -> Iterator[None]:
     if auth_mode:
         os.environ["RAY_AUTH_MODE"] = auth_mode  # before Ray is imported
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # or a thread of Serve's handles joins again while the driver disconnects
     import ray
     from ray import serve  # noqa: F401  (configures its loggers, which are silenced below)
 

@@ -23,7 +23,7 @@ from swiftclaw.cli.ray_cluster.cluster_record import ClusterRecord, RecordedNode
 
 HOST = "127.0.0.1"
 OBJECT_STORE_BYTES = 256 * 2**20  # agents' traffic does not use Ray's object store
-NODE_START_S = 60.0
+NODE_START_S = 120.0
 NODE_STOP_S = 1.0  # short: Serve has been shut down before, so nothing can be lost
 STARTED = "Ray runtime started"  # `ray start` prints this when the node is ready
 Report = Callable[[str], None]
