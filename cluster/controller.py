@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -28,6 +29,7 @@ from cluster.desired.failpoints import Failpoints
 from cluster.desired.packages import Package, Packages
 from cluster.desired.rollout_manager import DeployRequest
 from cluster.desired.state import State, Store
+from cluster.fleet.crash_loops import CrashLoops
 from cluster.fleet.event_recorder import EventRecorder
 from cluster.fleet.fault_injection import FaultInjector
 from cluster.fleet.gateways import Gateways
@@ -36,7 +38,15 @@ from cluster.fleet.instance_client import InstanceClient
 from cluster.fleet.liveness import LivenessWatch
 from cluster.fleet.registry import InstanceRecord, Registry
 from cluster.fleet.shared_breakers import SharedBreakers
-from cluster.messages import GatewayHello, Observation, Registration, RegistrationReply, Snapshot
+from cluster.messages import (
+    GatewayHello,
+    Observation,
+    Registration,
+    RegistrationReply,
+    Snapshot,
+    StartPermit,
+    StartRequest,
+)
 from cluster.placement.reconciler import Reconciler
 from cluster.placement.serve import Placement
 from cluster.snapshot import SnapshotBuilder
@@ -55,7 +65,7 @@ class Controller:
     """Instances and gateways call it through its control port, the command line through a Serve handle."""
 
     def __init__(self, args: dict[str, Any], folder: str, placement: Placement, instance_host: str = "") -> None:
-        self._instance_host = instance_host
+        self._instance_host, self._placement = instance_host, placement
         state_dir = Path(parse(args, Path(folder)).state_dir)
         self._store, at = Store(state_dir), Failpoints(state_dir)
         self._state = self._recover()
@@ -67,24 +77,25 @@ class Controller:
         self.registry = Registry(self._changed)
         self.registry.restore(self._state.instances)
         self._recorder = EventRecorder(self.events, self.registry)
+        self._crash_loops = CrashLoops(self.registry, on_crash=self._recorder.crash_loop)
         self._breakers = SharedBreakers()
         self._totals = MetricTotals()
         self._autoscaling = Autoscaling(self.registry, self._state.counts)
         self._analysis = CanaryAnalysis(self._totals, self._is_tripped)
         self._gateways = Gateways(self._recorder, self._totals, self._changed)
         self._reconciler = Reconciler(
-            self._desired, placement, self.registry, self._gateways, self._autoscaling, self._analysis, self._changed, at,
-            instance_host,
+            self._desired, placement, self.registry, self._gateways, self._autoscaling, self._analysis, self._crash_loops,
+            self._changed, at, instance_host,
         )  # fmt: skip
         self.view = ClusterView(
             self._desired, self.registry, self._gateways, self._breakers, self.versions, self._analysis, self._autoscaling,
-            self._reconciler, self._totals, MetricHistory(), self.events,
+            self._reconciler, self._totals, MetricHistory(), self.events, self._crash_loops,
         )  # fmt: skip
         self._snapshots = SnapshotBuilder(self.view, self._key)
         self._instances = InstanceClient(self._key)
         self._watch = LivenessWatch(self.registry, self._instances)
         self._checks = HealthChecker(self.registry, self._instances, self._health_check_of, Random())
-        self._take_away = FaultInjector(self.registry, self._instances)
+        self._take_away = FaultInjector(self.registry, self._instances, self._crash_loops.stopped)
         self._control = RpcServer(control_methods(self), self._key)
         self._admin: Listener | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -119,11 +130,21 @@ class Controller:
             await asyncio.sleep(0.05)
         return self._control.address
 
+    async def request_start(self, request: StartRequest) -> StartPermit:
+        """How long a new instance process waits. At its first call, its peers are checked: it replaces the one that died."""
+        loops = self._crash_loops
+        if loops.is_new(request.replica):
+            await asyncio.gather(*(self._watch.verify(peer) for peer in self.registry.of(request.agent, request.version)))
+            if loops.starting(request.app):
+                loops.retain(request.app, await self._placement.replicas(request.app), time.monotonic())
+        return loops.request_start(request, time.monotonic())
+
     async def register(self, new: Registration) -> RegistrationReply:
         """Register an instance. Its peers are checked first, so that the name of a dead one is free again."""
         if self.registry.get(new.replica) is None:
             await asyncio.gather(*(self._watch.verify(peer) for peer in self.registry.of(new.agent)))
-        record = self.registry.admit(new)
+        new = replace(new, id=new.id or self._crash_loops.name_of(new.replica))
+        record = self.registry.admit(new, self._crash_loops.reserved(new.agent))
         self._reconciler.problems.pop(new.app, None)
         self._attend(record)
         wants_code = bool(new.package) and not self.versions.packages.has(new.package)
@@ -131,11 +152,13 @@ class Controller:
 
     async def deregister_instance(self, replica: str, agent: str) -> DrainTerms | None:
         """Drain an instance that is about to stop. None: its agent was removed, and sessions are not waited for."""
+        self._crash_loops.stopped(replica)
         self.registry.drain(replica, "stopping")
         return self._drain_terms(agent)
 
-    async def cannot_start(self, app: str, reason: str) -> None:
+    async def cannot_start(self, app: str, replica: str, reason: str) -> None:
         """Record that a replica of `app` gave up while starting."""
+        self._crash_loops.failed(replica, reason, time.monotonic())
         self._reconciler.problems[app] = reason
         self._changed()
         log.error("%s cannot start: %s", app, reason)
@@ -177,6 +200,7 @@ class Controller:
         before = self._desired.file
         self._desired.apply_file(args, folder)
         self._recorder.applied(before, self._desired.file)
+        self._crash_loops.reset()
         self._reconciler.try_again()
         self._changed()
         await self._reconciler.round()
@@ -316,6 +340,7 @@ class Controller:
         self._count_in_flight()  # a gateway may be gone
         self._breakers.keep({record.registration.replica for record in self.registry})
         self._snapshots.remember_rules()
+        self._crash_loops.sync(time.monotonic())
         self._state.instances = self.registry.dump()
         self._desired.save()
         self._recorder.instances(self.registry)

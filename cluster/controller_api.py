@@ -10,13 +10,17 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from cluster.desired.rollout_manager import DeployRequest
-from cluster.messages import GatewayHello, Observation, Registration, RegistrationReply, Snapshot
+from cluster.messages import GatewayHello, Observation, Registration, RegistrationReply, Snapshot, StartPermit, StartRequest
 from cluster.transport.rpc import Methods
 from policies.lifecycle.draining import DrainTerms
 
 
 class ControlApi(Protocol):
     """For instances and gateways. Every method may be called twice: a call whose connection breaks is repeated."""
+
+    async def request_start(self, request: StartRequest) -> StartPermit:
+        """Ask before the agent's code is loaded: an instance that crashes repeatedly waits longer each time."""
+        ...
 
     async def register(self, new: Registration) -> RegistrationReply:
         """Register an instance. It gets its name and the cluster's key."""
@@ -26,7 +30,7 @@ class ControlApi(Protocol):
         """Stop new requests to an instance that is about to stop. None: its agent was removed; no session is waited for."""
         ...
 
-    async def cannot_start(self, app: str, reason: str) -> None:
+    async def cannot_start(self, app: str, replica: str, reason: str) -> None:
         """Report that a replica of `app` gave up while starting."""
         ...
 

@@ -13,4 +13,6 @@ EJECTED: Final = "ejected"  # does not answer
 DRAINING: Final = "draining"  # receives requests of its sessions only
 STOPPED: Final = "stopped"  # receives nothing and finishes its requests
 
+CRASH_LOOP: Final = "crash-loop"  # of no record: the instance has no process that runs, and its next start waits
+
 STATES: tuple[InstanceState, ...] = get_args(InstanceState)

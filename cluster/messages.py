@@ -56,6 +56,27 @@ class InstanceSpec:
 
 
 @dataclass(frozen=True)
+class StartRequest:
+    """A new instance process asks whether it may load the agent's code. `crashes`, `wait_s`: as in its last permit."""
+
+    app: str
+    agent: str
+    version: str
+    region: str
+    replica: str
+    crashes: int = 0
+    wait_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class StartPermit:
+    """`wait_s`: 0: start now; else ask again. `crashes`: how often this instance has crashed in a row, soon after its start."""
+
+    wait_s: float
+    crashes: int
+
+
+@dataclass(frozen=True)
 class Registration:
     """An instance registers. `id` is set when it registers again, after the Controller was away."""
 
@@ -73,6 +94,7 @@ class Registration:
     rate_rules: tuple[RateRule, ...] = ()  # as set by @agent.rate_limit
     id: str | None = None
     package: str = ""  # digest of the code that it runs
+    crashes: int = 0  # as in the permit to start
 
 
 @dataclass(frozen=True)

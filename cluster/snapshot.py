@@ -62,8 +62,9 @@ class SnapshotBuilder:
         if any(app.startswith(f"{agent.name}.") for app in self._view.placement.problems):
             return False
         count = wanted(agent)
+        records_or_loops = len(records) + len(self._view.crash_loops_of(agent.name))  # a crash loop may take minutes
         can_scale = agent.scaling is not None and any(bounds(agent, region)[1] != 0 for region in agent.regions)
-        return count > len(records) or (count == 0 and can_scale)
+        return count > records_or_loops or (count == 0 and can_scale)
 
     def _agent(self, agent: AgentSettings, settings: Settings, share: VersionShare | None) -> AgentView:
         return AgentView(

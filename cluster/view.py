@@ -18,6 +18,7 @@ from cluster.desired.canary_analysis import CanaryAnalysis
 from cluster.desired.desired import DesiredState
 from cluster.desired.rollout_manager import RolloutManager
 from cluster.desired.rollout_transitions import instances_for
+from cluster.fleet.crash_loops import CrashLoops, CrashSlot
 from cluster.fleet.gateways import Gateways
 from cluster.fleet.registry import Registry
 from cluster.fleet.shared_breakers import SharedBreakers
@@ -67,6 +68,7 @@ class ClusterView:
     totals: MetricTotals
     history: MetricHistory
     events: Events
+    crash_loops: CrashLoops
 
     @property
     def settings(self) -> Settings:
@@ -79,6 +81,10 @@ class ClusterView:
         for record in self.registry:
             circuit = self.breakers.state(record.registration.replica, now)
             yield InstanceRow(record.key, record.state, record.cpu_percent, circuit)
+
+    def crash_loops_of(self, agent: str) -> list[CrashSlot]:
+        """The agent's instances that crashed repeatedly and do not run now."""
+        return [slot for slot in self.crash_loops.loops() if slot.agent == agent]
 
     def keeps_sessions(self, agent: AgentSettings) -> bool:
         """Whether session affinity is on: as the file sets it, else as the agent's code does."""

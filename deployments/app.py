@@ -84,7 +84,7 @@ class ServedGateway(Gateway):
             certificate = Certificate(settings.tls.cert, settings.tls.key) if settings.tls else None
             listening = bind(settings.host, settings.port, shared=True)
         except (PortInUse, BadCertificate) as error:
-            await controller.call(ControlApi.cannot_start, app, str(error))
+            await controller.call(ControlApi.cannot_start, app, name, str(error))
             raise
         access_log.to_file(logs_folder() / f"access_{app}_{name}.log")
         counts_file = open_counts_file(ray.get_runtime_context().get_session_name(), name)

@@ -48,10 +48,12 @@ class Live:
     def _frame(self, agent: str) -> dict[str, Any]:
         view = self._view
         load = self._views.load(agent)
-        instances = self._views.instances(agent)
+        instances = self._views.instances(agent)  # those in a crash loop at the end: no record, no load
         records = view.registry.of(agent)
         history = view.history.read(agent, time.time(), 5, 5, ("requests",)).instances
-        for instance, share, record in zip(instances, load["instances"], records, strict=True):
+        for instance in instances[len(records) :]:
+            instance["window_requests"] = instance["share"] = instance["rate"] = 0
+        for instance, share, record in zip(instances[: len(records)], load["instances"], records, strict=True):
             counts = [count for count in history.get(record.key, {}).get("requests", []) if count is not None]
             instance["window_requests"], instance["share"] = share["requests"], share["share"]
             instance["rate"] = round(sum(counts) / len(counts), 2) if counts else 0.0

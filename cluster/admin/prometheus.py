@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from cluster.instance_state import HEALTHY
+from cluster.instance_state import CRASH_LOOP, HEALTHY
 from cluster.telemetry.tally import BUCKETS_S, LABELS, ROUTING_BUCKETS_S
 from cluster.telemetry.totals import MetricTotals
 from cluster.view import ClusterView
@@ -29,6 +29,7 @@ UP_HELP = "1 if the instance is healthy and accepts requests, else 0."
 CPU_HELP = "CPU usage of the instance's process, in percent of one core."
 CIRCUIT_HELP = "State of the circuit breaker: 0 closed, 1 open, 2 half-open."
 QUEUED_HELP = "Requests in the wait queue for a free instance."
+CRASHES_HELP = "Crashes in a row of an instance in a crash loop; 0 for one that runs."
 WEIGHT_HELP = "Share of the agent's traffic that the version receives, in percent."
 
 
@@ -104,12 +105,14 @@ def _instances(view: ClusterView) -> Iterator[Metric]:
     up = GaugeMetricFamily("swiftclaw_instance_up", UP_HELP, labels=LABELS)
     cpu = GaugeMetricFamily("swiftclaw_instance_cpu_percent", CPU_HELP, labels=LABELS)
     circuit = GaugeMetricFamily("swiftclaw_circuit_state", CIRCUIT_HELP, labels=LABELS)
+    crashes = GaugeMetricFamily("swiftclaw_instance_crashes", CRASHES_HELP, labels=LABELS)
     states = GaugeMetricFamily("swiftclaw_instances", "Instances by state.", labels=(*GROUP, "state"))
     by_state: dict[tuple[str, str, str, str], int] = defaultdict(int)
     for agent, version, region, _ in view.desired_instances():
         by_state[agent, version, region, HEALTHY] = 0  # exposed even when zero: an alert compares it
     for row in view.instances():
         active.add_metric(row.key, view.totals.active(row.key))
+        crashes.add_metric(row.key, 0)
         up.add_metric(row.key, int(row.state == HEALTHY))
         if row.cpu_percent is not None:
             cpu.add_metric(row.key, row.cpu_percent)
@@ -117,9 +120,12 @@ def _instances(view: ClusterView) -> Iterator[Metric]:
             circuit.add_metric(row.key, CIRCUITS[row.circuit])
         agent, version, region, _ = row.key
         by_state[agent, version, region, row.state] += 1
+    for slot in view.crash_loops.loops():
+        by_state[slot.agent, slot.version, slot.region, CRASH_LOOP] += 1
+        crashes.add_metric(slot.key, slot.crashes)
     for labels, count in sorted(by_state.items()):
         states.add_metric(labels, count)
-    yield from (active, up, cpu, circuit, states)
+    yield from (active, up, cpu, circuit, states, crashes)
 
 
 def _cumulative(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[str, float]]:

@@ -10,8 +10,9 @@ from typing import Any
 
 from cluster.config import AgentSettings
 from cluster.desired.rollout_transitions import Rollout
+from cluster.fleet.crash_loops import CrashSlot
 from cluster.fleet.registry import InstanceRecord
-from cluster.instance_state import DRAINING, EJECTED, HEALTHY, STARTING, STOPPED, UNHEALTHY
+from cluster.instance_state import CRASH_LOOP, DRAINING, EJECTED, HEALTHY, STARTING, STOPPED, UNHEALTHY
 from cluster.telemetry.totals import WINDOW_S
 from cluster.view import ClusterView
 from policies.weighted import weights_of
@@ -37,7 +38,7 @@ class Views:
 
     def status(self) -> dict[str, Any]:
         """Agents, gateways and Serve apps at a glance; `swiftclaw up` waits for it to be complete."""
-        view = self._view
+        view, now = self._view, time.monotonic()
         return {
             "agents": self.agents(),
             "gateways": [
@@ -56,6 +57,19 @@ class Views:
             "desired_gateways": sum(gateway.replicas for gateway in view.settings.gateways),
             "apps": {name: vars(app) for name, app in sorted(view.placement.observed.items())},
             "problems": dict(view.placement.problems),
+            "crash_loops": [
+                {
+                    "agent": slot.agent,
+                    "version": slot.version,
+                    "region": slot.region,
+                    "id": slot.id,
+                    "crashes": slot.crashes,
+                    "starts_in_s": round(max(0.0, slot.due - now), 1),
+                    "reason": slot.reason,
+                    "message": slot.describe(now),
+                }
+                for slot in view.crash_loops.loops()
+            ],
             "warnings": list(view.placement.warnings),
         }
 
@@ -134,7 +148,38 @@ class Views:
         configured = self._view.settings.agents[agent].load_balancing.weighted
         weights = weights_of(configured, (record.id for record in records))
         now = time.monotonic()
-        return [self._instance_row(record, weights[record.id], now) for record in records]
+        return [
+            *(self._instance_row(record, weights[record.id], now) for record in records),
+            *(self._crash_loop_row(slot, now) for slot in self._view.crash_loops_of(agent)),
+        ]
+
+    def _crash_loop_row(self, slot: CrashSlot, now: float) -> dict[str, Any]:
+        """An instance without a process, with the fields of the others."""
+        (requests, errors), recent = self._view.totals.requests(slot.key), self._view.totals.recent(slot.key, now)
+        return {
+            "id": slot.id,
+            "version": slot.version,
+            "region": slot.region,
+            "node": None,
+            "state": CRASH_LOOP,
+            "health": {"status": "unhealthy", "reason": slot.describe(now), "checked_at": None},
+            "circuit": None,
+            "weight": 0.0,
+            "connections": 0,
+            "active_connections": 0,
+            "requests": requests,
+            "errors": errors,
+            "error_rate": recent.error_rate,
+            "mean_ms": recent.mean_ms,
+            "p50_ms": recent.p50_ms,
+            "p95_ms": recent.p95_ms,
+            "p99_ms": recent.p99_ms,
+            "cpu": None,
+            "uptime_s": None,
+            "pid": None,
+            "crashes": slot.crashes,
+            "starts_in_s": round(max(0.0, slot.due - now), 1),
+        }
 
     def _instance_row(self, record: InstanceRecord, weight: float, now: float) -> dict[str, Any]:
         totals, registration = self._view.totals, record.registration
@@ -164,6 +209,8 @@ class Views:
             "cpu": record.cpu_percent,
             "uptime_s": round(time.time() - registration.started_at, 1),
             "pid": registration.pid,
+            "crashes": registration.crashes,
+            "starts_in_s": None,
         }
 
     def load(self, agent: str) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.config import AgentSettings, GatewaySettings, Settings
+from cluster.fleet.crash_loops import CrashSlot
 from cluster.fleet.registry import InstanceRecord
-from cluster.instance_state import DRAINING, EJECTED, HEALTHY, STARTING, STOPPED, UNHEALTHY, InstanceState
+from cluster.instance_state import CRASH_LOOP, DRAINING, EJECTED, HEALTHY, STARTING, STOPPED, UNHEALTHY, InstanceState
 from cluster.messages import GatewayHello
 from cluster.telemetry.events import Events
 from policies.breaker import State
@@ -95,6 +96,17 @@ class EventRecorder:
             STOPPED: ("instance", f"{name} accepts no more requests and finishes those in flight"),
         }[instance.state]  # fmt: skip
         self._events.add(kind, message, **instance.labels, state=instance.state, before=before, reason=reason)
+
+    def crash_loop(self, slot: CrashSlot, delay_s: float) -> None:
+        """An instance has crashed again; its next start is delayed."""
+        because = f" ({slot.reason})" if slot.reason else ""
+        message = (
+            f"{slot.id} crashed {slot.crashes} times in a row soon after its start{because}: it starts again in {delay_s:g} s"
+        )
+        self._events.add(
+            "instance", message, agent=slot.agent, instance=slot.id, version=slot.version, region=slot.region,
+            state=CRASH_LOOP, crashes=slot.crashes, delay_s=delay_s, reason=slot.reason,
+        )  # fmt: skip
 
     def circuit(self, record: InstanceRecord, state: State) -> None:
         """A gateway reports a new state of the instance's circuit breaker."""

@@ -8,6 +8,7 @@ hold, and the checks decide again. Not for operations: use `swiftclaw scale` to 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import aiohttp
 
@@ -26,8 +27,11 @@ _PATHS = {"kill": KILL_PATH, "drain": DRAIN_PATH}
 class FaultInjector:
     """Acts on the instances of one registry."""
 
-    def __init__(self, registry: Registry, instances: InstanceClient) -> None:
-        self._registry, self._instances = registry, instances
+    def __init__(
+        self, registry: Registry, instances: InstanceClient, ending: Callable[[str], None] = lambda replica: None
+    ) -> None:
+        """`ending` is called with the replica that is about to be killed or drained."""
+        self._registry, self._instances, self._ending = registry, instances, ending
         self._holds: dict[str, asyncio.TimerHandle] = {}  # by replica
 
     async def inject(self, agent: str, instance: str, mode: str, seconds: float) -> None:
@@ -64,6 +68,7 @@ class FaultInjector:
         """Returns when the instance has begun to stop; a killed one closes the connection instead of answering."""
         to, timeout = record.registration, aiohttp.ClientTimeout(total=TIMEOUT_S)
         name = f"{record.id} of {to.agent}"
+        self._ending(to.replica)
         try:
             async with self._instances.request("POST", to, _PATHS[mode], timeout) as answer:
                 if answer.status >= 300:

@@ -7,7 +7,7 @@ that a restarted instance gets its old name back.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -80,13 +80,16 @@ class Registry:
             and region in (None, record.registration.region)
         ]
 
-    def admit(self, new: Registration) -> InstanceRecord:
-        """The instance's record, made when it has none. The name that it had before is kept if it is free."""
+    def admit(self, new: Registration, reserved: Collection[str] = ()) -> InstanceRecord:
+        """The instance's record, made when it has none. The name that it had before is kept if it is free.
+
+        `reserved`: names that only the instance that had them before may have.
+        """
         record = self._records.get(new.replica)
         if record is not None:
             return record
         taken = {record.id for record in self.of(new.agent)}
-        name = new.id if new.id and new.id not in taken else lowest_free(taken)
+        name = new.id if new.id and new.id not in taken else lowest_free({*taken, *reserved})
         record = self._records[new.replica] = InstanceRecord(name, new)
         self._changed()
         return record

@@ -7,7 +7,7 @@ them as soon as there is room, and a node autoscaler sees the demand. Not for in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from cluster.desired.apps import AppSpec
 from cluster.fleet.registry import Registry
@@ -23,9 +23,18 @@ class Capacity:
     def __init__(self) -> None:
         self._since: dict[str, float] = {}
 
-    def short(self, desired: Iterable[AppSpec], registry: Registry, now: float) -> list[tuple[AppSpec, int]]:
-        """The apps that have lacked instances for `PATIENCE_S`, and how many are missing."""
-        missing = {spec.name: (spec, spec.replicas - _present(spec, registry)) for spec in desired if spec.kind == "instance"}
+    def short(
+        self, desired: Iterable[AppSpec], registry: Registry, now: float, starting: Callable[[str], int] = lambda app: 0
+    ) -> list[tuple[AppSpec, int]]:
+        """The apps that have lacked instances for `PATIENCE_S`, and how many are missing.
+
+        `starting`: how many processes of an app are placed and not registered yet.
+        """
+        missing = {
+            spec.name: (spec, spec.replicas - _present(spec, registry) - starting(spec.name))
+            for spec in desired
+            if spec.kind == "instance"
+        }
         self._since = {name: self._since.get(name, now) for name, (_, count) in missing.items() if count > 0}
         return [missing[name] for name, since in self._since.items() if now - since >= PATIENCE_S]
 

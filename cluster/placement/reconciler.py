@@ -19,6 +19,7 @@ from cluster.desired.autoscaling import Autoscaling
 from cluster.desired.canary_analysis import CanaryAnalysis
 from cluster.desired.desired import DesiredState
 from cluster.desired.state import StateNotSaved
+from cluster.fleet.crash_loops import CrashLoops
 from cluster.fleet.gateways import Gateways
 from cluster.fleet.registry import Registry
 from cluster.instance_state import HEALTHY
@@ -44,13 +45,14 @@ class Reconciler:
         gateways: Gateways,
         autoscaling: Autoscaling,
         analysis: CanaryAnalysis,
+        crash_loops: CrashLoops,
         changed: Callable[[], None],
         at: Callable[[str], None],
         instance_host: str = "",
     ) -> None:
         self._desired, self._state, self._versions = desired, desired.state, desired.versions
         self._placement, self._registry, self._gateways = placement, registry, gateways
-        self._autoscaling, self._analysis = autoscaling, analysis
+        self._autoscaling, self._analysis, self._crash_loops = autoscaling, analysis, crash_loops
         self._changed, self._at, self._instance_host = changed, at, instance_host
         self._capacity = Capacity()
         self.observed: dict[str, AppStatus] = {}
@@ -144,9 +146,11 @@ class Reconciler:
         if self._versions.advance(desired, self._registry, self.observed, self.problems) | self._analyse():
             self.wake()
             desired = self._apps(labelled)
+        self._crash_loops.keep({name: spec.replicas for name, spec in desired.items() if not self._gave_up(name)})
         self.warnings = [
             *_about_regions(self._desired.settings, labelled),
             *await self._missing_capacity(desired.values()),
+            *self._crash_loops.warnings(time.monotonic()),
             *self._versions.warnings(),
             *self._desired.warnings(),
         ]
@@ -169,6 +173,10 @@ class Reconciler:
         """Apps with at least one healthy instance."""
         return {record.registration.app for record in self._registry if record.state == HEALTHY}
 
+    def _gave_up(self, app: str) -> bool:
+        """Whether Serve starts no more replicas of the app: its first ones could not start."""
+        return app in self.observed and self.observed[app].status == "DEPLOY_FAILED"
+
     def _analyse(self) -> bool:
         """Advance or roll back canaries by their analysis; whether one changed."""
         steps = self._analysis.look(self._desired.file, self._versions.rollouts, time.monotonic())
@@ -183,7 +191,7 @@ class Reconciler:
         return changed
 
     async def _missing_capacity(self, specs: Iterable[AppSpec]) -> list[str]:
-        short = self._capacity.short(specs, self._registry, time.monotonic())
+        short = self._capacity.short(specs, self._registry, time.monotonic(), self._crash_loops.starting)
         nodes = await self._placement.nodes() if short else []
         return [warning for spec, missing in short if (warning := explained(spec, missing, nodes))]
 

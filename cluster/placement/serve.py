@@ -15,7 +15,7 @@ import ray
 from ray import serve
 
 from cluster.desired.apps import REGION_LABEL, AppSpec, AppStatus, labelled_regions
-from cluster.placement.serve_internals import end_unstarted, free_per_node, scale
+from cluster.placement.serve_internals import end_unstarted, free_per_node, replicas_of, scale
 
 INSTANCE_DEPLOYMENT = "Instance"
 GATEWAY_DEPLOYMENT = "Gateway"
@@ -72,6 +72,10 @@ class Placement:
     async def scale(self, spec: AppSpec) -> None:
         deployment = INSTANCE_DEPLOYMENT if spec.kind == "instance" else GATEWAY_DEPLOYMENT
         await asyncio.to_thread(scale, spec.name, deployment, spec.replicas)
+
+    async def replicas(self, app: str) -> set[str]:
+        """Unique ids of the app's replicas that exist, running or not."""
+        return set(await asyncio.to_thread(replicas_of, app))
 
     async def delete(self, app: str, present: Collection[str]) -> None:
         """Returns when Serve has started to delete. `present` (registered) replicas drain first, others are killed."""

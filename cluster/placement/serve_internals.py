@@ -30,15 +30,21 @@ def scale(app: str, deployment: str, replicas: int) -> None:
 def end_unstarted(app: str, known: Collection[str]) -> int:
     """Kill the replicas of a deleted app that are not among the `known` (unique ids): they never ran. Blocks."""
     ended = 0
-    for actor in ray.util.list_named_actors(all_namespaces=True):
-        if actor["namespace"] != SERVE_NAMESPACE or not ReplicaID.is_full_id_str(actor["name"]):
-            continue
-        replica = ReplicaID.from_full_id_str(actor["name"])
-        if replica.deployment_id.app_name == app and replica.unique_id not in known:
+    for replica, actor in replicas_of(app).items():
+        if replica not in known:
             with contextlib.suppress(ValueError):  # it has stopped
-                ray.kill(ray.get_actor(actor["name"], namespace=SERVE_NAMESPACE))
+                ray.kill(ray.get_actor(actor, namespace=SERVE_NAMESPACE))
                 ended += 1
     return ended
+
+
+def replicas_of(app: str) -> dict[str, str]:
+    """The replicas of an app that exist, running or not: unique id -> name of its actor. Blocks."""
+    names = (
+        actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True) if actor["namespace"] == SERVE_NAMESPACE
+    )
+    ids = {name: ReplicaID.from_full_id_str(name) for name in names if ReplicaID.is_full_id_str(name)}
+    return {replica.unique_id: name for name, replica in ids.items() if replica.deployment_id.app_name == app}
 
 
 def free_per_node() -> dict[str, dict[str, float]]:

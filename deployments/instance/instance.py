@@ -1,13 +1,14 @@
 """Hosts one Agent: a process that listens on a port of its own, for the gateways only.
 
-It starts in five steps: start the agent, bind a port, register with the Controller, serve, watch itself. When Serve stops it,
-it deregisters, drains (deployments/instance/draining.py), shuts the mounted app down and runs the stop hooks. A stuck loop
-ends the process (deployments/instance/watchdog.py).
+It starts in six steps: get a permit, start the agent, bind a port, register with the Controller, serve, watch itself. When
+Serve stops it, it deregisters, drains (deployments/instance/draining.py), shuts the mounted app down and runs the stop hooks.
+A stuck loop ends the process (deployments/instance/watchdog.py).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import os
@@ -18,10 +19,10 @@ from dataclasses import replace
 import psutil
 
 from cluster.controller_api import ControlApi
-from cluster.messages import InstanceSpec, Registration, RegistrationReply
+from cluster.messages import InstanceSpec, Registration, RegistrationReply, StartPermit, StartRequest
 from cluster.transport.http_protocol import ConnectionLimits
 from cluster.transport.listener import Listener, bind
-from cluster.transport.rpc import RpcClient
+from cluster.transport.rpc import ControllerUnavailable, RpcClient
 from deployments.instance.code_cache import CodeCache, CodeUnavailable
 from deployments.instance.draining import drain_server, drain_terms
 from deployments.instance.hosted_agent import HostedAgent, NotAnAgent, load_agent
@@ -38,6 +39,7 @@ log = logging.getLogger("swiftclaw.instance")
 # For connections of gateways: kept open longer than gateways keep them, with room for the headers that a gateway adds; and
 # how long a client may take to read is for the gateway to limit.
 LIMITS = ConnectionLimits(keep_alive_s=120, unread_s=math.inf, head_bytes=2**18, header_count=320, target_bytes=2**15)
+ASK_AGAIN_S = 1.0  # an operator's change lets a waiting instance start at once
 UNWATCHED_S = 5.0  # without a watch of the Controller for this long, the instance registers again
 PACKAGE_S = 120.0  # for code over a slow network
 TO_THREAD_THREADS = 1024  # of asyncio.to_thread in the agent's code; Python's own default is the number of CPUs + 4
@@ -53,11 +55,13 @@ class InstanceReplica:
     def __init__(self, spec: InstanceSpec, app: str, controller: RpcClient, *, replica: str, node: str, host: str) -> None:
         self._spec, self._app, self._controller = spec, app, controller
         self._replica, self._node, self._host = replica, node, host
+        self._serves = False
         self._stopping: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Returns when it serves. Raises RuntimeError when the agent cannot be started; the Controller gets the reason."""
         asyncio.get_running_loop().set_default_executor(Threads("to-thread", TO_THREAD_THREADS))
+        self._crashes = await self._permit_to_start()
         self._agent = await self._start_agent()
         listening = bind(self._host, 0)
         reply = await self._register(listening)
@@ -65,6 +69,25 @@ class InstanceReplica:
         self._watch_itself()
 
     # --- start ----------------------------------------------------------------------------------------------------
+
+    async def _permit_to_start(self) -> int:
+        """Wait as long as the Controller demands of an instance that crashes repeatedly; returns how often it did.
+
+        Once told to wait, it keeps waiting while the Controller is away. A Controller that is away from the beginning, or of
+        an older release, is for `_register` to meet.
+        """
+        spec, permit, due = self._spec, StartPermit(0.0, 0), time.monotonic()
+        while True:
+            left_s = max(0.0, due - time.monotonic())
+            request = StartRequest(self._app, spec.agent, spec.version, spec.region, self._replica, permit.crashes, left_s)
+            try:
+                permit = await self._controller.call(ControlApi.request_start, request)
+            except ControllerUnavailable:
+                permit = StartPermit(left_s, permit.crashes)
+            if not permit.wait_s:
+                return permit.crashes
+            due = time.monotonic() + permit.wait_s
+            await asyncio.sleep(min(permit.wait_s, ASK_AGAIN_S))
 
     async def _start_agent(self) -> HostedAgent:
         """Import the agent, run its start hooks, start its app. A failure goes to the Controller and ends the replica."""
@@ -81,7 +104,7 @@ class InstanceReplica:
                 raise
             clear = isinstance(error, NotAnAgent | CodeUnavailable | StartupFailed)
             reason = str(error) if clear else f"on_start raised {type(error).__name__}: {error}"
-            await self._controller.call(ControlApi.cannot_start, self._app, reason)
+            await self._controller.call(ControlApi.cannot_start, self._app, self._replica, reason)
             raise RuntimeError(reason) from error
         return agent
 
@@ -101,6 +124,7 @@ class InstanceReplica:
             session_affinity=self._agent.session_affinity,
             rate_rules=tuple(self._agent.rate_limits),
             package=spec.package,
+            crashes=self._crashes,
         )
         reply = await self._controller.call(ControlApi.register, self._registration)
         self._terms = reply.drain
@@ -112,6 +136,7 @@ class InstanceReplica:
         self._server.retire = self._retire
         self._listener = Listener(self._server, listening, limits=LIMITS, ws_ping_timeout_s=None)
         await self._listener.start()
+        self._serves = True
 
     def _watch_itself(self) -> None:
         self._tasks = [asyncio.create_task(self._measure_cpu()), asyncio.create_task(self._stay_registered())]
@@ -172,6 +197,10 @@ class InstanceReplica:
         await asyncio.shield(self._stopping)
 
     async def _stop(self) -> None:
+        if not self._serves:  # it waits for its permit, or the agent is starting
+            with contextlib.suppress(ControllerUnavailable):
+                await self._deregister()
+            return
         began = time.monotonic()
         self._server.advance(Lifecycle.DRAINING)
         terms = await drain_terms(self._deregister, self._terms)

@@ -17,6 +17,7 @@ from cluster.desired.canary_analysis import CanaryAnalysis
 from cluster.desired.desired import DesiredState
 from cluster.desired.packages import Packages
 from cluster.desired.state import State, Store
+from cluster.fleet.crash_loops import CrashLoops
 from cluster.fleet.event_recorder import EventRecorder
 from cluster.fleet.gateways import Gateways
 from cluster.fleet.registry import InstanceRecord, Registry
@@ -51,17 +52,19 @@ class StandIn:
         self.desired.start_with({"agents": named, "gateways": gateways, "stateDir": str(folder)}, str(folder))
         self.registry = Registry(self._changed)
         self.recorder = EventRecorder(self.events, self.registry)
+        self.crash_loops = CrashLoops(self.registry, on_crash=self.recorder.crash_loop)
         self.gateways = Gateways(self.recorder, self.totals, self._changed)
         self.rollouts = self.desired.versions
         self.view = ClusterView(
             self.desired, self.registry, self.gateways, SharedBreakers(), self.rollouts,
             CanaryAnalysis(self.totals, lambda agent, version: False), Autoscaling(self.registry, state.counts),
-            NothingPlaced(), self.totals, MetricHistory(), self.events,
+            NothingPlaced(), self.totals, MetricHistory(), self.events, self.crash_loops,
         )  # fmt: skip
         self.rng = Random(1)
         self.gateways.observe(GatewayHello("g1", "gateway.us-east-1", self.view.settings.gateways[0], "node", 4000), None)
 
     def _changed(self) -> None:
+        self.crash_loops.sync(time.monotonic())
         self.recorder.instances(self.registry)
         self.recorder.levels(self.desired.settings, self.registry)
 

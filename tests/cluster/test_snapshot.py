@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cluster.messages import Peer
+from cluster.messages import Peer, StartRequest
 from cluster.snapshot import SnapshotBuilder
 from policies.breaker import BreakerUpdate
 from policies.rate_limit import RateRule
@@ -121,3 +121,13 @@ def test_an_agent_may_have_none_and_one_may_come(
         cluster.view.placement.problems[problem] = "it cannot start"  # type: ignore[index]
     view = SnapshotBuilder(cluster.view, "secret").build(("k",), 0.0).agents["a"]
     assert (view.may_be_none, view.coming) == expected
+
+
+def test_no_request_waits_for_an_agent_whose_only_instance_is_in_a_crash_loop(tmp_path: Path) -> None:
+    cluster = StandIn(tmp_path, {"a": {"regions": {"local": {"instances": 1}}}})
+    builder = SnapshotBuilder(cluster.view, "secret")
+    for number, coming in enumerate([True, True, False, False]):
+        assert builder.build(("k",), 0.0).agents["a"].coming is coming
+        now = 100.0 * number
+        cluster.crash_loops.request_start(StartRequest("a.v1.local", "a", "v1", "local", str(number)), now)
+        cluster.crash_loops.failed(str(number), "", now)

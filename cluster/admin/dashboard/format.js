@@ -40,7 +40,8 @@ export function text(node, value) {
 }
 
 const TONES = {
-  healthy: "good", closed: "good", draining: "warn", "half-open": "warn", starting: "warn", unhealthy: "bad", ejected: "bad", open: "bad",
+  healthy: "good", closed: "good", draining: "warn", "half-open": "warn", starting: "warn", unhealthy: "bad", ejected: "bad",
+  "crash-loop": "bad", open: "bad",
 };
 
 // Table cells that are updated in place: (cell, value) writes only what differs.

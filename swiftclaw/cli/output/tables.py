@@ -11,10 +11,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from cluster.instance_state import DRAINING, EJECTED, HEALTHY, STARTING, STOPPED, UNHEALTHY
+from cluster.instance_state import CRASH_LOOP, DRAINING, EJECTED, HEALTHY, STARTING, STOPPED, UNHEALTHY
 
 STYLES = {
     HEALTHY: "green", STARTING: "cyan", DRAINING: "yellow", UNHEALTHY: "red", EJECTED: "red", STOPPED: "dim",
+    CRASH_LOOP: "red",
     "closed": "green", "half-open": "yellow", "open": "red",
 }  # fmt: skip
 Instance = Mapping[str, Any]
@@ -25,7 +26,8 @@ def instances(rows: Iterable[Instance]) -> RenderableType:
     for row in rows:
         table.add_row(
             Text(row["id"]), Text(row["region"]), Text(row["version"]), _state(row["state"]), number(row["connections"]),
-            number(row["requests"]), number(row["error_rate"]), number(row["p95_ms"]), ago(row["uptime_s"]),
+            number(row["requests"]), number(row["error_rate"]), number(row["p95_ms"]),
+            "-" if row["uptime_s"] is None else ago(row["uptime_s"]),
         )  # fmt: skip
     return table if table.row_count else Text("no instances")
 

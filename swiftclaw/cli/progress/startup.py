@@ -99,7 +99,12 @@ def _missing_instances(status: Mapping[str, Any]) -> list[str]:
         for region, counts in agent["regions"].items():
             if counts["healthy"] >= counts.get("least", counts["instances"]):
                 continue
-            reason = " ".join(
+            looping = [
+                f"{one['id']} {one['message']}"
+                for one in status.get("crash_loops", [])
+                if (one["agent"], one["region"]) == (agent["name"], region)
+            ]
+            reason = "; ".join(looping) or " ".join(
                 brief(app["message"])
                 for name, app in status["apps"].items()
                 if name.startswith(f"{agent['name']}.") and name.endswith(f".{region}") and app["message"]

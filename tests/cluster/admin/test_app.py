@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+from rich.console import Console
 
 from cluster.admin.app import AdminApp
-from cluster.messages import Observation
+from cluster.admin.prometheus import exposition
+from cluster.messages import Observation, StartRequest
 from cluster.transport.listener import Listener, bind
+from swiftclaw.cli.output import tables
 from tests.cluster.stand_in import REGIONS, Port, StandIn
 
 
@@ -183,3 +187,32 @@ async def test_two_hundred_instances_are_answered_in_little_time(tmp_path: Path)
                 assert took < 1.0
     finally:
         await listener.close()
+
+
+async def test_an_instance_in_a_crash_loop_is_listed_with_its_crashes_and_its_next_start(port: Port) -> None:
+    cluster = port.cluster
+    app, region = "my-agent.v1.eu-west-1", "eu-west-1"
+    for number in range(3):
+        replica = f"crashing-{number}"
+        now = time.monotonic() - 20 + 10 * number
+        cluster.crash_loops.request_start(StartRequest(app, "my-agent", "v1", region, replica), now)
+        cluster.crash_loops.failed(replica, "on_start raised OSError: no licence", now)
+    rows = await port.get("/api/agents/my-agent/instances")
+    row = next(row for row in rows if row["state"] == "crash-loop")
+    assert set(row) == set(rows[0]), "one shape for all rows"
+    assert (row["id"], row["crashes"], row["connections"], row["uptime_s"]) == ("instance-8", 3, 0, None)
+    assert 8 < row["starts_in_s"] <= 10
+    assert row["health"]["reason"].startswith("crashed 3 times in a row soon after its start (on_start raised OSError")
+    live = await port.get("/api/agents/my-agent/live?once=1")
+    assert [one["state"] for one in live["instances"]].count("crash-loop") == 1 and len(live["instances"]) == 8
+    (loop,) = (await port.get("/api/status"))["crash_loops"]
+    assert (loop["id"], loop["crashes"], loop["region"], loop["reason"]) == (
+        "instance-8", 3, region, "on_start raised OSError: no licence",
+    )  # fmt: skip
+    text = exposition(cluster.view).decode()
+    labels = 'agent="my-agent",instance="instance-8",region="eu-west-1",version="v1"'
+    assert f"swiftclaw_instance_crashes{{{labels}}} 3.0" in text
+    assert 'swiftclaw_instances{agent="my-agent",region="eu-west-1",state="crash-loop",version="v1"} 1.0' in text
+    console = Console(width=80, file=StringIO())
+    console.print(tables.instances(rows))
+    assert "instance-8 eu-west-1      v1      crash-loop" in console.file.getvalue()  # type: ignore[attr-defined]

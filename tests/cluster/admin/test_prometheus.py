@@ -101,6 +101,7 @@ def test_every_metric_of_the_contract_is_exposed_with_help(tmp_path: Path) -> No
         "swiftclaw_retries", "swiftclaw_sessions_moved",
         "swiftclaw_queued_requests", "swiftclaw_routing_seconds", "swiftclaw_version_weight",
         "swiftclaw_instances", "swiftclaw_desired_instances", "swiftclaw_instance_cpu_percent",
+        "swiftclaw_instance_crashes",
     }  # fmt: skip
 
 

@@ -47,6 +47,9 @@ class FakeServe:
             self.starts.append(spec.name)
             self.apps[spec.name] = spec
 
+    async def replicas(self, app: str) -> set[str]:
+        return set()
+
     async def scale(self, spec: AppSpec) -> None:
         self.apps[spec.name] = replace(self.apps[spec.name], replicas=spec.replicas)
 

@@ -8,13 +8,23 @@ import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
 
 from cluster.controller_api import ControlApi
-from cluster.messages import CHECK_PATH, KEY_HEADER, WATCH_PATH, InstanceSpec, Registration, RegistrationReply
-from cluster.transport.rpc import RpcAddress, RpcClient, RpcServer
+from cluster.messages import (
+    CHECK_PATH,
+    KEY_HEADER,
+    WATCH_PATH,
+    InstanceSpec,
+    Registration,
+    RegistrationReply,
+    StartPermit,
+    StartRequest,
+)
+from cluster.transport.rpc import ControllerUnavailable, RpcAddress, RpcClient, RpcServer
 from deployments.instance import instance
 from deployments.instance.instance import InstanceReplica
 from policies.lifecycle.draining import DrainTerms
@@ -23,6 +33,7 @@ from policies.rate_limit import RateRule
 KEY = "the-secret"
 AGENT = """
 from pathlib import Path
+from typing import Any
 from swiftclaw import Agent
 
 agent = Agent("shop", session_affinity=True)
@@ -44,6 +55,8 @@ class AnsweringController:
         self.registrations: list[Registration] = []
         self.registered_twice = asyncio.Event()
         self.calls: list[tuple[object, ...]] = []
+        self.start_requests: list[StartRequest] = []
+        self.permits: list[StartPermit] = []
 
     async def register(self, new: Registration) -> RegistrationReply:
         self.registrations.append(new)
@@ -51,8 +64,12 @@ class AnsweringController:
             self.registered_twice.set()
         return RegistrationReply(new.id or "instance-1", KEY, DrainTerms(keep_sessions=False))
 
-    async def cannot_start(self, app: str, reason: str) -> None:
+    async def cannot_start(self, app: str, replica: str, reason: str) -> None:
         self.calls.append(("cannot_start", app, reason))
+
+    async def request_start(self, request: StartRequest) -> StartPermit:
+        self.start_requests.append(request)
+        return self.permits.pop(0) if self.permits else StartPermit(0.0, request.crashes)
 
     async def deregister_instance(self, replica: str, agent: str) -> DrainTerms | None:
         self.calls.append(("deregister_instance", replica, agent))
@@ -62,7 +79,7 @@ class AnsweringController:
 @pytest.fixture
 async def controller() -> AsyncIterator[tuple[AnsweringController, RpcClient]]:
     made = AnsweringController()
-    names = ("register", "cannot_start", "deregister_instance")
+    names = ("request_start", "register", "cannot_start", "deregister_instance")
     server = RpcServer({name: getattr(made, name) for name in names}, KEY)
     await server.open("127.0.0.1")
 
@@ -184,6 +201,7 @@ def test_the_controller_here_has_only_methods_of_the_real_one() -> None:
 MOUNTED = """
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 from fastapi import FastAPI
 from swiftclaw import Agent
 
@@ -234,3 +252,56 @@ async def test_a_mounted_app_that_fails_to_start_is_reported_and_the_instance_ne
         await replica(tmp_path, client, "no_database:agent").start()
     assert made.calls == [("cannot_start", "shop.v1.local", reason)]
     assert made.registrations == []
+
+
+async def test_it_loads_the_agents_code_only_when_the_controller_lets_it_start(
+    tmp_path: Path, controller: tuple[AnsweringController, RpcClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(instance, "ASK_AGAIN_S", 0.01)
+    made, client = controller
+    made.permits = [StartPermit(30.0, 4), StartPermit(29.0, 4), StartPermit(0.0, 4)]
+    (tmp_path / "broken_once.py").write_text("raise RuntimeError('the code before it was fixed')")
+
+    def repair() -> StartPermit:
+        (tmp_path / "broken_once.py").write_text(AGENT)
+        return StartPermit(0.0, 4)
+
+    class Permits(list[StartPermit]):
+        def pop(self, index: Any = 0) -> StartPermit:
+            return super().pop(index) if len(self) > 1 else repair()
+
+    made.permits = Permits(made.permits)
+    process = replica(tmp_path, client, "broken_once:agent")
+    await process.start()
+    first, second, third = made.start_requests[:3]
+    assert (first.crashes, first.wait_s) == (0, 0.0)
+    assert second.crashes == third.crashes == 4 and 0 < third.wait_s <= second.wait_s <= 30
+    assert made.registrations[0].crashes == 4
+    await process.stop()
+
+
+async def test_one_that_waits_for_its_permit_is_stopped_without_delay_and_keeps_waiting_without_a_controller(
+    tmp_path: Path, controller: tuple[AnsweringController, RpcClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(instance, "ASK_AGAIN_S", 0.01)
+    made, client = controller
+    answers = iter([StartPermit(30.0, 3)])
+    again = asyncio.Event()
+
+    async def then_unavailable(method: Any, request: Any, timeout_s: float = 1.0) -> StartPermit:
+        for permit in answers:
+            return permit
+        again.set()
+        raise ControllerUnavailable("restarting")
+
+    process = replica(tmp_path, client, "never_imported:agent")
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "call", then_unavailable)
+        starting = asyncio.create_task(process.start())
+        await asyncio.wait_for(again.wait(), 10)
+        await asyncio.sleep(0.05)
+        assert not starting.done()
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+    await process.stop()
+    assert made.calls == [("deregister_instance", "r1", "shop")]
