@@ -6,7 +6,7 @@ reads the same words on every path.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 CLIENT_CLOSED_REQUEST = 499  # NGINX's code for a client that disconnected; in metrics and logs only, never sent
 
@@ -15,6 +15,8 @@ class SwiftClawError(Exception):
     """A request that cannot be answered. `type` is what clients read; `retry_after_s`: when to try again, if known."""
 
     type = "internal_error"
+    detail: object = None  # what clients get besides the message, as JSON
+    headers: Sequence[tuple[bytes, bytes]] = ()  # of the response
 
     def __init__(self, message: str, *, agent: str | None = None, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -95,6 +97,28 @@ class ModelRefused(SwiftClawError):
         super().__init__(message, retry_after_s=retry_after_s)
         self.fields = fields
         self._status = refused_with
+
+    @property
+    def status(self) -> int:
+        return self._status
+
+
+class AgentRefused(SwiftClawError):
+    """The agent's code refused the request by an HTTPException, which has the status, the message and headers.
+
+    A status of 500 and more is an agent_error, and a failure of the instance.
+    """
+
+    type = "agent_refused"
+
+    def __init__(
+        self, message: str, *, refused_with: int, detail: object = None, headers: Sequence[tuple[bytes, bytes]] = ()
+    ) -> None:
+        super().__init__(message)
+        self.detail, self.headers = detail, headers
+        self._status = refused_with
+        if refused_with >= STATUS[AgentFailed]:
+            self.type = AgentFailed.type
 
     @property
     def status(self) -> int:

@@ -12,6 +12,7 @@ import inspect
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,6 +21,7 @@ from deployments.instance.named_errors import current_task, ends_task
 from deployments.instance.threads import Threads
 from deployments.request.openai import Completion, check_one_answer
 from policies.rate_limit import LIMITERS, RateRule
+from swiftclaw.annotations import Check, check_of
 from swiftclaw.models import model_for
 from swiftclaw.models.base import Messages
 from swiftclaw.models.default_handler import NOT_GIVEN, answer, complete, question
@@ -80,6 +82,8 @@ class Agent:
     def on_message(self, function: F) -> F:
         """Make the function the handler. It returns text or anything that FastAPI could encode, or streams by yielding it.
 
+        Annotations hold as in FastAPI: `message: str`, or a pydantic model, and a client that sends something else gets 400.
+        An HTTPException that the handler raises is the response, with its status, detail and headers.
         Raises TypeError for a second handler, or for a parameter that cannot be filled.
         """
         handler = _Function(function, parameters=_HANDLER_PARAMETERS)
@@ -236,16 +240,16 @@ class _Function:
         self.name = _name(function)
         self.function = function
         self._is_async = _is_async(function)
-        self._positional: list[tuple[str | None, Any]] = []  # (name of the value or None, default)
-        self._named: list[tuple[str, Any]] = []
+        self._positional: list[_Parameter] = []
+        self._named: list[_Parameter] = []
         self._read_signature(parameters)
 
     async def call(self, threads: Executor, turn: object = None) -> object:
-        """The function's result. A generator is returned before its first step."""
+        """The function's result. A generator is returned before its first step. Raises BadField for a value of a wrong type."""
         call = partial(
             self.function,
-            *[_value(turn, name, default) for name, default in self._positional],
-            **{name: _value(turn, name, default) for name, default in self._named},
+            *[parameter.value(turn) for parameter in self._positional],
+            **{str(parameter.name): parameter.value(turn) for parameter in self._named},
         )
         result = call() if self._is_async else await in_thread(call, threads)
         return await result if isinstance(result, Awaitable) else result
@@ -264,9 +268,9 @@ class _Function:
             if not provided and default is parameter.empty:
                 raise TypeError(f"{self.name}: parameter {name!r} cannot be filled; {_allowed_parameters(allowed)}")
             if parameter.kind is parameter.POSITIONAL_ONLY:
-                self._positional.append((name if provided else None, default))
+                self._positional.append(_Parameter(name if provided else None, default, check_of(self.function, parameter)))
             elif provided:
-                self._named.append((name, default))
+                self._named.append(_Parameter(name, default, check_of(self.function, parameter)))
         has_no_name = not self._positional and not self._named
         if allowed and has_no_name and any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
             raise TypeError(f"{self.name}: *args and **kwargs receive nothing; {_allowed_parameters(allowed)}")
@@ -278,10 +282,22 @@ def _allowed_parameters(allowed: tuple[str, ...]) -> str:
     return f"a handler may take {', '.join(allowed)}; any other parameter needs a default"
 
 
-def _value(turn: object, name: str | None, default: Any) -> Any:
-    """The turn's value; if that is None, the parameter's default."""
-    value = None if name is None else getattr(turn, name)
-    return default if value is None and default is not inspect.Parameter.empty else value
+@dataclass(frozen=True)
+class _Parameter:
+    """`name`: of the turn's value that it gets; None: it always has its default."""
+
+    name: str | None
+    default: Any
+    check: Check | None
+
+    def value(self, turn: object) -> Any:
+        """The turn's value in the parameter's type; if the turn has none, the default."""
+        value = None if self.name is None else getattr(turn, self.name)
+        if value is None and self.default is not inspect.Parameter.empty:
+            return self.default
+        if self.check is None or (value is None and self.name != "message"):  # a client need not say who it is
+            return value
+        return self.check(value)
 
 
 def _name(function: Callable[..., object]) -> str:

@@ -1,7 +1,7 @@
 """Which exceptions of the agent's code name the error that the client gets? All others are `agent_error`.
 
-A model server's refusal of one request must not count against the instance, whichever client called the server: the agent's own
-model, or a client package in the handler.
+An HTTPException of Starlette or FastAPI has the status and the words that its raiser chose. A model server's refusal of one
+request must not count against the instance, whichever client called the server: the agent's own model, or a client package.
 
 Agents raise more than `Exception`: SystemExit (argparse in a tool), a BaseExceptionGroup, or the CancelledError of a task of
 their own (cancel scopes of anyio and MCP). Those are errors like others. A cancellation from outside, and the closing of the
@@ -12,10 +12,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any, Protocol, runtime_checkable
 
+from starlette.exceptions import HTTPException
+
+from deployments.instance import reply_values
 from deployments.request.responses import parse_retry_after
-from policies.errors import ModelFailed, ModelRefused, ModelTimeout, SwiftClawError
+from policies.errors import AgentRefused, ModelFailed, ModelRefused, ModelTimeout, SwiftClawError
+
+_OF_THE_BODY = frozenset((b"content-type", b"content-length", b"content-encoding", b"transfer-encoding"))
 
 
 @runtime_checkable
@@ -31,11 +37,35 @@ def named_error(error: BaseException) -> SwiftClawError | None:
         return error
     if isinstance(error, NamesItsError):
         return error.named_error()
+    if isinstance(error, HTTPException):
+        return _of_http_exception(error)
     members = getattr(error, "exceptions", ())  # ExceptionGroup: Python 3.11
     if isinstance(members, (list, tuple)) and members:
         named = [named for member in members if (named := named_error(member)) is not None]
         return max(named, key=lambda member: member.status) if len(named) == len(members) else None
     return _of_client_package(error)
+
+
+def _of_http_exception(error: HTTPException) -> SwiftClawError | None:
+    """Of Starlette and FastAPI: the response that it would make there, in the form of our errors."""
+    if not 200 <= error.status_code < 600:
+        return None
+    own = {name.lower().encode("latin-1", "replace"): value for name, value in (error.headers or {}).items()}
+    headers = [(name, value.encode("latin-1", "replace")) for name, value in own.items() if name not in _OF_THE_BODY]
+    if isinstance(error.detail, str):
+        return AgentRefused(error.detail, refused_with=error.status_code, headers=headers)
+    try:
+        detail = reply_values.plain(error.detail)
+    except reply_values.NotSendable as not_sendable:
+        return not_sendable
+    return AgentRefused(_phrase(error.status_code), refused_with=error.status_code, detail=detail, headers=headers)
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return f"status {status}"
 
 
 def _of_client_package(error: Any) -> SwiftClawError | None:

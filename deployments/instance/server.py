@@ -45,7 +45,7 @@ from deployments.request.cluster_key import carries_key
 from deployments.request.exchange import ClientDisconnected, Exchange, uncancel
 from deployments.request.responses import deny_websocket, retry_after, send_empty
 from deployments.types import Message, Receive, Scope, Send, SentHeaders
-from policies.errors import AgentFailed, InstanceFailed, NotFound, RequestTimeout, SwiftClawError
+from policies.errors import AgentFailed, AgentRefused, InstanceFailed, NotFound, RequestTimeout, SwiftClawError
 
 log = logging.getLogger("swiftclaw.instance")
 
@@ -238,17 +238,21 @@ class InstanceServer:
             where = "the traceback is in the instance's log, with this request id"
             named = AgentFailed(f"the agent's code raised {type(error).__name__}; {where}")
         elif named is not error:
-            log.warning("request %s: %s: %s", exchange.request_id, named.type, error)
+            level = logging.DEBUG if isinstance(named, AgentRefused) and named.status < 500 else logging.WARNING
+            log.log(level, "request %s: %s: %s", exchange.request_id, named.type, error)
         named.agent = named.agent or self._spec.agent
         return named
 
     async def _fail(self, exchange: Exchange, error: SwiftClawError) -> None:
         if exchange.scope["type"] == "websocket":
             await _fail_websocket(exchange, error)
-        elif not exchange.started:
-            await exchange.answer(error.status, exchange.error(error), retry_after(error))
-        else:
+        elif exchange.started:
             await exchange.end_broken(error)
+        elif error.status in (204, 304):
+            await exchange.start(error.status, error.headers)
+            await exchange.write(b"", more=False)
+        else:
+            await exchange.answer(error.status, exchange.error(error), [*retry_after(error), *error.headers])
 
     # --- requests of the Controller -------------------------------------------------------------------------------
 

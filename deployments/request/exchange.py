@@ -296,14 +296,13 @@ class Exchange:
     def error(self, error: SwiftClawError) -> dict[str, Any]:
         if self.is_openai:
             return openai.error_body(error, self.request_id)
-        return {
-            "error": {
-                "type": error.type,
-                "message": error.message,
-                "agent": error.agent,
-                "request_id": self.request_id,
-            }
+        body: dict[str, Any] = {
+            "type": error.type,
+            "message": error.message,
+            "agent": error.agent,
+            "request_id": self.request_id,
         }
+        return {"error": body if error.detail is None else {**body, "detail": error.detail}}
 
 
 def uncancel(task: asyncio.Task[Any]) -> None:

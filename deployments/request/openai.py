@@ -235,6 +235,8 @@ def error_body(error: SwiftClawError, request_id: str | None = None) -> dict[str
     if fields and fields.get("type"):  # the model server has the shape too: its own words
         code = fields.get("code")
         body |= {"type": str(fields["type"]), "param": fields.get("param"), "code": code if code is None else str(code)}
+    if error.detail is not None:
+        body["detail"] = error.detail
     return {"error": body if request_id is None else {**body, "request_id": request_id}}
 
 

@@ -114,6 +114,17 @@ class Forwarder:
         mounted = call.path.startswith(APP_PREFIX)
         return headers.for_instance(call.exchange, self._agents.clients, key, call.session.name, mounted=mounted)
 
+    def begin_attempt(self, call: Call, lease: Lease, sent: SentHeaders) -> SentHeaders:
+        """The request's headers with those of this attempt. A new home of its session is announced to the other gateways."""
+        attempted = [*sent, headers.limit(call.pool.settings.limits.max_connections_per_instance)]
+        if lease.session_placed and self.sharing is not None:
+            self.sharing.announce()
+        if lease.session_moved:
+            attempted.append((SESSION_MOVED_HEADER, b"1"))
+        for observer in call.exchange.observers:
+            attempted = observer.attempt_started(call.exchange, lease.backend.member, lease.started_at, attempted)
+        return attempted
+
     async def _attempt(self, call: Call, lease: Lease, sent: SentHeaders, attempts: Attempts) -> bool:
         """Returns True when the request was answered, False when another instance may be tried. Raises as `http` does."""
         exchange, pool, member = call.exchange, call.pool, lease.backend.member
@@ -123,15 +134,9 @@ class Forwarder:
         again = False
         lease.move_elsewhere = lambda: attempts.moves(lease)
         try:
-            limited = [*sent, headers.limit(pool.settings.limits.max_connections_per_instance)]
-            if lease.session_placed and self.sharing is not None:
-                self.sharing.announce()
-            if lease.session_moved:
-                limited.append((SESSION_MOVED_HEADER, b"1"))
-            for observer in exchange.observers:
-                limited = observer.attempt_started(exchange, member, lease.started_at, limited)
+            attempted = self.begin_attempt(call, lease, sent)
             response = await self._connections.request(
-                exchange.method, member.host, member.port, call.path, limited, call.body, pool.settings.timeouts.connection_s
+                exchange.method, member.host, member.port, call.path, attempted, call.body, pool.settings.timeouts.connection_s
             )
             head = headers.from_instance(response.status, response.headers)
             if head.refused is not None:

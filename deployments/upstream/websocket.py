@@ -15,7 +15,7 @@ from deployments.upstream.attempts import Attempts
 from deployments.upstream.connection import ConnectionBroken, NotConnected
 from deployments.upstream.connection_pool import ConnectionPool
 from deployments.upstream.forward import TOO_MANY, Call, Forwarder
-from deployments.upstream.headers import Head, from_instance, limit
+from deployments.upstream.headers import Head, from_instance
 from deployments.upstream.websocket_connection import ABNORMAL, NO_STATUS, Closed, HandshakeDeclined, InstanceWebSocket
 from policies.errors import CLIENT_CLOSED_REQUEST, InstanceFailed, RequestTimeout
 
@@ -56,12 +56,10 @@ class WebSocketForwarder:
         ok: bool | None = None
         status: int | None = None  # of the handshake's response
         try:
-            limited = [*headers, limit(pool.settings.limits.max_connections_per_instance)]
-            for observer in exchange.observers:
-                limited = observer.attempt_started(exchange, member, lease.started_at, limited)
+            attempted = self._forwarder.begin_attempt(call, lease, headers)
             protocols: list[str] = exchange.scope.get("subprotocols") or []
             socket = await self._connections.websocket(
-                member.host, member.port, call.path, limited, protocols, pool.settings.timeouts.connection_s
+                member.host, member.port, call.path, attempted, protocols, pool.settings.timeouts.connection_s
             )
             status = code = 101
             ok = True

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from swiftclaw import Agent
 from tests.deployments.conftest import DataPlane
@@ -196,3 +197,28 @@ async def test_thousands_of_bad_requests_beside_good_ones_hurt_nobody(plane: Dat
     assert blamed(plane) == []
     async with plane.client.get("/-/healthz") as response:
         assert response.status == 200
+
+
+class Question(BaseModel):
+    text: str
+
+
+async def test_a_wrong_type_is_the_clients_400_and_counts_against_no_instance(plane: DataPlane) -> None:
+    plane.blocks["typed"] = {"circuitBreaker": {"failureThreshold": 3}}
+    agent = Agent("typed")
+
+    @agent.on_message
+    async def handle(message: Question) -> str:
+        return message.text
+
+    await plane.add(agent)
+    wrong: list[Any] = ["why", {"text": 5}, None, [], 7, {}]
+    for message in wrong * 3:
+        status, body, _ = await post(plane, "typed", {"message": message})
+        assert (status, body["error"]["type"]) == (400, "bad_request")
+    chat = {"model": "typed", "messages": [{"role": "user", "content": "why"}]}
+    async with plane.client.post("/v1/chat/completions", json=chat) as response:
+        error = (await response.json())["error"]
+        assert (response.status, error["type"], error["param"]) == (400, "bad_request", "message")
+    status, body, _ = await post(plane, "typed", {"message": {"text": "why"}})
+    assert (status, body["reply"]) == (200, "why")

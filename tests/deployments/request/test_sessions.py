@@ -7,6 +7,11 @@ from typing import Any
 
 import aiohttp
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
 
 from deployments.request.sessions import COOKIE as OLD_COOKIE
 from deployments.request.sessions import TOKEN_HEADER, cookie_name
@@ -330,3 +335,36 @@ async def test_the_handler_learns_that_a_session_has_moved(plane: DataPlane) -> 
     after = await send(plane.client, headers=headers)
     said = [(await response.json())["reply"] for response in (first, again, moved, after)]
     assert said == ["False", "False", "True", "False"] and who(moved) == who(after) != who(first)
+
+
+async def test_a_mounted_app_learns_it_from_a_header_over_http_and_websockets_alike(plane: DataPlane) -> None:
+    async def report(request: Request) -> PlainTextResponse:
+        return PlainTextResponse(str(request.headers.get("x-swiftclaw-session-moved")))
+
+    async def report_by_websocket(socket: WebSocket) -> None:
+        await socket.accept()
+        await socket.send_text(str(socket.headers.get("x-swiftclaw-session-moved")))
+
+    plane.blocks["a"] = {"loadBalancing": {"sessionAffinity": {"enabled": True, "type": "header"}}}
+    made = Agent("a")
+    made.mount(Starlette(routes=[Route("/http", report), WebSocketRoute("/ws", report_by_websocket)]))
+    await plane.add(made, count=3)
+
+    async def over_http(session: str) -> tuple[str, str]:
+        headers = {"x-session-id": session, "x-swiftclaw-session-moved": "1"}  # a client cannot say so
+        async with plane.client.get("/agents/a/http", headers=headers) as response:
+            return who(response), await response.text()
+
+    async def over_websocket(session: str) -> tuple[str, str]:
+        headers = {"x-session-id": session, "x-swiftclaw-session-moved": "1"}
+        async with plane.client.ws_connect("/agents/a/ws", headers=headers) as socket:
+            return socket._response.headers["x-swiftclaw-instance"], str(await socket.receive_str())
+
+    for ask, session in ((over_http, "ada"), (over_websocket, "bob")):
+        home, first = await ask(session)
+        again = await ask(session)
+        plane.mark("a", home, "unhealthy")
+        new_home, moved = await ask(session)
+        after = await ask(session)
+        plane.mark("a", home, "healthy")
+        assert (first, again, moved, after) == ("None", (home, "None"), "1", (new_home, "None")) and new_home != home
