@@ -34,7 +34,7 @@ log = logging.getLogger("swiftclaw.gateway")
 OBSERVE_EVERY_S = 1.0
 TICK_S = 0.1  # how late a timeout may be noticed
 FIRST_SNAPSHOT_S = 10.0  # how long a new gateway waits for its first snapshot before it accepts connections without one
-CATCH_UP_S = 3.0  # how long a new gateway waits for the session homes that the others know
+CATCH_UP_S = 3.0  # how long a new gateway waits for the next session homes that the others know
 CALL_S = 20.0  # for a call to the Controller; after that it is made again
 
 
@@ -73,7 +73,7 @@ class Gateway:
         except asyncio.TimeoutError:
             log.warning("no snapshot from the Controller after %g s; answering 503 until one arrives", FIRST_SNAPSHOT_S)
         if not await self._peers.sessions.catch_up(self._hello.gateway, CATCH_UP_S):
-            log.warning("another gateway did not send its session homes within %g s", CATCH_UP_S)
+            log.warning("another gateway has sent no session homes for %g s; starting without them", CATCH_UP_S)
         await self._listener.start()
 
     async def ask(self, agent: str, body: dict[str, Any], headers: dict[str, str]) -> tuple[int, Any]:

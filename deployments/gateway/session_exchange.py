@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterable, Sequence
+from sys import intern
 from typing import Any, NamedTuple
 
 from deployments.balancing.agents import AgentTable
@@ -100,7 +101,7 @@ class SessionExchange:
         self._agents = agents
         self._links: dict[str, HomesLink] = {}
         self._caught_up: set[str] = set()
-        self._heard = asyncio.Event()
+        self._progress = asyncio.Event()
 
     def link(self, peer: str, now: float) -> HomesLink:
         """A link to a peer that is new, with every home that is known here."""
@@ -141,29 +142,29 @@ class SessionExchange:
         for agent, session, instance, replica, version, moves, placed_at, idle_s in rows:
             pool = self._agents.pools.get(agent)
             if pool is not None and pool.homes is not None:
-                home = SessionHome(str(instance), str(replica), str(version), int(moves), float(placed_at))
+                names = (intern(str(name)) for name in (instance, replica, version))  # one copy of each for all sessions
+                home = SessionHome(*names, int(moves), float(placed_at))
                 pool.homes.merge(HomeChange(str(session), home, float(idle_s)), now)
-        if caught_up and peer not in self._caught_up:
-            self._caught_up.add(peer)
-            self._heard.set()
+        if peer not in self._caught_up:
+            if caught_up:
+                self._caught_up.add(peer)
+            self._progress.set()
 
     async def catch_up(self, own: str, timeout_s: float) -> bool:
-        """Wait until every other gateway of the snapshot has sent all its homes. False: one of them did not in time."""
+        """Wait until every other gateway of the snapshot has sent all its homes.
 
-        async def everything() -> None:
-            while True:
-                snapshot = self._agents.snapshot
-                peers = {peer.gateway for peer in snapshot.peers} - {own} if snapshot else set()
-                if peers <= self._caught_up:
-                    return
-                self._heard.clear()
-                await self._heard.wait()
-
-        try:
-            await asyncio.wait_for(everything(), timeout_s)
-        except asyncio.TimeoutError:
-            return False
-        return True
+        False: one of them is missing, and none has sent anything for `timeout_s`.
+        """
+        while True:
+            snapshot = self._agents.snapshot
+            peers = {peer.gateway for peer in snapshot.peers} - {own} if snapshot else set()
+            if peers <= self._caught_up:
+                return True
+            self._progress.clear()
+            try:
+                await asyncio.wait_for(self._progress.wait(), timeout_s)
+            except asyncio.TimeoutError:
+                return False
 
 
 def _row(entry: _Entry, now: float) -> list[Any]:
