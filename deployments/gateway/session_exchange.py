@@ -142,8 +142,8 @@ class SessionExchange:
         for agent, session, instance, replica, version, moves, placed_at, idle_s in rows:
             pool = self._agents.pools.get(agent)
             if pool is not None and pool.homes is not None:
-                names = (intern(str(name)) for name in (instance, replica, version))  # one copy of each for all sessions
-                home = SessionHome(*names, int(moves), float(placed_at))
+                place = (intern(str(instance)), intern(str(replica)), intern(str(version)))  # one copy for all its sessions
+                home = SessionHome(*place, int(moves), float(placed_at))
                 pool.homes.merge(HomeChange(str(session), home, float(idle_s)), now)
         if peer not in self._caught_up:
             if caught_up:
