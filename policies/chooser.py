@@ -1,6 +1,6 @@
 """Which instance answers a request, all rules together?
 
-Combines the parts in one sync call: a session's own instance first, then the level (policies/levels.py), then within
+Combines the parts in one sync call: a session's own instance first, then the level (policies/spillover.py), then within
 it the session's hash order or the strategy. Each part can be replaced while traffic runs, by `configure`; the
 state of the others (turns, spilling) is kept. Not for remembering where sessions live: policies/sessions/homes.py.
 Source: the order of decisions is Envoy's (override host, priority, then the policy).
@@ -13,8 +13,8 @@ from random import Random
 
 from policies import STRATEGIES
 from policies.base import Instance, Options, Request, Strategy
-from policies.levels import ByDistance, ByPriority, LevelChooser
 from policies.sessions.affinity import Rendezvous, point_of
+from policies.spillover import ByDistance, ByPriority, LevelChooser
 
 MOST_LEVELS = 256  # strategies kept, one per level
 

@@ -5,7 +5,7 @@ reached, and when all together carry less than 100 each gets its part of that. S
 71 % of it is healthy, and the next one takes over gradually. Below 50 % healthy while the levels together carry less
 than 100, a level panics: health checks no longer guide it, and it spreads over all instances that answer at all. When every
 level panics, traffic is divided by size. Instances that were never checked are left out of the denominator.
-Not a draw: policies/levels.py does that. Source: Envoy, priority levels, degraded hosts and panic threshold.
+Not a draw: policies/spillover.py does that. Source: Envoy, priority levels, degraded hosts and panic threshold.
 """
 
 from __future__ import annotations

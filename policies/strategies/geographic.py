@@ -2,7 +2,7 @@
 
 The nearest region that has an instance (policies/regions/distance.py; equally near ones by priority), and the least busy
 instance in it. How much of a half-healthy or full region's traffic goes on to the next one is decided before, by
-policies/levels.py over regions in the order of distance. Use it when the network path to the client is a good part of
+policies/spillover.py over regions in the order of distance. Use it when the network path to the client is a good part of
 the response time. Not for turns of many seconds, where a free instance far away answers sooner than a busy one here.
 Source: Envoy's locality-aware balancing.
 """

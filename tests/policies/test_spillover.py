@@ -9,8 +9,8 @@ from random import Random
 import pytest
 
 from policies.base import Instance, Options, Request
-from policies.levels import MOST_VIEWS, ByDistance, LevelChooser
 from policies.regions.distance import Distances
+from policies.spillover import MOST_VIEWS, ByDistance, LevelChooser
 
 FIRST, SECOND, THIRD = "priority 1", "priority 2", "priority 3"
 

@@ -1,4 +1,4 @@
-"""Which level of instances takes a request?
+"""Which level of instances takes a request, and when does a level spill over to the next?
 
 A level is a priority, or with geographic a rank in the order of distance from the client. Loads follow
 policies/priority.py and are drawn evenly, not by chance: 70 and 30 are seven and three of every ten. A session gives its own
