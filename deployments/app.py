@@ -32,6 +32,7 @@ from deployments.gateway.peers import Peers
 from deployments.gateway.reporter import Reporter
 from deployments.instance.instance import InstanceReplica
 from deployments.request import access_log
+from deployments.serve_series import GatewaySeries, InstanceSeries
 from deployments.upstream.connection_pool import ConnectionPool
 
 HEAD_NODE = "node:__internal_head__"
@@ -100,6 +101,7 @@ class ServedGateway(Gateway):
         super().__init__(
             hello, controller, agents, reporter, edge, listener, peers, connections,
             counts_file=counts_file, certificate=certificate,
+            export=GatewaySeries(app, name, (_node(), ray.util.get_node_ip_address())).report,
         )  # fmt: skip
         await self.start()
 
@@ -113,7 +115,9 @@ class ServedInstance(InstanceReplica):
 
     async def __init__(self, spec: InstanceSpec, app: str) -> None:  # type: ignore[misc]
         host = spec.host or ray.util.get_node_ip_address()
-        super().__init__(spec, app, _controller(), replica=_replica(), node=_node(), host=host)
+        super().__init__(
+            spec, app, _controller(), replica=_replica(), node=_node(), host=host, export=InstanceSeries(spec.agent).report
+        )
         await self.start()
 
     async def __del__(self) -> None:

@@ -3,7 +3,8 @@
 `serve.run` on an existing app restarts its replicas, and the public API for a replica count (the REST call
 `…/deployments/{name}/scale`) needs Ray's dashboard, which a cluster may run without; `scale` does what that call does. Free
 resources per node are public only as a sum over the cluster, or with the dashboard. A replica that was never placed would
-be given its whole drain time, though it has nothing to finish. And the folder of Serve's logs has no public name.
+be given its whole drain time, though it has nothing to finish. The folder of Serve's logs and the
+buckets of its latencies have no public name.
 tests/integration/test_serve_internals.py fails when Ray changes it.
 """
 
@@ -16,7 +17,7 @@ from pathlib import Path
 import ray
 from ray._private.state import available_resources_per_node
 from ray.serve._private.common import DeploymentID, ReplicaID
-from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+from ray.serve._private.constants import REQUEST_LATENCY_BUCKETS_MS, SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve._private.logging_utils import get_serve_logs_dir
 
 
@@ -55,3 +56,8 @@ def free_per_node() -> dict[str, dict[str, float]]:
 def logs_folder() -> Path:
     """The folder with the logs of Serve's replicas on this node."""
     return Path(get_serve_logs_dir())
+
+
+def latency_buckets_ms() -> list[float]:
+    """The buckets of Serve's own latencies: a node's metrics agent takes those of the first process that reports a name."""
+    return list(REQUEST_LATENCY_BUCKETS_MS)

@@ -10,12 +10,12 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
 
 from cluster.controller_api import ControlApi
-from cluster.messages import GatewayHello
+from cluster.messages import GatewayHello, Observation
 from cluster.transport.listener import Listener
 from cluster.transport.rpc import ControllerUnavailable, RpcClient
 from cluster.transport.tls import Certificate
@@ -54,11 +54,13 @@ class Gateway:
         *,
         counts_file: CountsFile | None = None,
         certificate: Certificate | None = None,
+        export: Callable[[Observation], None] = lambda _: None,
     ) -> None:
+        """`export`: also gets every observation, for Ray's metrics."""
         self._hello, self._controller = hello, controller
         self._agents, self._reporter, self._edge = agents, reporter, edge
         self._listener, self._peers, self._connections = listener, peers, connections
-        self._counts_file, self._certificate = counts_file, certificate
+        self._counts_file, self._certificate, self._export = counts_file, certificate, export
         self._informed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -125,7 +127,12 @@ class Gateway:
                 log.info("could not send an observation to the Controller: %r", error)
 
     async def _observe(self, timeout_s: float = CALL_S) -> None:
-        await self._controller.call(ControlApi.observe, self._reporter.observation(), timeout_s=timeout_s)
+        observation = self._reporter.observation()
+        try:
+            self._export(observation)
+        except Exception:  # Ray's pages are not worth a count that does not reach the Controller
+            log.exception("could not report to Ray's metrics")
+        await self._controller.call(ControlApi.observe, observation, timeout_s=timeout_s)
         self._reporter.delivered()
 
     async def _report_orphans(self) -> None:

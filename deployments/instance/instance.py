@@ -14,12 +14,13 @@ import math
 import os
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import psutil
 
 from cluster.controller_api import ControlApi
-from cluster.messages import InstanceSpec, Registration, RegistrationReply, StartPermit, StartRequest
+from cluster.messages import InstanceCounts, InstanceSpec, Registration, RegistrationReply, StartPermit, StartRequest
 from cluster.transport.http_protocol import ConnectionLimits
 from cluster.transport.listener import Listener, bind
 from cluster.transport.rpc import ControllerUnavailable, RpcClient
@@ -52,10 +53,22 @@ STOP_HOOKS_S = 30.0
 class InstanceReplica:
     """One instance process. `replica`: Serve's unique id for it; `node`: Ray's id of its node; `host`: where it listens."""
 
-    def __init__(self, spec: InstanceSpec, app: str, controller: RpcClient, *, replica: str, node: str, host: str) -> None:
+    def __init__(
+        self,
+        spec: InstanceSpec,
+        app: str,
+        controller: RpcClient,
+        *,
+        replica: str,
+        node: str,
+        host: str,
+        export: Callable[[InstanceCounts], None] = lambda _: None,
+    ) -> None:
+        """`export`: gets the counts of every second, for Ray's metrics."""
         self._spec, self._app, self._controller = spec, app, controller
         self._replica, self._node, self._host = replica, node, host
         self._serves = False
+        self._export = export
         self._stopping: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -139,7 +152,7 @@ class InstanceReplica:
         self._serves = True
 
     def _watch_itself(self) -> None:
-        self._tasks = [asyncio.create_task(self._measure_cpu()), asyncio.create_task(self._stay_registered())]
+        self._tasks = [asyncio.create_task(self._measure()), asyncio.create_task(self._stay_registered())]
         self._watchdog = LoopWatchdog(f"{self._server.id} of {self._spec.agent}")
 
     # --- while it serves ------------------------------------------------------------------------------------------
@@ -147,12 +160,17 @@ class InstanceReplica:
     async def check_health(self) -> None:
         """Serve's liveness probe, on the loop that answers requests: that it returns at all is the answer."""
 
-    async def _measure_cpu(self) -> None:
+    async def _measure(self) -> None:
         process = psutil.Process()
         process.cpu_percent(None)
         while True:
             await asyncio.sleep(1)
             self._server.cpu_percent = process.cpu_percent(None)
+            self._server.tally.active = self._server.in_flight
+            try:
+                self._export(self._server.tally.take())
+            except Exception:
+                log.exception("could not report to Ray's metrics")
 
     async def _stay_registered(self) -> None:
         """Register again when the Controller stops watching: one that lost its state cannot find this instance."""

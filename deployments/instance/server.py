@@ -35,6 +35,7 @@ from cluster.messages import (
     InstanceSpec,
     RegistrationReply,
 )
+from cluster.telemetry.tally import Tally
 from deployments.instance.hosted_agent import HostedAgent
 from deployments.instance.lifecycle import Lifecycle
 from deployments.instance.mounted_app import MountedApp
@@ -81,6 +82,7 @@ class InstanceServer:
         self.id = reply.id
         self._key = reply.key.encode()
         self.in_flight = 0  # requests, and what still runs in threads of requests that have ended
+        self.tally = Tally()  # the agent's requests that were answered
         self.cpu_percent = 0.0
         self.watchers = 0  # open watches
         self.unwatched_since = time.monotonic()  # when the last watch ended
@@ -145,7 +147,8 @@ class InstanceServer:
         headers: SentHeaders = scope["headers"]
         scope["headers"] = [(name, value) for name, value in headers if name not in _GATEWAY_ONLY]
         on_arrival = self.in_flight
-        exchange = Exchange(scope, receive, self._with_load(send, on_arrival), NO_LIMIT)
+        exchange = Exchange(scope, receive, send, NO_LIMIT)
+        exchange.send = self._with_load(exchange, send, on_arrival)
         if on_arrival >= _limit(headers):
             await self._refuse(exchange, FULL)
             return
@@ -160,9 +163,10 @@ class InstanceServer:
     def _slot_freed(self) -> None:
         self.in_flight -= 1
 
-    def _with_load(self, send: Send, on_arrival: int) -> Send:
+    def _with_load(self, exchange: Exchange, send: Send, on_arrival: int) -> Send:
         async def sending(message: Message) -> None:
             if message["type"] in _HEADS:
+                exchange.status = message.get("status", 101)  # only a WebSocket's has none
                 load = b"%d %d %d" % (self.in_flight, on_arrival, self.cpu_percent)
                 message = {**message, "headers": [*message.get("headers", ()), (LOAD_HEADER, load)]}
             await send(message)
@@ -190,6 +194,8 @@ class InstanceServer:
             await self._fail(exchange, self._cancellation(exchange) if overdue else self._named(error, exchange))
         finally:
             self._active.discard(active)
+            if exchange.status:
+                self.tally.add(exchange.status, time.monotonic() - exchange.started_at, None)
 
     async def _answer(self, exchange: Exchange, path: str) -> None:
         """Raises SwiftClawError, ClientDisconnected, or what the agent raised."""
@@ -223,6 +229,7 @@ class InstanceServer:
             await deny_websocket(exchange.scope, exchange.send, 503, headers)
         else:
             await exchange.answer(503, why.decode(), [(REFUSED_HEADER, why)])
+        exchange.status = 0  # not executed, not counted
 
     def _cancellation(self, exchange: Exchange) -> SwiftClawError:
         """The error of a request that `cancel_overdue` ended."""
@@ -244,6 +251,7 @@ class InstanceServer:
         return named
 
     async def _fail(self, exchange: Exchange, error: SwiftClawError) -> None:
+        exchange.status = error.status  # as it is counted, also when the head has been sent
         if exchange.scope["type"] == "websocket":
             await _fail_websocket(exchange, error)
         elif exchange.started:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from ray.dashboard.modules.metrics.grafana_dashboard_factory import generate_serve_grafana_dashboard
 
 from tests.integration.conftest import Cluster, get, until
 from tests.prometheus import PROMETHEUS, PROMTOOL, Prometheus, panels, prometheus, rules, series
@@ -192,6 +194,7 @@ async def test_every_panel_and_every_alert_has_data_and_promtool_accepts_all_of_
             assert await values(server, 'sum(swiftclaw_rate_limited_total{agent="busy"})') == [1]
             assert await values(server, 'sum(swiftclaw_retries_total{agent="shop"})') >= [1]
             await the_page_names_what_ray_has(server)
+            await rays_serve_dashboard_shows_the_traffic(server)
             if PROMTOOL:
                 promtool_accepts(f"{watched.admin}/metrics")
         os.kill(watched.controller_pid(), signal.SIGKILL)
@@ -212,6 +215,22 @@ async def the_page_names_what_ray_has(server: Prometheus) -> None:
     named = set(re.findall(r"`(ray_swiftclaw_\w+)`", page))
     await server.until_data([f'{name}{{job="ray"}}' for name in named])
     assert named == {name for name in await server.names() if name.startswith("ray_swiftclaw_")}
+
+
+async def rays_serve_dashboard_shows_the_traffic(server: Prometheus) -> None:
+    """The panels of requests, latency and errors, as Grafana evaluates them with every variable at All."""
+    expressions = {
+        re.sub(r"\$\w+", ".*", target["expr"])
+        for panel in json.loads(generate_serve_grafana_dashboard()[0])["panels"]
+        for target in panel["targets"]
+        if re.match(r"(Error )?QPS|P\d\d latency", panel["title"]) and "_grpc_" not in target["expr"]
+    }
+    assert len(expressions) == 17
+    await server.until_data([f"{expression} > 0" for expression in expressions], 90)
+    by_route = 'sum(rate(ray_serve_num_http_requests_total{application=~"shop.*"}[5m])) by (application, route)'
+    found = {tuple(sorted(one["metric"].items())) for one in await server.query(by_route)}
+    assert {dict(labels)["route"] for labels in found} == {"/agents/shop"}
+    assert {"shop.v1.us-east-1", "shop.v2.us-east-1"} <= {dict(labels)["application"] for labels in found}
 
 
 def promtool_accepts(url: str) -> None:

@@ -7,6 +7,9 @@ import inspect
 import pytest
 import ray
 
+from cluster.placement.serve_internals import latency_buckets_ms
+from deployments.serve_series import HTTP_ERRORS, HTTP_LATENCY, HTTP_ONGOING, HTTP_REQUESTS
+
 pytestmark = pytest.mark.cluster
 
 
@@ -48,3 +51,16 @@ def test_a_replicas_actor_is_still_named_for_its_app_and_its_id() -> None:
     assert ReplicaID.is_full_id_str(replica.to_full_id_str())
     assert ReplicaID.from_full_id_str(replica.to_full_id_str()) == replica
     assert inspect.signature(ray.util.list_named_actors).parameters.keys() == {"all_namespaces"}
+
+
+def test_what_serve_counts_has_the_labels_that_are_reported_in_its_place() -> None:
+    """That its dashboards show them is tested live in test_prometheus.py."""
+    from ray.serve._private.common import RequestProtocol
+    from ray.serve._private.constants import REQUEST_LATENCY_BUCKETS_MS
+    from ray.serve._private.request_ingress_metrics import RequestIngressMetrics
+
+    of_a_proxy = RequestIngressMetrics(RequestProtocol.HTTP, source="proxy", node_id="n", node_ip_address="a")
+    made = {metric.info["name"]: metric.info["tag_keys"] for metric in vars(of_a_proxy).values()}
+    for series in (HTTP_REQUESTS, HTTP_ERRORS, HTTP_LATENCY, HTTP_ONGOING):
+        assert made[series.name] == series.labels
+    assert of_a_proxy.processing_latency_tracker.info["boundaries"] == REQUEST_LATENCY_BUCKETS_MS == latency_buckets_ms()

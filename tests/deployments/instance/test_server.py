@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from cluster.messages import (
     CHECK_PATH,
     CLOSING,
     KEY_HEADER,
+    LIMIT_HEADER,
     MESSAGES_PATH,
     PING_PATH,
     REFUSED_HEADER,
@@ -83,3 +85,37 @@ def test_repr_states_the_situation() -> None:
     made.in_flight, made.watchers = 2, 1
     made.advance(Lifecycle.STOPPED_ACCEPTING)
     assert repr(made) == "<InstanceServer instance-1 of a v1 in local: stopped accepting, 2 in flight, 1 watching>"
+
+
+async def test_the_requests_of_the_agent_are_counted_by_how_they_ended_and_no_other() -> None:
+    agent = Agent("a")
+
+    @agent.on_message
+    async def answer(message: str) -> AsyncIterator[str] | str:
+        if message == "fail":
+            raise RuntimeError
+        return broken() if message == "break" else message
+
+    async def broken() -> AsyncIterator[str]:
+        yield "begun"
+        raise RuntimeError
+
+    async def page(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 503, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+
+    agent.mount(page)
+    made = server(agent)
+    for message in ("hi", "fail", "break"):
+        stream = b"true" if message == "break" else b"false"
+        await request(made, MESSAGES_PATH, KEY, body=b'{"message": "%s", "stream": %s}' % (message.encode(), stream))
+    await request(made, f"{APP_PREFIX}/page", KEY)
+    await request(made, MESSAGES_PATH, KEY, body=b"no JSON")
+    await request(made, PING_PATH, KEY)
+    await request(made, MESSAGES_PATH, body=b"{}")
+    await request(made, MESSAGES_PATH, KEY, (LIMIT_HEADER, b"0"), body=b"{}")
+    made.advance(Lifecycle.CLOSING)
+    await request(made, MESSAGES_PATH, KEY, body=b"{}")
+    counts = made.tally.take()
+    assert counts.codes == {200: 1, 500: 2, 503: 1, 400: 1} and sum(counts.durations) == 5
