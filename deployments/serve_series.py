@@ -64,9 +64,14 @@ SERIES = (HTTP_REQUESTS, HTTP_ERRORS, HTTP_LATENCY, HTTP_ONGOING, QUEUED, REQUES
 class MetricsApi(Protocol):
     """`ray.util.metrics` or `ray.serve.metrics`."""
 
-    Counter: Callable[..., Any]
-    Gauge: Callable[..., Any]
-    Histogram: Callable[..., Any]
+    @property
+    def Counter(self) -> Callable[..., Any]: ...  # noqa: N802 - as in Ray
+
+    @property
+    def Gauge(self) -> Callable[..., Any]: ...  # noqa: N802
+
+    @property
+    def Histogram(self) -> Callable[..., Any]: ...  # noqa: N802
 
 
 class GatewaySeries:

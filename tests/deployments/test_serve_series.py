@@ -124,7 +124,7 @@ class FakeMetric:
         metrics._register(name, tag_keys)
         self._metrics, self._name = metrics, name
 
-    def inc(self, value: float, tags: dict[str, str]) -> None:
+    def inc(self, value: int, tags: dict[str, str]) -> None:
         assert value > 0, "Ray raises ValueError"
         self._metrics.counted[self._metrics._key(self._name, tags)] += value
 
