@@ -79,7 +79,7 @@ class Site:
     @property
     def known(self) -> int:
         pool = self.agents.pools.get("bot")
-        return len(pool.homes) if pool is not None and pool.homes is not None else 0
+        return len(pool.sessions.homes) if pool is not None and pool.sessions is not None else 0
 
     def place(self, numbers: range) -> None:
         pool = self.agents.pools["bot"]
@@ -100,7 +100,7 @@ async def first(pipe: Connection, count: int) -> dict[str, Any]:
     per_session = (memory() - before) / count
     pipe.send(port)
     second: tuple[str, int] = await received(pipe)
-    site.agents.pools["bot"].homes = type(site.agents.pools["bot"].homes)()  # forgotten, to be placed beside the peer
+    site.agents.pools["bot"].sessions = None  # forgotten, to be placed beside the peer
     site.apply([second])
     await asyncio.sleep(0.5)
     site.connections.sent_bytes = site.connections.messages = 0

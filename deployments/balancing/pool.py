@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from random import Random
 
-from cluster.instance_state import EJECTED, STARTING, STOPPED, UNHEALTHY
+from cluster.instance_state import EJECTED, STOPPED, UNHEALTHY
 from cluster.messages import AgentView, BreakerReport, Member
 from deployments.balancing.backend import Backend, Lease
 from deployments.balancing.breakers import Breakers
 from deployments.balancing.lost_homes import LostHomes
+from deployments.balancing.session_placement import SessionPlacement
 from deployments.balancing.version_router import VersionRouter
 from deployments.balancing.wait_queue import AgentWaitQueue, NoCapacity
 from policies.base import Instance, Options, Request
@@ -27,8 +27,7 @@ from policies.load.load_view import LoadView
 from policies.load.slowness import Slowness
 from policies.regions.distance import Distances
 from policies.retry import Budget
-from policies.sessions.homes import SessionHome, SessionHomes
-from policies.sessions.moved import Cause
+from policies.sessions.homes import SessionHome
 from policies.sessions.session_token import Token, Tokens
 from policies.wait_queue import ANY
 from policies.weighted import weights_of
@@ -36,7 +35,6 @@ from policies.weighted import weights_of
 FAILED = frozenset((UNHEALTHY, EJECTED))
 REFRESH_S = 0.5  # how often weights and slowness are brought up to date
 SUSPECT_S = 1.0  # an instance that refused a connection gets no request for this long, unless the Controller reports it healthy
-SNAPSHOT_LAG_S = 2.0  # how far behind the newest snapshot a gateway may be
 
 
 class Pool:
@@ -55,7 +53,7 @@ class Pool:
         self.slowness = Slowness()
         self.loads = LoadView()
         self.breakers = Breakers(lambda backend: self.slowness.forget(backend.member.id))
-        self.homes: SessionHomes | None = None  # None: no session affinity
+        self.sessions: SessionPlacement | None = None  # None: no session affinity
         self.wait_queue = AgentWaitQueue(name, self.choose, self.may_have_capacity, self.lane_of)
         self.budget = Budget(view.settings.retry.budget_percent)
         self.retries = 0  # since the last observation
@@ -80,12 +78,6 @@ class Pool:
             Options(regions=balancing.regions, distances=distances),
             affinity=self.affinity is not None,
         )
-        if self.affinity is None:
-            self.homes = None
-        elif self.homes is None:
-            self.homes = SessionHomes(self.affinity.ttl_s)
-        else:
-            self.homes.ttl_s = self.affinity.ttl_s
         self.versions.update_share(view.versions)
         self.by_client = balancing.strategy == "geographic"
         self._by_slowness = balancing.strategy == "response-time"
@@ -93,6 +85,7 @@ class Pool:
         self.budget.budget_percent = view.settings.retry.budget_percent
         self.wait_queue.configure(limits.max_connections)
         self._sync_members(view.members, limits.max_connections_per_instance)
+        self._sync_sessions()
         self._limited_in_all = limits.max_connections < limits.max_connections_per_instance * len(self._everyone)
         self.breakers.configure(view.settings.circuit_breaker, view.settings.request_timeout_s, self._backends.values(), now)
         self._was_ready = self.ready or (self._was_ready and not self.at_zero)
@@ -117,6 +110,14 @@ class Pool:
         self._reachable: list[Instance] = []
         self._candidates_of = -1  # the count of breaker changes that `_reachable` was made at
         self._revision += 1
+
+    def _sync_sessions(self) -> None:
+        if self.affinity is None:
+            self.sessions = None
+            return
+        if self.sessions is None:
+            self.sessions = SessionPlacement(self.affinity.ttl_s, self._lost_homes)
+        self.sessions.update(self.affinity.ttl_s, self._backends)
 
     def backends(self) -> Collection[Backend]:
         return self._backends.values()
@@ -166,18 +167,29 @@ class Pool:
         eligible = [instance for instance in self._reachable if instance.load < instance.capacity]
         if tried or self._suspects:
             eligible = [instance for instance in eligible if self._may_try(instance, tried, now)]
-        home = self._home_of(request, now)
-        if home is not None:
-            request = self._pinned(request, home, tried, now)
+        home = None
+        if self.sessions is not None and request.session is not None:
+            home, request = self._at_home(self.sessions, request, tried, now)
         chosen = self.versions.choose(eligible, self._everyone, request, self._revision)
         if chosen is None:
             chosen = self._possibly_stale_full(request, tried, now)
         if chosen is None:
             raise self._why_unavailable(tried, now)
         lease = Lease(self, self._by_id[chosen.id], now, request.now)
-        if self.homes is not None and request.session is not None:
-            self._settle(self.homes, request.session, home, lease, now)
+        if self.sessions is not None and request.session is not None:
+            self.sessions.settle(request.session, home, lease, now)
         return lease
+
+    def _at_home(
+        self, sessions: SessionPlacement, request: Request, tried: Collection[str], now: float
+    ) -> tuple[SessionHome | None, Request]:
+        """The home of the request's session, and the request pinned to it. Raises NoCapacity: it waits for its home."""
+        home = sessions.home_of(request, self._by_id.get(request.pin or ""), now)
+        if home is None:
+            return None, request
+        backend = sessions.backend_of(home)
+        may_try = backend is not None and self._may_try(backend.instance, tried, now)
+        return home, sessions.pin(request, home, may_try=may_try, now=now)
 
     def _rebuild_candidates(self, now: float) -> None:
         """After a change of health or of a breaker: the instances that may be asked, and what the levels are made of."""
@@ -248,90 +260,13 @@ class Pool:
 
     def version_for(self, session: str | None, token: Token | None, *, fresh: bool = False) -> str | None:
         """The version for a new request: that of its session's home, if it has one."""
-        home = self.homes.peek(session) if self.homes is not None and session is not None else None
+        home = self.sessions.homes.peek(session) if self.sessions is not None and session is not None else None
         pinned = home.version if home is not None else token.version if token is not None else None
         return self.versions.version_for(session, pinned, fresh=fresh)
 
-    def session_home(self, session: str) -> Backend | None:
-        """The instance that the session lives at, after `choose`."""
-        home = None if self.homes is None else self.homes.peek(session)
-        return None if home is None else self._backends.get(home.replica)
-
-    def take_moved_sessions(self, now: float) -> dict[Cause, int]:
-        """Sessions that have lost their home since the last call, by cause."""
-        return {} if self.homes is None else self.homes.moved.take(now)
-
-    def learn_session(self, session: str, backend: Backend, now: float) -> bool:
-        """The instance has created this session itself. Returns whether that is news."""
-        if self.homes is None:
-            return False
-        known = self.homes.get(session, now)
-        if known is not None and known.replica == backend.member.replica:
-            return False
-        self.homes.place(session, _home_at(backend, known), now)
-        return True
-
     def lane_of(self, request: Request) -> str:
-        """Where the request waits for capacity: for the home of its session (the instance's id) while that is in rotation."""
-        home = None if self.homes is None or request.session is None else self.homes.peek(request.session)
-        backend = self._live(home)
-        if home is not None and backend is None and self._is_to_come(home):
-            return home.instance
-        return backend.member.id if backend is not None and backend.healthy else ANY
-
-    def _home_of(self, request: Request, now: float) -> SessionHome | None:
-        """What is known of the session's home; a token counts for what no gateway remembers."""
-        if self.homes is None or request.session is None:
-            return None
-        home = self.homes.get(request.session, now)
-        if home is None and request.pin is not None and request.pin in self._by_id:
-            member = self._by_id[request.pin].member
-            home = SessionHome(member.id, member.replica, member.version, placed_at=0.0)  # as old as a home can be
-        return home
-
-    def _pinned(self, request: Request, home: SessionHome, tried: Collection[str], now: float) -> Request:
-        """The request with its home in place of what its token says. Raises NoCapacity: it waits while its home is full, or
-        until the snapshot names it."""
-        backend = self._live(home)
-        if backend is None:
-            if self._is_to_come(home):
-                raise NoCapacity
-            return replace(request, pin=None)
-        if (
-            backend.full
-            and backend.healthy
-            and backend.breaker_allows(now)
-            and not backend.possibly_stale(now)
-            and self._may_try(backend.instance, tried, now)
-        ):
-            raise NoCapacity
-        return replace(request, pin=backend.member.id)
-
-    def _live(self, home: SessionHome | None) -> Backend | None:
-        """The process that the session lives at, while its checks pass (or it drains): another one of its name is not it."""
-        backend = None if home is None else self._backends.get(home.replica)
-        return backend if backend is not None and backend.passes_checks and backend.member.state != STOPPED else None
-
-    def _is_to_come(self, home: SessionHome) -> bool:
-        """Whether another gateway's snapshot is newer: it has just placed the session at an instance that is not ready here."""
-        if abs(time.time() - home.placed_at) > SNAPSHOT_LAG_S:
-            return False
-        backend = self._backends.get(home.replica)
-        return home.replica not in self._lost_homes if backend is None else backend.member.state == STARTING
-
-    def _settle(self, homes: SessionHomes, session: str, home: SessionHome | None, lease: Lease, now: float) -> None:
-        """After the choice: a session whose home is none, has left or accepts no connection lives where it was sent."""
-        backend = lease.backend
-        lease.session_moved = home is not None and home.replica != backend.member.replica
-        before = self._live(home)
-        if home is None or before is None or before.suspect(now):
-            homes.place(session, _home_at(backend, home), now)
-            lease.session_placed = True
-            if home is not None and lease.session_moved:
-                homes.moved.add(session, self._lost_homes.cause(home.replica, self._backends), now)
-        elif homes.peek(session) is None:  # known from a token alone
-            homes.place(session, home, now)
-            lease.session_placed = True
+        """Where the request waits for capacity: for one instance (its id), or ANY."""
+        return ANY if self.sessions is None else self.sessions.lane_of(request)
 
     # --- what leases report (`LeaseOwner`) --------------------------------------------------------------------------
 
@@ -399,9 +334,3 @@ class Pool:
             instance.weight = weights[instance.id]
             instance.slowness = ratios.get(instance.id, 1.0)
         self._suspects = any(backend.suspect(now) for backend in self._by_id.values())
-
-
-def _home_at(backend: Backend, before: SessionHome | None) -> SessionHome:
-    member = backend.member
-    moves = 0 if before is None else before.moves + 1
-    return SessionHome(member.id, member.replica, member.version, moves, time.time())

@@ -114,7 +114,8 @@ class Reporter:
         moved_sessions = {
             (name, cause): count
             for name, pool in pools.items()
-            for cause, count in pool.take_moved_sessions(confirmed_by).items()
+            if pool.sessions is not None
+            for cause, count in pool.sessions.take_moved(confirmed_by).items()
         }
         retries = {name: pool.retries for name, pool in pools.items() if pool.retries}
         for name in retries:

@@ -108,8 +108,8 @@ class SessionExchange:
         entries = [
             _Entry(agent, change, now)
             for agent, pool in self._agents.pools.items()
-            if pool.homes is not None
-            for change in pool.homes.everything(now)
+            if pool.sessions is not None
+            for change in pool.sessions.homes.everything(now)
         ]
         self._links[peer] = made = HomesLink(entries)
         return made
@@ -124,8 +124,8 @@ class SessionExchange:
         entries = [
             _Entry(agent, change, now)
             for agent, pool in self._agents.pools.items()
-            if pool.homes is not None and pool.homes.has_changes
-            for change in pool.homes.changes(now)
+            if pool.sessions is not None and pool.sessions.homes.has_changes
+            for change in pool.sessions.homes.changes(now)
         ]
         for link in self._links.values():
             link.add(entries)
@@ -141,10 +141,10 @@ class SessionExchange:
         """Merge a peer's rows. Raises what a wrong shape raises."""
         for agent, session, instance, replica, version, moves, placed_at, idle_s in rows:
             pool = self._agents.pools.get(agent)
-            if pool is not None and pool.homes is not None:
+            if pool is not None and pool.sessions is not None:
                 place = (intern(str(instance)), intern(str(replica)), intern(str(version)))  # one copy for all its sessions
                 home = SessionHome(*place, int(moves), float(placed_at))
-                pool.homes.merge(HomeChange(str(session), home, float(idle_s)), now)
+                pool.sessions.homes.merge(HomeChange(str(session), home, float(idle_s)), now)
         if peer not in self._caught_up:
             if caught_up:
                 self._caught_up.add(peer)

@@ -52,9 +52,9 @@ class Call:
 
     def token_headers(self, clients: ClientAddresses) -> SentHeaders:
         """The response headers that give the client its session token, once an instance was chosen."""
-        if not self.session.by_cookie or self.session.name is None:
+        if not self.session.by_cookie or self.session.name is None or self.pool.sessions is None:
             return []
-        home = self.pool.session_home(self.session.name)
+        home = self.pool.sessions.instance_of(self.session.name)
         if home is None:
             return []
         secure = clients.origin(self.exchange.scope, self.exchange.headers).scheme == "https"
@@ -221,9 +221,10 @@ class Forwarder:
 
     def _places_session(self, call: Call, lease: Lease, headers: Headers) -> bool:
         """Whether the other gateways have to learn of a home: one that was chosen, or one that the app's response names."""
+        sessions = call.pool.sessions
         learn = call.pool.affinity.learn if call.pool.affinity else None
         created = named_by_app(headers, learn) if learn is not None else None
-        if created is not None and call.pool.learn_session(created, lease.backend, time.monotonic()):
+        if sessions is not None and created is not None and sessions.learn(created, lease.backend, time.monotonic()):
             if self.sharing is not None:
                 self.sharing.announce()
             return True

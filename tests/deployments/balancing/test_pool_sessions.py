@@ -16,6 +16,7 @@ from cluster.messages import AgentView, Member, VersionShare
 from deployments.balancing.backend import Lease
 from deployments.balancing.lost_homes import REMEMBERED, LostHomes
 from deployments.balancing.pool import Pool
+from deployments.balancing.session_placement import SessionPlacement
 from deployments.balancing.wait_queue import NoCapacity
 from policies.base import Request
 from policies.regions.distance import Distances
@@ -59,9 +60,13 @@ class Agent:
         lease.release(200, time.monotonic(), ok=True)
         return lease.backend.member.replica
 
+    @property
+    def sessions(self) -> SessionPlacement:
+        assert self.pool.sessions is not None
+        return self.pool.sessions
+
     def home(self, session: str = "s") -> str:
-        assert self.pool.homes is not None
-        home = self.pool.homes.peek(session)
+        home = self.sessions.homes.peek(session)
         assert home is not None
         return home.replica
 
@@ -81,8 +86,7 @@ def test_another_gateways_word_counts_before_a_hash_and_before_a_token() -> None
     hashed = agent.answered("probe")
     elsewhere = next(replica for replica in agent.members if replica != hashed)
     home = SessionHome(agent.members[elsewhere].id, elsewhere, "v1", placed_at=1.0)
-    assert agent.pool.homes is not None
-    agent.pool.homes.merge(HomeChange("told", home, 0), time.monotonic())
+    agent.sessions.homes.merge(HomeChange("told", home, 0), time.monotonic())
     assert agent.answered("told", pin=agent.members[hashed].id) == elsewhere
     assert agent.answered("token only", pin=agent.members[elsewhere].id) == elsewhere == agent.home("token only")
 
@@ -145,13 +149,14 @@ def test_a_session_whose_home_accepts_nothing_moves_before_the_snapshot_states_s
     agent.members[home] = replace(agent.members[home], replica="restarted")
     agent.apply()
     assert agent.answered() == moved == agent.home()
-    assert agent.pool.take_moved_sessions(time.monotonic() + 60) == {cause: 1}
+    assert agent.sessions.take_moved(time.monotonic() + 60) == {cause: 1}
 
 
 def placed_elsewhere(agent: Agent, replica: str, placed_at: float) -> None:
     """Another gateway has placed the session there."""
-    assert agent.pool.homes is not None
-    agent.pool.homes.merge(HomeChange("s", SessionHome("instance-9", replica, "v1", placed_at=placed_at), 0), time.monotonic())
+    agent.sessions.homes.merge(
+        HomeChange("s", SessionHome("instance-9", replica, "v1", placed_at=placed_at), 0), time.monotonic()
+    )
 
 
 async def test_a_request_waits_for_the_snapshot_that_names_its_sessions_home() -> None:
@@ -243,8 +248,8 @@ def test_a_home_pins_the_version_through_a_rollout() -> None:
 def test_a_session_that_the_instance_created_lives_there() -> None:
     agent = Agent()
     backend = next(iter(agent.pool.backends()))
-    assert agent.pool.learn_session("made-there", backend, time.monotonic())
-    assert not agent.pool.learn_session("made-there", backend, time.monotonic())
+    assert agent.sessions.learn("made-there", backend, time.monotonic())
+    assert not agent.sessions.learn("made-there", backend, time.monotonic())
     assert agent.answered("made-there") == backend.member.replica
 
 
@@ -269,15 +274,14 @@ def test_a_lost_home_is_counted_with_its_cause(states: list[str], stays: bool, c
         agent.apply()
     assert agent.answered() != home
     later = time.monotonic() + 60
-    assert agent.pool.take_moved_sessions(later) == {cause: 1} and agent.pool.take_moved_sessions(later) == {}
+    assert agent.sessions.take_moved(later) == {cause: 1} and agent.sessions.take_moved(later) == {}
 
 
 def test_a_home_that_was_lost_before_this_gateway_started_has_an_unknown_cause() -> None:
     agent = Agent()
-    assert agent.pool.homes is not None
-    agent.pool.homes.merge(HomeChange("s", SessionHome("instance-9", "r9", "v1", placed_at=1.0), 0), time.monotonic())
+    agent.sessions.homes.merge(HomeChange("s", SessionHome("instance-9", "r9", "v1", placed_at=1.0), 0), time.monotonic())
     agent.answered()
-    assert agent.pool.take_moved_sessions(time.monotonic() + 60) == {"unknown": 1}
+    assert agent.sessions.take_moved(time.monotonic() + 60) == {"unknown": 1}
 
 
 def test_a_new_session_a_full_home_and_a_retry_are_no_moves() -> None:
@@ -285,7 +289,7 @@ def test_a_new_session_a_full_home_and_a_retry_are_no_moves() -> None:
     home = agent.answered()
     agent.ask(tried=(agent.members[home].id,)).release(200, time.monotonic(), ok=True)
     assert agent.answered() == home
-    assert agent.pool.take_moved_sessions(time.monotonic() + 60) == {}
+    assert agent.sessions.take_moved(time.monotonic() + 60) == {}
 
 
 def test_the_causes_of_instances_that_left_are_remembered_for_a_bounded_number() -> None:

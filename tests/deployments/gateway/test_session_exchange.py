@@ -192,7 +192,7 @@ async def test_the_longest_names_that_clients_can_choose_do_not_stop_the_exchang
     cluster.apply()
     # The timeout is for each message: however many homes there are, a gateway waits while they arrive.
     assert await new.peers.sessions.catch_up("new", 10)
-    assert len(new.agents.pools["bot"].homes) == len(names)
+    assert len(new.agents.pools["bot"].sessions.homes) == len(names)
 
 
 async def test_a_dead_gateway_delays_no_answer_for_long_and_is_not_waited_for_again(fleet: Any) -> None:
@@ -214,9 +214,9 @@ async def test_a_message_that_was_lost_is_sent_again(fleet: Any) -> None:
     link.peer = Peer("g1", "127.0.0.1", port)
     pool = cluster.sites[1].agents.pools["bot"]
     ends = time.monotonic() + 10
-    while pool.homes.peek("s") is None and time.monotonic() < ends:
+    while pool.sessions.homes.peek("s") is None and time.monotonic() < ends:
         await asyncio.sleep(0.02)
-    assert pool.homes.peek("s").replica == home
+    assert pool.sessions.homes.peek("s").replica == home
 
 
 async def test_a_link_states_what_it_has_not_delivered() -> None:
