@@ -87,6 +87,7 @@ class GatewaySeries:
         self._requests, self._errors = (_made(api.Counter, series) for series in (HTTP_REQUESTS, HTTP_ERRORS))
         self._latency = _made(api.Histogram, HTTP_LATENCY, boundaries=latency_buckets_ms())
         self._ongoing, self._queued = (_made(api.Gauge, series) for series in (HTTP_ONGOING, QUEUED))
+        self._agents: set[str] = set()  # those with a value in `_queued`
         self._batch = 0
 
     def report(self, observation: Observation) -> None:
@@ -98,9 +99,15 @@ class GatewaySeries:
             for (agent, code), count in observation.refusals.items():
                 self._count(self._app, agent, code, count)
         self._ongoing.set(sum(counts.active for counts in observation.instances.values()), self._node)
+        for agent in self._agents - observation.queued.keys():  # removed: a gauge keeps its last value
+            self._set_queued(agent, 0)
+        self._agents = {*observation.queued}
         for agent, waiting in observation.queued.items():
-            self._queued.set(waiting, _labels(QUEUED, deployment=GATEWAY_DEPLOYMENT, application=self._app, handle=agent,
-                                              actor_id=self._replica))  # fmt: skip
+            self._set_queued(agent, waiting)
+
+    def _set_queued(self, agent: str, waiting: int) -> None:
+        at = {"deployment": GATEWAY_DEPLOYMENT, "application": self._app, "actor_id": self._replica}
+        self._queued.set(waiting, _labels(QUEUED, **at, handle=agent))
 
     def _count_instance(self, key: Key, counts: InstanceCounts) -> None:
         agent, version, region, _ = key

@@ -184,6 +184,18 @@ def test_a_batch_that_is_sent_again_counts_once_and_has_the_states_of_now() -> N
     }
 
 
+def test_the_queue_of_a_removed_agent_is_reported_as_empty_and_an_idle_instance_as_idle() -> None:
+    fake, series = gateway()
+    for batch, queued in enumerate(({"a": 2, "b": 1}, {"b": 1}, {"b": 1}), 1):
+        series.report(Observation("g1", {}, queued=queued, batch=batch))
+    waiting = {dict(labels)["handle"]: value for (name, labels), value in fake.set.items() if name == QUEUED.name}
+    assert waiting == {"a": 0, "b": 1}
+    instance = InstanceSeries("a", beside := FakeMetrics(added=("deployment", "replica", "application")))
+    for active in (2, 0):
+        instance.report(counts(active))
+    assert list(beside.set.values()) == [0]
+
+
 def test_an_instance_reports_answers_and_failures_apart_as_serves_replicas_do() -> None:
     fake = FakeMetrics(added=("deployment", "replica", "application"))
     InstanceSeries("a", fake).report(counts(2, c200=5, c404=1, c500=3))
