@@ -186,7 +186,7 @@ class Controller:
                 self._spawn(self._watch.verify(record))
 
     async def deregister_gateway(self, gateway: str) -> None:
-        self._gateways.forget(gateway, "it was stopped")
+        self._gateways.forget(gateway, "stopped")
 
     # --- called by the command line ------------------------------------------------------------------------------
 

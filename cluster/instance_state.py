@@ -8,8 +8,8 @@ InstanceState = Literal["starting", "healthy", "unhealthy", "ejected", "draining
 
 STARTING: Final = "starting"  # registered; no health check has passed yet
 HEALTHY: Final = "healthy"  # receives requests
-UNHEALTHY: Final = "unhealthy"  # answers, but its health checks fail
-EJECTED: Final = "ejected"  # does not answer
+UNHEALTHY: Final = "unhealthy"  # responds, but its health checks fail
+EJECTED: Final = "ejected"  # unresponsive
 DRAINING: Final = "draining"  # receives requests of its sessions only
 STOPPED: Final = "stopped"  # receives nothing and finishes its requests
 

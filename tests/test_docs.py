@@ -94,5 +94,5 @@ async def test_events_are_lines_as_they_are_printed(
     form = re.compile(rf"\d\d:\d\d:\d\d (?=.{{8}} )(?:{'|'.join(KINDS)}) +\S.*")
     shown, now = SHOWN["events"].splitlines(), await printed(port, "events", capsys)
     assert [line for line in (*shown, *now) if not form.fullmatch(line)] == []
-    started = {"instance my-agent: instance-N is STATE in REGION", "instance my-agent: instance-N is up in REGION"}
+    started = {"instance my-agent: instance-N is STATE in REGION", "instance my-agent: instance-N started in REGION"}
     assert started <= {kinds(line[9:]) for line in shown} & {kinds(line[9:]) for line in now}

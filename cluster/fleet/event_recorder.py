@@ -75,7 +75,9 @@ class EventRecorder:
         for replica, before in self._instances.items():
             if replica not in now:
                 stopped = before.state in (DRAINING, STOPPED)
-                message = f"{before.id} has stopped" if stopped else f"{before.id} is gone: its process no longer responds"
+                message = (
+                    f"{before.id} stopped" if stopped else f"{before.id} stopped unexpectedly: its process no longer responds"
+                )
                 self._events.add("instance", message, **before.labels, state="gone")
         for replica, (instance, reason) in now.items():
             known = self._instances.get(replica)
@@ -89,9 +91,9 @@ class EventRecorder:
         kind, message = {
             STARTING: ("instance", f"{name} is starting in {instance.region}"),
             HEALTHY: ("health", f"{name} is healthy again") if recovered else
-                     ("instance", f"{name} is up in {instance.region}"),
+                     ("instance", f"{name} started in {instance.region}"),
             UNHEALTHY: ("health", f"{name} is unhealthy{because}"),
-            EJECTED: ("health", f"{name} does not answer{because}"),
+            EJECTED: ("health", f"{name} is unresponsive{because}"),
             DRAINING: ("instance", f"{name} is draining{because}"),
             STOPPED: ("instance", f"{name} accepts no more requests and finishes those in flight"),
         }[instance.state]  # fmt: skip
@@ -117,10 +119,10 @@ class EventRecorder:
         }[state]
         self._events.add("breaker", message, **_instance(record).labels, state=state)
 
-    def gateway(self, hello: GatewayHello, *, gone: str = "") -> None:
-        """A gateway has started; or it is `gone`, for that reason."""
+    def gateway(self, hello: GatewayHello, change: str = "started") -> None:
+        """A gateway started, stopped, or is no longer available."""
         where = f"the gateway on {hello.settings.host}:{hello.settings.port} (pid {hello.pid})"
-        message = f"{where} is gone: {gone}" if gone else f"{where} is up"
+        message = f"{where} {change}"
         self._events.add("gateway", message, region=hello.settings.region, pid=hello.pid, gateway=hello.gateway)
 
     def applied(self, before: Settings, after: Settings) -> None:

@@ -77,4 +77,4 @@ class FaultInjector:
             if mode != "kill":
                 raise ValueError(f"{name} closed the connection before it answered the {mode} request") from broken
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
-            raise ValueError(f"{name} does not answer: {type(error).__name__}") from error
+            raise ValueError(f"{name} does not respond: {type(error).__name__}") from error

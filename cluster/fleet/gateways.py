@@ -91,12 +91,13 @@ class Gateways:
     def forget_silent(self) -> None:
         for gateway, (_, last_call, _) in list(self.present.items()):
             if time.monotonic() - last_call > GATEWAY_GONE_S:
-                self.forget(gateway, f"no contact for {GATEWAY_GONE_S:g} s")
+                self.forget(gateway, f"is no longer available: no contact for {GATEWAY_GONE_S:g} s")
 
-    def forget(self, gateway: str, why: str) -> None:
+    def forget(self, gateway: str, change: str) -> None:
+        """Remove a gateway; `change` completes the event's sentence."""
         if gateway in self.present:
             hello, _, _ = self.present.pop(gateway)
-            self._recorder.gateway(hello, gone=why)
+            self._recorder.gateway(hello, change)
             self._changed()
         self._totals.forget_gateway(gateway)
 

@@ -95,11 +95,11 @@ class Registry:
         return record
 
     def observe(self, replica: str, *, draining: bool = False, stopped: bool = False) -> bool:
-        """The instance answers, and reports whether it drains. Here and below: True when its state changed."""
+        """The instance responds, and reports whether it drains. Here and below: True when its state changed."""
         return self._update(replica, answering=True, draining=draining, stopped=stopped)
 
     def eject(self, replica: str, reason: str) -> bool:
-        """The instance does not answer."""
+        """The instance does not respond."""
         return self._update(replica, reason, answering=False)
 
     def judge(self, replica: str, well: bool | None, reason: str, checked_at: float | None) -> bool:

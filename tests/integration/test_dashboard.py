@@ -168,7 +168,7 @@ async def test_the_page_follows_a_killed_instance_and_a_killed_controller(cluste
         os.kill(known["instance-2"], signal.SIGKILL)
         await tab.until(f"({STATES})['instance-2'] !== 'healthy'")
         await tab.until(
-            "[...document.querySelectorAll('.events li')].some(one => one.innerText.includes('instance-2 is gone'))"
+            "[...document.querySelectorAll('.events li')].some(one => one.innerText.includes('2 stopped unexpectedly'))"
         )
         await tab.until(f"({STATES})['instance-2'] === 'healthy'", 60)
         assert tab.errors == []

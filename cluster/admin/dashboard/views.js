@@ -165,7 +165,7 @@ export class Health {
       { title: "Uptime", value: (row) => ago(row.uptime_s), number: true }, { title: "PID", value: (row) => row.pid, number: true },
     ], key);
     this.errors = new Chart("Errors per second", rate, { height: 180 });
-    this.events = new Events("Events", ["instance", "health", "breaker", "gateway", "region", "scale"]);
+    this.events = new Events("Events", ["instance", "health", "breaker", "gateway", "region", "scale", "session"]);
     this.elements = [card("Instances", "", this.table.element), card("Errors per second", "half", this.errors.element), this.events.element];
     this.events.element.classList.add("half");
   }

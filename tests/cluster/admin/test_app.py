@@ -137,7 +137,7 @@ async def test_an_agent_that_is_none_is_404(port: Port, view: str) -> None:
 
 async def test_events_are_listed_and_chosen_from(port: Port) -> None:
     all_of_them = await port.get("/api/events")
-    assert all_of_them[-1]["message"] == "instance-7 is up in ap-southeast-1"
+    assert all_of_them[-1]["message"] == "instance-7 started in ap-southeast-1"
     assert [event["id"] for event in all_of_them] == sorted(event["id"] for event in all_of_them)
     assert {event["kind"] for event in await port.get("/api/events?kind=gateway")} == {"gateway"}
     assert len(await port.get("/api/events?agent=my-agent&limit=3")) == 3

@@ -115,7 +115,7 @@ async def test_a_hold_is_not_remembered_across_a_restart(client: InstanceClient)
         ("a", "instance-2", "kill", r"a has no instance 'instance-2' \(it has: instance-1\)"),
         ("b", "instance-1", "kill", r"b has no instance 'instance-1' \(it has: none\)"),
         ("a", "instance-1", "hang", r"'hang' is not a failover mode \(kill, drain, unhealthy\)"),
-        ("a", "instance-1", "drain", "instance-1 of a does not answer: ClientConnectorError"),
+        ("a", "instance-1", "drain", "instance-1 of a does not respond: ClientConnectorError"),
     ],
 )
 async def test_what_is_not_possible_is_a_sentence(

@@ -1,4 +1,4 @@
-"""Gateways that come, ask for news and fall silent."""
+"""Gateways that start, poll for snapshots and fall silent."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class World:
     def ask(self, seen: str | None) -> asyncio.Task[bool]:
         return asyncio.create_task(self.gateways.wait_for_change(seen, self.knows))
 
-    def said(self) -> list[str]:
+    def messages(self) -> list[str]:
         return [event.message for event in self.events.find()]
 
 
@@ -49,12 +49,12 @@ def world() -> World:
     return World()
 
 
-async def test_who_has_seen_another_version_is_answered_at_once(world: World) -> None:
+async def test_a_gateway_with_another_version_is_answered_at_once(world: World) -> None:
     assert await asyncio.wait_for(world.ask(None), 5)
     assert await asyncio.wait_for(world.ask("another.7"), 5)
 
 
-async def test_who_has_seen_the_newest_is_answered_when_it_changes(world: World) -> None:
+async def test_a_gateway_with_the_newest_version_is_answered_when_it_changes(world: World) -> None:
     waiting = world.ask(world.gateways.version)
     await asyncio.sleep(0)
     assert not waiting.done()
@@ -62,12 +62,12 @@ async def test_who_has_seen_the_newest_is_answered_when_it_changes(world: World)
     assert await asyncio.wait_for(waiting, 5)
 
 
-async def test_without_a_change_the_answer_is_that_nothing_is_new(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_a_change_the_poll_ends_without_a_snapshot(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gateways, "POLL_S", 0.05)
     assert not await asyncio.wait_for(world.ask(world.gateways.version), 5)
 
 
-async def test_nobody_is_told_anything_before_it_is_known_to_be_right(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_snapshot_is_sent_before_the_controller_has_recovered(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gateways, "RECHECK_S", 0.01)
     world.known = False
     waiting = world.ask(None)
@@ -75,17 +75,17 @@ async def test_nobody_is_told_anything_before_it_is_known_to_be_right(world: Wor
     await asyncio.sleep(0)
     assert not waiting.done()
     world.known = True
-    assert await asyncio.wait_for(waiting, 5), "nobody announced that: it looks by itself"
+    assert await asyncio.wait_for(waiting, 5), "it checks again without an announcement"
 
 
-def test_one_that_comes_is_told_of_once_and_the_others_hear_of_it(world: World) -> None:
+def test_a_new_gateway_is_one_event_and_a_peer_of_the_others(world: World) -> None:
     for hello in (ONE, TWO, ONE):
         world.gateways.observe(hello, None)
-    assert len(world.said()) == world.changes == 2
+    assert len(world.messages()) == world.changes == 2
     assert world.gateways.peers() == (Peer("g1", "10.0.0.1", 7001), Peer("g2", "10.0.0.1", 7002))
 
 
-def test_current_is_who_has_seen_the_newest_version(world: World) -> None:
+def test_a_gateway_is_current_while_it_has_the_newest_version(world: World) -> None:
     world.gateways.observe(ONE, None)
     assert not world.gateways.is_current("g1")
     world.gateways.observe(ONE, world.gateways.version)
@@ -94,7 +94,7 @@ def test_current_is_who_has_seen_the_newest_version(world: World) -> None:
     assert not world.gateways.is_current("g1")
 
 
-def test_one_that_tells_is_there_though_it_does_not_ask(world: World) -> None:
+def test_a_gateway_that_reports_is_present_though_it_does_not_poll(world: World) -> None:
     world.gateways.observe(ONE, None)
     world.gateways.present["g1"] = (ONE, time.monotonic() - GATEWAY_GONE_S - 1, "7.1")
     world.gateways.acknowledge("g1")
@@ -103,18 +103,18 @@ def test_one_that_tells_is_there_though_it_does_not_ask(world: World) -> None:
     assert {name: seen for name, (_, _, seen) in world.gateways.present.items()} == {"g1": "7.1"}
 
 
-def test_one_that_falls_silent_is_forgotten_with_what_it_counted_now(world: World) -> None:
+def test_a_silent_gateway_is_removed_with_its_current_values(world: World) -> None:
     world.gateways.observe(ONE, None)
     world.gateways.observe(TWO, None)
     world.ledger.add(Observation("g1", {}, queued={"a": 3}), time.monotonic())
     world.gateways.present["g1"] = (ONE, time.monotonic() - GATEWAY_GONE_S - 1, None)
     world.gateways.forget_silent()
     assert list(world.gateways.present) == ["g2"] and world.ledger.queued("a") == 0
-    assert world.said()[-1].endswith("is gone: no contact for 12 s") and world.changes == 3
+    assert world.messages()[-1].endswith("is no longer available: no contact for 12 s") and world.changes == 3
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_what_was_desired_is_what_the_newest_snapshot_said(world: World, order: tuple[int, int]) -> None:
+def test_the_desired_state_is_that_of_the_newest_snapshot(world: World, order: tuple[int, int]) -> None:
     old: dict[str, Any] = {"args": "old"}
     new: dict[str, Any] = {"args": "new"}
     assert world.gateways.newest_desired() is None

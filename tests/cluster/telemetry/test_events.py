@@ -1,4 +1,4 @@
-"""The log of events: bounded, in order, resumable; and what the witness makes of two looks at the cluster."""
+"""The log of events: bounded, in order, resumable; and what the recorder derives from two states of the cluster."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ async def test_who_waits_is_woken_by_the_next_one_and_not_by_an_old_one() -> Non
     assert await waiting is True
 
 
-# --- the witness ----------------------------------------------------------------------------------------------------
+# --- the recorder ---------------------------------------------------------------------------------------------------
 
 
 def settings(**agents: dict[str, Any]) -> Settings:
@@ -91,28 +91,28 @@ def registration(name: str, region: str = "us-east-1") -> Registration:
 
 
 class Watched:
-    """A registry whose every change is shown to a witness, as the Controller does."""
+    """A registry that passes every change to a recorder, as the Controller does."""
 
     def __init__(self, wanted: Settings | None = None) -> None:
         self.events = Events()
         self.registry = Registry(self.changed)
-        self.witness = EventRecorder(self.events, self.registry)
+        self.recorder = EventRecorder(self.events, self.registry)
         self.settings = wanted or settings(a={})
 
     def changed(self) -> None:
-        self.witness.instances(self.registry)
-        self.witness.levels(self.settings, self.registry)
+        self.recorder.instances(self.registry)
+        self.recorder.levels(self.settings, self.registry)
 
     def up(self, name: str, region: str = "us-east-1") -> None:
         self.registry.admit(registration(name, region))
         self.registry.observe(name)
         self.registry.judge(name, True, "", 1.0)
 
-    def told(self) -> list[tuple[str, str]]:
+    def recorded(self) -> list[tuple[str, str]]:
         return [(event.kind, event.message) for event in self.events.find()]
 
 
-def test_an_instances_life_is_told_with_reasons() -> None:
+def test_the_life_of_an_instance_is_recorded_with_reasons() -> None:
     seen = Watched()
     seen.up("r1")
     seen.registry.judge("r1", False, "database", 2.0)
@@ -120,37 +120,37 @@ def test_an_instances_life_is_told_with_reasons() -> None:
     seen.registry.eject("r1", "no response for 5 s")
     seen.registry.drain("r1", "stopping")
     seen.registry.remove("r1")
-    assert seen.told() == [
+    assert seen.recorded() == [
         ("instance", "instance-1 is starting in us-east-1"),
-        ("instance", "instance-1 is up in us-east-1"),
+        ("instance", "instance-1 started in us-east-1"),
         ("health", "instance-1 is unhealthy: database"),
         ("health", "instance-1 is healthy again"),
-        ("health", "instance-1 does not answer: no response for 5 s"),
+        ("health", "instance-1 is unresponsive: no response for 5 s"),
         ("instance", "instance-1 is draining: stopping"),
-        ("instance", "instance-1 has stopped"),
+        ("instance", "instance-1 stopped"),
     ]
     names = {(event.agent, event.instance, event.version, event.region) for event in seen.events.find()}
     assert names == {("a", "instance-1", "v1", "us-east-1")}
 
 
-def test_one_that_vanishes_was_not_told_to() -> None:
+def test_an_instance_that_did_not_drain_stopped_unexpectedly() -> None:
     seen = Watched()
     seen.up("r1")
     seen.registry.remove("r1")
-    assert seen.told()[-1] == ("instance", "instance-1 is gone: its process no longer responds")
+    assert seen.recorded()[-1] == ("instance", "instance-1 stopped unexpectedly: its process no longer responds")
 
 
-def test_what_was_known_before_a_restart_is_not_told_again() -> None:
+def test_instances_known_before_a_restart_cause_no_events() -> None:
     before = Watched()
     before.up("r1")
     after = Watched()
     after.registry.restore(before.registry.dump())
-    after.witness = EventRecorder(after.events, after.registry)
+    after.recorder = EventRecorder(after.events, after.registry)
     after.changed()
-    assert after.told() == []
+    assert after.recorded() == []
 
 
-def test_traffic_that_spills_to_the_next_priority_is_told_and_its_way_home_too() -> None:
+def test_spillover_to_the_next_priority_and_its_end_are_events() -> None:
     regions = {"us-east-1": {"instances": 2, "priority": 1}, "eu-west-1": {"instances": 2, "priority": 2}}
     seen = Watched(settings(a={"regions": regions}))
     for name, region in (("r1", "us-east-1"), ("r2", "us-east-1"), ("r3", "eu-west-1"), ("r4", "eu-west-1")):
@@ -164,15 +164,15 @@ def test_traffic_that_spills_to_the_next_priority_is_told_and_its_way_home_too()
     ]
 
 
-def test_a_gateway_that_comes_and_goes_is_told() -> None:
+def test_a_gateway_that_starts_and_stops_is_recorded() -> None:
     events = Events()
-    witness = EventRecorder(events, [])
+    recorder = EventRecorder(events, [])
     hello = GatewayHello("g", "gateway.us", GatewaySettings("us", port=8000), "node", 42)
-    witness.gateway(hello)
-    witness.gateway(hello, gone="it was stopped")
+    recorder.gateway(hello)
+    recorder.gateway(hello, "stopped")
     assert messages(events, kind="gateway") == [
-        "the gateway on 127.0.0.1:8000 (pid 42) is up",
-        "the gateway on 127.0.0.1:8000 (pid 42) is gone: it was stopped",
+        "the gateway on 127.0.0.1:8000 (pid 42) started",
+        "the gateway on 127.0.0.1:8000 (pid 42) stopped",
     ]
 
 
@@ -182,23 +182,23 @@ def applied(before: Settings, after: Settings) -> list[Event]:
     return events.find(kind="config")
 
 
-def test_a_new_file_is_told_in_a_sentence_with_paths_and_values() -> None:
+def test_a_new_file_is_one_sentence_with_paths_and_values() -> None:
     (event,) = applied(settings(a={}, b={}), settings(a={"loadBalancing": {"strategy": "least-connections"}}, b={}))
     assert event.message.startswith("a: loadBalancing.strategy changed from ")
     assert event.details["changes"]["loadBalancing.strategy"][1] == "least-connections"
 
 
-def test_agents_that_are_added_or_removed_are_told_and_nothing_else() -> None:
+def test_added_and_removed_agents_are_events_and_unchanged_ones_are_not() -> None:
     assert [e.message for e in applied(settings(a={}), settings(a={}, b={}))] == ["b: added"]
     assert [e.message for e in applied(settings(a={}, b={}), settings(a={}))] == ["b: removed"]
     assert applied(settings(a={}), settings(a={})) == []
 
 
-def test_a_limit_is_told_when_it_is_reached_and_when_that_is_over() -> None:
+def test_a_limit_is_an_event_when_it_is_reached_and_when_that_is_over() -> None:
     events = Events()
-    witness = EventRecorder(events, [])
+    recorder = EventRecorder(events, [])
     for second, total in enumerate([0, 3, 3, 7, *[7] * 20, 8]):
-        witness.limit("a", "rate-limited", total, float(second))
+        recorder.limit("a", "rate-limited", total, float(second))
     assert messages(events) == [
         "a: requests are rate-limited",
         "a: requests are no longer rate-limited; 7 requests were rate-limited within 2 s",

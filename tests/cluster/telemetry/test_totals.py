@@ -38,7 +38,7 @@ def test_one_that_comes_late_says_nothing_any_more() -> None:
     assert totals.active(KEY) == 1
 
 
-def test_a_gateway_that_is_gone_is_still_known_to_have_told() -> None:
+def test_a_batch_of_a_removed_gateway_is_still_counted_once() -> None:
     totals = MetricTotals()
     totals.add(seen(1, 5, active=4), 0.0)
     totals.forget_gateway("g")
