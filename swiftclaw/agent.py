@@ -92,6 +92,7 @@ class Agent:
                 f"{self._about('on_message')}: {handler.name} cannot be the handler, because {self._handler.name} already is; "
                 "an agent has only one"
             )
+        self._refuse_two_handlers(handler, self._limited, "on_message")
         self._handler = handler
         return function
 
@@ -106,8 +107,8 @@ class Agent:
         """Limit the agent to `requests` per `window` (seconds, or a duration such as "1m"), over all instances.
 
         `key`: a field of the JSON body, or a header (x-<key>); each of its values has a limit of its own. Default: one limit
-        for all requests. `strategy`: sliding-window (default), fixed-window or token-bucket. Without an `on_message`, the
-        function becomes the handler. Raises ValueError for an invalid argument, TypeError for a second handler.
+        for all requests. `strategy`: sliding-window (default), fixed-window or token-bucket. The function is the handler;
+        it may have `on_message` too. Raises ValueError for an invalid argument, TypeError for a second handler.
         """
         rule = _rule(requests, window, key, strategy)
 
@@ -118,6 +119,7 @@ class Agent:
                     f"{self._about('rate_limit')}: {limited.name} cannot be limited, because {self._limited.name} already is; "
                     "an agent has only one handler (several limits may be stacked on it)"
                 )
+            self._refuse_two_handlers(self._handler, limited, "rate_limit")
             self._limited = limited
             self.rate_limits = (*self.rate_limits, rule)
             return function
@@ -226,6 +228,13 @@ class Agent:
                 raise
             return False, f"health check raised {type(error).__name__}: {error}"
         return _health(verdict)
+
+    def _refuse_two_handlers(self, handler: _Function | None, limited: _Function | None, decorator: str) -> None:
+        if handler is not None and limited is not None and handler.function != limited.function:
+            raise TypeError(
+                f"{self._about(decorator)}: {limited.name} would never be called, because {handler.name} is the handler; "
+                f"put the rate_limit on {handler.name}, which may have both decorators"
+            )
 
     def _about(self, decorator: str) -> str:
         return f"agent {self.name!r}, {decorator}"

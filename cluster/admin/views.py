@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from cluster.config import AgentSettings
+from cluster.desired.autoscaling import bounds
 from cluster.desired.rollout_transitions import Rollout
 from cluster.fleet.crash_loops import CrashSlot
 from cluster.fleet.registry import InstanceRecord
@@ -123,6 +124,7 @@ class Views:
             "priority": wanted.priority,
             "desired": wanted.instances,
             "least": autoscaling.least(settings, region),
+            "bounds": None if settings.scaling is None else bounds(settings, region),
             "actual": sum(not r.draining and r.registration.version == settings.version for r in local),
             "reason": reason,
             "at": changed_at,

@@ -7,6 +7,7 @@ eight. The parsed content no longer shows that, so it is checked here, in the te
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import yaml
 from cluster.config.mistakes import ConfigError, Steps, shown
 
 _MERGE = "tag:yaml.org,2002:merge"
+_TRUTHY = re.compile("yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF|True|TRUE|False|FALSE")  # read as a boolean, unlike true, false
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
@@ -43,6 +45,34 @@ def read_document(path: Path) -> Document:
         raise ConfigError(f"{path}: blocks are nested too deeply") from None
     except Exception as error:  # constructors of PyYAML let anything out: a KeyError for `!!bool maybe`
         raise ConfigError(f"{path}: not YAML: {_one_line(error)}") from None
+
+
+def doubtful(path: Path) -> list[str]:
+    """Sentences about what is valid YAML and may not be what was meant: the findings of yamllint that change the content.
+
+    Not for its rules of style. Empty for JSON, and for a file that cannot be read: `read_document` reports that.
+    """
+    try:
+        return [] if path.suffix == ".json" else list(_doubts(path.read_text(encoding="utf-8-sig")))
+    except (OSError, ValueError, yaml.YAMLError):
+        return []
+
+
+def _doubts(text: str) -> Iterator[str]:
+    anchors: dict[str, int] = {}
+    used: set[str] = set()
+    for token in yaml.scan(text):
+        line = token.start_mark.line + 1
+        if isinstance(token, yaml.ScalarToken) and token.plain and _TRUTHY.fullmatch(token.value):
+            meant = "true" if token.value.lower() in ("yes", "on", "true") else "false"
+            yield f"line {line}: YAML 1.1 reads {token.value} as {meant}, YAML 1.2 as text; write {meant}, or put it in quotes"
+        elif isinstance(token, yaml.AnchorToken):
+            if token.value in anchors:
+                yield f"line {line}: the anchor &{token.value} is defined on line {anchors[token.value]} too"
+            anchors[token.value] = line
+        elif isinstance(token, yaml.AliasToken):
+            used.add(token.value)
+    yield from (f"line {line}: the anchor &{name} is never used" for name, line in anchors.items() if name not in used)
 
 
 def _text(path: Path) -> str:

@@ -12,11 +12,13 @@ from cluster.config.agent_settings import AgentSettings
 from cluster.config.settings import Settings
 
 AFFINITY = "loadBalancing.sessionAffinity"
+WINDOW = "loadBalancing.window"
 
 
 def without_effect(settings: Settings) -> list[str]:
     """A sentence for each block that does nothing as it stands."""
-    return [warning for name, agent in settings.agents.items() for warning in _idle_blocks(name, agent)]
+    agents = settings.agents.items()
+    return [warning for name, agent in agents for warning in (*_idle_blocks(name, agent), *_without_strategy(name, agent))]
 
 
 def scaling_notes(settings: Settings) -> list[str]:
@@ -38,6 +40,12 @@ def _idle_blocks(name: str, agent: AgentSettings) -> Iterator[str]:
         yield (
             f"agents.{name}.{AFFINITY} has no effect unless the agent's code sets session_affinity: add `enabled: true` to it"
         )
+
+
+def _without_strategy(name: str, agent: AgentSettings) -> Iterator[str]:
+    strategy = agent.load_balancing.strategy
+    if strategy != "response-time" and _is_written(agent, WINDOW):
+        yield f"agents.{name}.{WINDOW} has no effect: strategy {strategy} does not measure response times"
 
 
 def _is_written(agent: AgentSettings, block: str) -> bool:

@@ -102,9 +102,9 @@ class RolloutManager:
         if rollout is None:
             return "started", self._add(agent, wish)
         own = transitions.own_of(wish.block)
-        for known in rollout.versions:
-            if known.is_as(Version(known.name, own, wish.package)) and wish.version in (None, known.name):
-                return ("settings" if self._settle(agent, wish) else "nothing"), known.name
+        known = self._same_version(rollout, own, wish)
+        if known is not None:
+            return ("settings" if self._settle(agent, wish) else "nothing"), known.name
         names = {version.name for version in rollout.versions} | set(taken)
         if wish.version in names:
             raise RolloutRejected(
@@ -295,6 +295,23 @@ class RolloutManager:
         self._commit(config=self._with_block(agent, after))
         self._at("regions.saved")
         return True
+
+    def _same_version(self, rollout: Rollout, own: dict[str, Any], wish: DeployRequest) -> Version | None:
+        """The version that already is what is deployed. None: a new one is needed, also for a canary of unchanged code.
+
+        Raises RolloutRejected when it is the canary and another share of the traffic is asked for.
+        """
+        for known in reversed(rollout.versions):  # a canary may run the stable version's code
+            if not known.is_as(Version(known.name, own, wish.package)) or wish.version not in (None, known.name):
+                continue
+            if known == rollout.stable:
+                is_canary_wish = wish.percent < 100 and wish.version is None and rollout.canary is None
+                if is_canary_wish:  # whoever asks for a canary gets one: to rehearse a rollout, or to restart an agent by one
+                    continue
+            elif rollout.canary is not None and rollout.canary.target != wish.percent:
+                raise RolloutRejected(transitions.already_canary(rollout.canary, wish.percent))
+            return known
+        return None
 
     def _with_regions(self, agent: str, regions: Sequence[str]) -> AppliedConfig:
         if not regions:

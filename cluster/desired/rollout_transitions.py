@@ -162,6 +162,14 @@ def bring_in(
     return _with_canary(rollout, _coming(version, percent, dict(block), now, deadline_s))
 
 
+def already_canary(canary: CanaryState, percent: float) -> str:
+    """Why the code of the canary is not deployed again with another share."""
+    return (
+        f"{_with_share(canary)} and already runs this code; "
+        f"`swiftclaw promote AGENT --canary {percent:g}` changes its share of the traffic"
+    )
+
+
 def promote(rollout: Rollout, percent: float, now: float) -> Rollout:
     """Change the canary's share. Raises RolloutRejected."""
     canary = rollout.canary

@@ -169,7 +169,7 @@ def shop(shared: Cluster) -> Cluster:
 
 
 async def test_from_10_percent_to_all_of_it_and_no_request_fails(shop: Cluster) -> None:
-    assert "nothing to deploy" in await ok(shop, "deploy", "shop", "--canary", "10")
+    assert "nothing to deploy" in await ok(shop, "deploy", "shop")
     write(shop, "two")
     async with load(shop) as made:
         assert await ok(shop, "deploy", "shop", "--canary", "10") == "v2 receives 10 % of the traffic to shop"

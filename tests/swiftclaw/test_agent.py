@@ -384,16 +384,20 @@ class TestRateLimits:
         assert {(rule.requests, rule.window_s) for rule in agent.rate_limits} == {(1, 5.0), (100, 3600.0)}
 
     @pytest.mark.parametrize("limit_first", [True, False])
-    async def test_on_message_wins_over_a_limited_function_and_the_limit_still_counts(self, limit_first):
+    def test_a_limited_function_beside_the_handler_is_refused_and_one_function_may_have_both(self, limit_first: bool) -> None:
+        def handle(message: object) -> None: ...
+
+        def limited(message: object) -> None: ...
+
         agent = Agent("a")
-        limit = partial(agent.rate_limit(requests=10, key="user_id"), lambda user_id, message: "limited")
-        if limit_first:
-            limit()
-        agent.on_message(lambda message: "handled")
-        if not limit_first:
-            limit()
-        assert await agent.answer(TURN) == "handled"
-        assert len(agent.rate_limits) == 1
+        decorators = [(agent.rate_limit(requests=1), limited), (agent.on_message, handle)]
+        (one, first), (other, second) = decorators if limit_first else decorators[::-1]
+        one(first)
+        with pytest.raises(TypeError, match=r"limited would never be called, because .*handle is the handler"):
+            other(second)
+        both = Agent("b")
+        both.on_message(both.rate_limit(requests=1)(both.rate_limit(requests=2)(handle)))
+        assert len(both.rate_limits) == 2
 
     def test_two_limited_functions_are_refused(self):
         agent = Agent("a")

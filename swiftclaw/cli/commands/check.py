@@ -30,7 +30,7 @@ def check(file: Path, as_json: bool) -> None:
             click.echo(_report(file, error.message.splitlines(), []))
             raise click.exceptions.Exit(error.exit_code) from None
         raise
-    warnings = warnings_of(settings)
+    warnings = warnings_of(settings, file)
     if as_json:
         click.echo(_report(file, [], warnings))
         return
@@ -44,11 +44,12 @@ def warn(warnings: list[str]) -> None:
         click.echo(f"warning: {warning}", err=True)
 
 
-def warnings_of(settings: Settings) -> list[str]:
+def warnings_of(settings: Settings, file: Path) -> list[str]:
     """What is valid, but may not be what was meant."""
+    from cluster.config.documents import doubtful
     from cluster.config.effects import without_effect
 
-    return [*absent_files(settings), *without_effect(settings)]
+    return [*(f"{file}: {doubt}" for doubt in doubtful(file)), *absent_files(settings), *without_effect(settings)]
 
 
 def note(settings: Settings) -> None:

@@ -63,8 +63,9 @@ def deploy(
     """Deploy AGENT's current code as a new version.
 
     The code is the folder of FILE (default: cluster.yaml), except what .gitignore and .swiftclawignore exclude. With
-    --canary the new version runs beside the stable one. Without it, the new version takes over when its instances are
-    healthy, and the old one drains. An agent that is not running is started. If nothing has changed, nothing happens.
+    --canary the new version runs beside the stable one, also when the code is unchanged. Without it, the new version
+    takes over when its instances are healthy, and the old one drains; if nothing has changed, nothing happens. An agent
+    that is not running is started.
     """
     from cluster.config import ConfigError
     from cluster.desired.packages import CannotPack, pack

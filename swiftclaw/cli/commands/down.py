@@ -1,8 +1,8 @@
 """`swiftclaw down`: drain and stop SwiftClaw, and Ray if `up` started it.
 
-The record in the state folder says what `up` started. Without one, SwiftClaw is found by its Serve app on the Ray cluster:
-after `serve run`, on KubeRay, or started by `up` from another folder. cluster.yaml is only read for the location of the
-state folder, so `down` also works when the file has become invalid.
+The record in the state folder says what `up` started. Without one, SwiftClaw is found by its Serve app on the Ray cluster,
+as after `serve run`. What was started from another folder is stopped only when its cluster is named. cluster.yaml is only
+read for the location of the state folder, so `down` also works when the file has become invalid.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def down(file: Path, address: str | None, timeout: float) -> None:
     """Drain and stop SwiftClaw.
 
     FILE defaults to cluster.yaml. Ray is stopped as well if `up` started it; otherwise only the Serve apps of SwiftClaw
-    are removed.
+    are removed. A SwiftClaw that was started from another folder is stopped only with --address or RAY_ADDRESS.
     """
     from swiftclaw.cli.ray_cluster import cluster_record
 
@@ -44,7 +44,7 @@ def down(file: Path, address: str | None, timeout: float) -> None:
     record = cluster_record.load(folder)
     with ProgressReporter(show.err()) as reporter:
         if record is not None and address in (None, "auto", record.address):
-            with cluster_record.locked(folder):
+            with cluster_record.locked(folder, writable=False):
                 _stop(record, folder, timeout, reporter)
             done = "stopped"
         else:
@@ -64,14 +64,44 @@ def _stop_found(file: Path, address: str | None, timeout_s: float, reporter: Pro
         cluster.address = driver.gcs_address()
         if controller.APP not in serve_apps.statuses():
             return f"nothing to stop: SwiftClaw does not run on the Ray cluster at {cluster.address}"
+        started_from = _started_from()
+        if searches and not _is_same(started_from, file):
+            raise CommandFailed(_elsewhere(started_from, file, cluster.address))
         folder = _state_dir(file)
         owner = cluster_record.load(folder)
         if owner is None or owner.address != cluster.address:
             _drain_connected(cluster, folder, timeout_s, reporter)
             return f"stopped SwiftClaw on the Ray cluster at {cluster.address}; Ray, which was not started by `up`, still runs"
-    with cluster_record.locked(folder):
+    with cluster_record.locked(folder, writable=False):
         _stop(owner, folder, timeout_s, reporter)
     return f"stopped what `up` had started from {folder.parent}"
+
+
+def _started_from() -> str | None:
+    """The folder of the running SwiftClaw's cluster.yaml; None when the Controller cannot be asked."""
+    from swiftclaw.cli.ray_cluster import controller
+
+    try:
+        return controller.current()[1]
+    except CommandFailed:
+        return None
+
+
+def _is_same(started_from: str | None, file: Path) -> bool:
+    return started_from is not None and Path(started_from).resolve() == file.absolute().parent.resolve()
+
+
+def _elsewhere(started_from: str | None, file: Path, address: str) -> str:
+    here = file.absolute().parent
+    if started_from is None:
+        return (
+            f"the Ray cluster at {address} runs a SwiftClaw that does not answer, so that it is unknown whether it belongs to "
+            f"{here}; stop it with `{program()} down --address {address}`"
+        )
+    return (
+        f"nothing was started from {here}; the SwiftClaw on this machine was started from {started_from}: run "
+        f"`{program()} down` there, or `{program()} down --address {address}`"
+    )
 
 
 def _state_dir(file: Path) -> Path:
@@ -92,10 +122,12 @@ def _stop(record: ClusterRecord, folder: Path, timeout_s: float, reporter: Progr
         if local_cluster.is_running(record):
             _drain(record, folder, timeout_s, reporter)
         reporter.report("stopping Ray")
-        local_cluster.stop(record, folder)
-        return
-    _drain(record, folder, timeout_s, reporter)
-    cluster_record.remove(folder)
+        problem = local_cluster.stop(record, folder)
+    else:
+        _drain(record, folder, timeout_s, reporter)
+        problem = cluster_record.remove(folder)
+    if problem:
+        reporter.note(problem)
 
 
 def _drain(record: ClusterRecord, folder: Path, timeout_s: float, reporter: ProgressReporter) -> None:

@@ -59,7 +59,7 @@ def up(file: Path, address: str | None, timeout: float) -> None:
 
     settings = files.load(file)
     note(settings)
-    warn(warnings_of(settings))
+    warn(warnings_of(settings, file))
     with cluster_record.locked(Path(settings.state_dir)), interruptible(), ProgressReporter(show.err()) as reporter:
         startup = Up(settings, Path(settings.state_dir), timeout, reporter)
         with startup.ray_cluster(address) as (cluster, is_new):

@@ -54,7 +54,7 @@ def status(reply: Mapping[str, Any]) -> RenderableType:
     ]
     parts += [Text(f"{app}: {reason}", style="red") for app, reason in failed.items()]
     parts += [Text(f"warning: {warning}", style="yellow") for warning in reply["warnings"]]
-    parts += [Text(line, style="dim") for line in _scaled(reply["agents"])]
+    parts += [Text(line, style="dim") for line in (*_scaled(reply["agents"]), *_bounds(reply["agents"]))]
     return Group(*parts)
 
 
@@ -92,6 +92,16 @@ def _scaled(agents: Iterable[Mapping[str, Any]]) -> Iterable[str]:
             if counts.get("reason"):
                 age = ago(max(0.0, time.time() - counts["at"]))
                 yield f"{agent['name']} in {region}: {counts['desired']} instances for {age} ({counts['reason']})"
+
+
+def _bounds(agents: Iterable[Mapping[str, Any]]) -> Iterable[str]:
+    """Scaling bounds hold per region: what they add up to, for each agent in several regions."""
+    for agent in agents:
+        found = [region.get("bounds") for region in agent["regions"].values()]
+        if len(found) > 1 and all(found):
+            least, most = sum(low for low, _ in found), sum(high for _, high in found)
+            total = f"between {least} and {most} instances over {len(found)} regions"
+            yield f"{agent['name']}: scales {total} (the bounds hold per region)"
 
 
 def _agents(agents: Iterable[Mapping[str, Any]]) -> RenderableType:

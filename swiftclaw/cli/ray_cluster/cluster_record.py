@@ -66,18 +66,31 @@ def save(folder: Path, record: ClusterRecord) -> None:
         raise CommandFailed(f"the state folder {folder} cannot be written ({error.strerror}): nothing was changed") from None
 
 
-def remove(folder: Path) -> None:
-    (folder / FILE).unlink(missing_ok=True)
+def remove(folder: Path) -> str:
+    """Returns why the record could not be removed, as a sentence; "" when it is gone. The next `up` finds it outdated."""
+    try:
+        (folder / FILE).unlink(missing_ok=True)
+    except OSError as error:
+        return f"the record {folder / FILE} could not be removed ({error.strerror}); the next `swiftclaw up` ignores it"
+    return ""
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Allow one `up` or `down` at a time per state folder. Raises CommandFailed when another one is running."""
+def locked(folder: Path, *, writable: bool = True) -> Iterator[None]:
+    """Allow one `up` or `down` at a time per state folder. Raises CommandFailed when another one is running.
+
+    With `writable`, also when nothing can be written there; without it, a lock file that exists is enough, and none at all is
+    no obstacle: `down` must be possible whatever has happened to the folder.
+    """
+    file = folder / "cli.lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "cli.lock").open("w")
+        lock = file.open("w" if writable or not file.exists() else "r")
     except OSError as error:
-        raise CommandFailed(f"the state folder {folder} is not writable: {error.strerror}") from None
+        if writable:
+            raise CommandFailed(f"the state folder {folder} is not writable: {error.strerror}; nothing was changed") from None
+        yield
+        return
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -80,17 +80,31 @@ def missing(cluster: ClusterRecord, regions: Sequence[str]) -> list[str]:
     return [region for region in regions if region not in present]
 
 
-def stop(cluster: ClusterRecord, folder: Path) -> None:
-    """Stop the whole cluster. Its logs stay in the state folder."""
-    stop_nodes(cluster, folder, cluster.nodes)
-    _keep_logs(cluster, folder)
-    cluster_record.remove(folder)
+def stop(cluster: ClusterRecord, folder: Path) -> str:
+    """Stop the whole cluster, whatever the state of the state folder. Ray's logs stay there.
+
+    Returns what could not be written there, as a sentence; "": nothing.
+    """
+    _end(cluster, cluster.nodes)
+    problem = ""
+    try:
+        _keep_logs(cluster, folder)
+    except OSError as error:
+        problem = f"Ray's logs could not be kept in {folder / 'logs'}: {_why(error)}"
+    finally:
+        if cluster.temp_dir:
+            shutil.rmtree(cluster.temp_dir, ignore_errors=True)
+    return cluster_record.remove(folder) or problem
 
 
 def stop_nodes(cluster: ClusterRecord, folder: Path, nodes: Sequence[RecordedNode]) -> None:
+    _end(cluster, nodes)
+    cluster_record.save(folder, cluster)
+
+
+def _end(cluster: ClusterRecord, nodes: Sequence[RecordedNode]) -> None:
     processes.stop([node.process for node in nodes], NODE_STOP_S, mark=cluster.temp_dir)
     cluster.nodes = [node for node in cluster.nodes if node not in nodes]
-    cluster_record.save(folder, cluster)
 
 
 def _launch_with_retry(
@@ -170,8 +184,13 @@ def _keep_logs(cluster: ClusterRecord, folder: Path) -> None:
         _clear(kept)
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(logs.resolve(), kept, symlinks=True)
-    if cluster.temp_dir:
-        shutil.rmtree(cluster.temp_dir, ignore_errors=True)
+
+
+def _why(error: OSError) -> str:
+    """The reason in a word; `shutil.Error` lists (source, destination, reason) of every file."""
+    if isinstance(error, shutil.Error) and error.args and error.args[0]:
+        return str(error.args[0][-1][-1])
+    return error.strerror or str(error)
 
 
 def _clear(path: Path) -> None:

@@ -36,6 +36,16 @@ def test_a_block_that_has_to_be_switched_on(block: dict[str, Any], named: list[s
     assert all("add `enabled: true`" in warning for warning in warnings)
 
 
+def test_a_window_without_a_strategy_that_measures() -> None:
+    def warned(strategy: str) -> list[str]:
+        return without_effect(settings(loadBalancing={"strategy": strategy, "window": "1m"}))
+
+    assert warned("response-time") == []
+    assert warned("round-robin") == [
+        "agents.a.loadBalancing.window has no effect: strategy round-robin does not measure response times"
+    ]
+
+
 def test_scaling_bounds_are_added_up_over_the_regions() -> None:
     scaling = {"minInstances": 2, "maxInstances": 10}
     (note,) = scaling_notes(settings(scaling=scaling, regions={"us": {}, "eu": {"maxInstances": 4}, "ap": {"minInstances": 0}}))

@@ -224,12 +224,33 @@ def test_a_canary_runs_beside_with_its_own_code_and_takes_over_at_100(world: Wor
 def test_unchanged_code_and_settings_are_no_new_version(world: World) -> None:
     assert world.deploy(10, code="two") == ("canary", "v2")
     assert world.deploy(10, code="two") == ("nothing", "v2")
+    for percent in (25, 100):
+        with pytest.raises(RolloutRejected, match=rf"already runs this code.*swiftclaw promote AGENT --canary {percent}"):
+            world.deploy(percent, code="two")
     (world.folder / "shop.py").write_text("agent = 1")
     package = pack(world.folder, skip=[world.folder / "state"])
     assert world.run(world.controller.deploy("a", DeployRequest(world.args["agents"]["a"], package.digest))) == (
         "nothing",
         "v1",
     )
+
+
+def test_a_canary_of_unchanged_code_is_a_version_of_its_own_and_goes_all_the_way(world: World) -> None:
+    world.rounds()
+    code = (world.folder / "shop.py").read_text()
+    package = world.rollout.stable.package
+    assert package
+    wish = DeployRequest(world.args["agents"]["a"], package, 10)
+    assert world.run(world.controller.deploy("a", wish)) == ("canary", "v2")
+    world.rounds()
+    assert world.run(world.controller.deploy("a", wish)) == ("nothing", "v2"), "a repeated command starts no further one"
+    for percent in (25, 50, 100):
+        assert world.run(world.controller.promote("a", percent)) == "v2"
+        world.rounds()
+    assert repr(world.rollout) == "<Rollout: v2>" and world.serve.versions() == {"v2"}
+    assert (world.folder / "shop.py").read_text() == code
+    full = DeployRequest(world.args["agents"]["a"], package)
+    assert world.run(world.controller.deploy("a", full)) == ("nothing", "v2"), "without --canary, unchanged code is in place"
 
 
 def test_other_settings_of_the_agent_are_applied_without_a_new_version(world: World) -> None:

@@ -51,6 +51,16 @@ def test_status_shows_problems_warnings_and_missing_gateways(admin: FakeAdmin, c
     assert "0 of 2 gateways are running" in shown
 
 
+def test_status_adds_up_scaling_bounds_over_the_regions(admin: FakeAdmin, capsys: pytest.CaptureFixture[str]) -> None:
+    (agent,) = admin.answers["/api/status"]["agents"]
+    for region in agent["regions"].values():
+        region["bounds"] = [2, 10]
+    assert cli.run(["status", "--admin", admin.url]) == 0
+    count = len(agent["regions"])
+    expected = f"scales between {2 * count} and {10 * count} instances over {count} regions (the bounds hold per region)"
+    assert expected in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize("options", [["status"], ["instances", "my-agent"], ["instances", "my-agent", "--health"]])
 def test_tables_fit_80_columns_without_colour_or_cut_names(
     options: list[str], admin: FakeAdmin, capsys: pytest.CaptureFixture[str]

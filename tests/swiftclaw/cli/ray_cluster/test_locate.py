@@ -44,7 +44,7 @@ class Machine:
         monkeypatch.setattr(controller, "current", lambda: ({}, str(self.started_from)))
         monkeypatch.setattr(controller, "scale", self._scale)
         monkeypatch.setattr(local_cluster, "is_running", lambda record: True)
-        monkeypatch.setattr(local_cluster, "stop", lambda record, folder: self.calls.append(("stop Ray", record.address)))
+        monkeypatch.setattr(local_cluster, "stop", self._stop_ray)
         monkeypatch.chdir(folder)
 
     def _statuses(self) -> dict[str, ServeApp]:
@@ -53,6 +53,10 @@ class Machine:
     def _stop(self, recorded: set[str], timeout_s: float, shut_down_serve: bool, report: Any) -> list[str]:
         self.calls.append(("stop apps", self._connected, shut_down_serve))
         return []
+
+    def _stop_ray(self, record: ClusterRecord, folder: Path) -> str:
+        self.calls.append(("stop Ray", record.address))
+        return ""
 
     def _scale(self, *_: Any) -> str:
         self.calls.append(("scale", self._connected))
@@ -115,14 +119,42 @@ def test_a_command_works_without_a_record_and_without_a_file(machine: Machine) -
 
 
 def test_down_removes_the_apps_of_serve_run_and_leaves_ray(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    machine.started_from = machine.folder / "elsewhere" / ".."
+    machine.started_from.parent.mkdir()
     assert cli.run(["down"]) == 0
     assert machine.calls == [("stop apps", HERE, False)]
     assert "Ray, which was not started by `up`, still runs" in capsys.readouterr().out
 
 
-def test_down_stops_what_up_started_from_another_folder(machine: Machine) -> None:
+def test_down_leaves_a_swiftclaw_from_another_folder_alone_and_names_the_folder(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
     machine.record(HERE, machine.started_from, started_ray=True)
-    assert cli.run(["down"]) == 0
+    assert cli.run(["down"]) == 1 and machine.calls == []
+    refusal = capsys.readouterr().err
+    assert str(machine.started_from) in refusal and f"down --address {HERE}" in refusal
+
+
+def test_down_leaves_one_alone_whose_controller_does_not_answer(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def silent() -> None:
+        raise CommandFailed("the Controller did not reply within 30 s")
+
+    monkeypatch.setattr(controller, "current", silent)
+    assert cli.run(["down"]) == 1 and machine.calls == []
+    assert "does not answer" in capsys.readouterr().err
+    assert cli.run(["down", "--address", HERE]) == 0 and machine.calls == [("stop apps", HERE, False)]
+
+
+@pytest.mark.parametrize("named_by", ["option", "environment"])
+def test_down_stops_what_up_started_from_another_folder_when_its_cluster_is_named(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, named_by: str
+) -> None:
+    machine.record(HERE, machine.started_from, started_ray=True)
+    if named_by == "environment":
+        monkeypatch.setenv("RAY_ADDRESS", HERE)
+    assert cli.run(["down", *(["--address", HERE] if named_by == "option" else [])]) == 0
     assert machine.calls == [("stop apps", HERE, False), ("stop Ray", HERE)]
 
 
