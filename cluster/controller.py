@@ -49,7 +49,7 @@ from cluster.messages import (
 )
 from cluster.placement.reconciler import Reconciler
 from cluster.placement.serve import Placement
-from cluster.snapshot import SnapshotBuilder
+from cluster.snapshot import SnapshotBuilder, wanted
 from cluster.telemetry.events import Events
 from cluster.telemetry.history import MetricHistory
 from cluster.telemetry.totals import MetricTotals
@@ -300,7 +300,10 @@ class Controller:
         within_s = self._down_within_s
         if within_s is not None:
             return DrainTerms(settings.request_timeout_s, min(within_s, settings.drain_timeout_s), keep_sessions=False)
-        return DrainTerms(settings.request_timeout_s, settings.drain_timeout_s, self.view.keeps_sessions(settings))
+        # The last instance of an agent at zero waits for no session: a new request starts another one when this one is gone.
+        at_zero = settings.scaling is not None and not wanted(settings)
+        keep_sessions = self.view.keeps_sessions(settings) and not at_zero
+        return DrainTerms(settings.request_timeout_s, settings.drain_timeout_s, keep_sessions)
 
     def _recover(self) -> State:
         """The saved state, if it belongs to this Ray cluster."""

@@ -253,6 +253,14 @@ def test_a_canary_of_unchanged_code_is_a_version_of_its_own_and_goes_all_the_way
     assert world.run(world.controller.deploy("a", full)) == ("nothing", "v2"), "without --canary, unchanged code is in place"
 
 
+def test_code_that_was_rolled_back_can_be_deployed_again_under_a_new_name(world: World) -> None:
+    assert world.deploy(10, code="two") == ("canary", "v2")
+    world.rounds()
+    world.run(world.controller.rollback("a"))
+    world.rounds()
+    assert world.deploy(10, code="two") == ("canary", "v3")
+
+
 def test_other_settings_of_the_agent_are_applied_without_a_new_version(world: World) -> None:
     package = pack(world.folder, skip=[world.folder / "state"])
     block = {**world.args["agents"]["a"], "loadBalancing": {"strategy": "least-connections"}}
