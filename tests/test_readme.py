@@ -285,7 +285,9 @@ SETTINGS = [(page, block) for page in PAGES for block in fenced(page, "yaml") if
 @pytest.mark.parametrize(("page", "fragment"), SETTINGS)
 def test_a_fragment_of_cluster_yaml_is_valid(page: str, fragment: str) -> None:
     block = yaml.safe_load(fragment)
-    if not {"agents", "gateways"} & set(block):
+    if "applications" in block:  # the whole file
+        (block,) = (application["args"] for application in block["applications"])
+    if not {"agents", "gateways", "http"} & set(block):  # a block of an agent
         agent_from_block("my-agent", {"agent": "m:agent", **block}, ROOT)
         return
     parse({"agents": {"my-agent": {"agent": "m:agent"}}, **block}, ROOT)
