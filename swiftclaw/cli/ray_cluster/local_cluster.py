@@ -189,7 +189,7 @@ def _keep_logs(cluster: ClusterRecord, folder: Path) -> None:
 def _why(error: OSError) -> str:
     """The reason in a word; `shutil.Error` lists (source, destination, reason) of every file."""
     if isinstance(error, shutil.Error) and error.args and error.args[0]:
-        return str(error.args[0][-1][-1])
+        return str(error.args[0][-1][-1]).partition(": ")[0]
     return error.strerror or str(error)
 
 

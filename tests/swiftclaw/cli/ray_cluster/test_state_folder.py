@@ -74,4 +74,4 @@ def test_the_reason_of_many_failed_files_is_one_of_them(tmp_path: Path, monkeypa
     monkeypatch.setattr(shutil, "copytree", many)
     (tmp_path / "ray" / "session_latest" / "logs").mkdir(parents=True)
     cluster = ClusterRecord("127.0.0.1:1", started_ray=True, temp_dir=str(tmp_path / "ray"))
-    assert local_cluster.stop(cluster, tmp_path).endswith("[Errno 28] No space left: 'd'")
+    assert local_cluster.stop(cluster, tmp_path).endswith("logs: [Errno 28] No space left")
