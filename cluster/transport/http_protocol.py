@@ -14,11 +14,12 @@ import math
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from policies.errors import BadRequest
 
@@ -27,6 +28,7 @@ log = logging.getLogger("swiftclaw.connections")
 _HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*")
 _ABSOLUTE = re.compile(rb"(https?)://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
 IDLE = "swiftclaw.idle_s"  # in a request's scope: how long its connection may be idle after the response
+_UNTIL_CLOSE = 2**63  # the length of a response that has none
 _PIPELINED = 64  # requests waiting for their response on one connection
 
 
@@ -49,16 +51,40 @@ class ConnectionLimits:
 class RequestRejected(Exception):
     """The request is answered with an error, and nothing more is read from its connection."""
 
-    def __init__(self, status: int, reason: str) -> None:
-        self.status, self.reason = status, reason
+    def __init__(self, status: int, reason: str, headers: tuple[str, ...] = ("connection: close",)) -> None:
+        self.status, self.reason, self.headers = status, reason, headers
 
-    def answer(self) -> bytes:
+    def answer(self, *, with_body: bool = True) -> bytes:
         error = {"type": BadRequest.type, "message": self.reason, "agent": None, "request_id": None}
         body = json.dumps({"error": error}).encode()
-        return (
-            f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        ).encode() + body
+        lines = (
+            f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}",
+            f"date: {formatdate(usegmt=True)}",
+            "content-type: application/json",
+            f"content-length: {len(body)}",
+            *self.headers,
+            "\r\n",
+        )
+        return "\r\n".join(lines).encode() + (body if with_body else b"")
+
+
+_OTHER_VERSION = RequestRejected(
+    426,
+    "sec-websocket-version: only 13 is supported",
+    ("connection: close, upgrade", "upgrade: websocket", "sec-websocket-version: 13"),
+)
+
+
+class Http10Cycle(RequestResponseCycle):
+    """A response to HTTP/1.0: without a length it ends with the connection, because chunks are not known there."""
+
+    async def send(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            if not any(name.lower() == b"content-length" for name, _ in message.get("headers", ())):
+                self.chunked_encoding, self.expected_content_length = False, _UNTIL_CLOSE
+        elif not message.get("more_body") and self.expected_content_length > _UNTIL_CLOSE // 2:
+            self.expected_content_length = len(message.get("body", b""))
+        await super().send(message)
 
 
 class LimitedHttpProtocol(HttpToolsProtocol):
@@ -139,7 +165,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._on_rejected(rejected.status)
         if not self._busy:
             if not self._in_body:  # else its response is complete
-                self.transport.write(rejected.answer())
+                self.transport.write(rejected.answer(with_body=self.parser.get_method() != b"HEAD"))
             self.transport.close()
         elif self._in_body and self.cycle is self._running:
             if not self._running.response_started:
@@ -161,7 +187,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._in_body:  # a trailer must not become a header (RFC 9110, section 6.5.1)
-            super().on_header(name, value)
+            super().on_header(name, value.rstrip(b" \t"))
 
     def on_headers_complete(self) -> None:
         try:
@@ -169,13 +195,18 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         except RequestRejected as rejected:
             self._rejected = rejected
             raise
-        self._declined = self.parser.should_upgrade() and not self._should_upgrade()
+        version = self.parser.get_http_version()
+        self._declined = self.parser.should_upgrade() and (version == "1.0" or not self._should_upgrade())
         if self._declined:
             return
+        if version == "1.0":  # has no 1xx responses
+            self.expect_100_continue = False
         super().on_headers_complete()
         self._in_head, self._in_body, self._overhead = False, True, 0
         self.until = math.inf
-        if self.expect_100_continue:  # if answered without "100 Continue", a body may follow or not
+        if (
+            self.expect_100_continue and not self.parser.should_upgrade()
+        ):  # if answered without "100 Continue", a body may follow or not
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
@@ -191,6 +222,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._wait(self._silence_s)
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        if cycle.scope["http_version"] == "1.0":
+            cycle.__class__ = Http10Cycle  # uvicorn makes the cycles itself
         self._running = cycle
         super()._start_asgi_task(cycle, app)
 
@@ -237,9 +270,14 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             )
         self._check_target(method)
         has_body = bool(codings) or any(length != b"0" for length in lengths)
-        websocket = self.parser.should_upgrade() and self._should_upgrade()
-        if websocket and (method != b"GET" or version != "1.1" or has_body):
-            raise RequestRejected(400, "a WebSocket handshake must be a GET request in HTTP/1.1 without a body")
+        if version == "1.1" and self.parser.should_upgrade() and self._should_upgrade():
+            self._check_handshake(method, has_body)
+
+    def _check_handshake(self, method: bytes, has_body: bool) -> None:
+        if method != b"GET" or has_body:
+            raise RequestRejected(400, "a WebSocket handshake must be a GET request without a body")
+        if [value for name, value in self.headers if name == b"sec-websocket-version"] != [b"13"]:
+            raise _OTHER_VERSION
 
     def _check_target(self, method: bytes) -> None:
         absolute = _ABSOLUTE.fullmatch(self.url)
@@ -268,6 +306,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         if rest or self._busy:
             self._reject(RequestRejected(400, "no other data or request may overlap a WebSocket handshake"))
             return b""
+        if self.expect_100_continue:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self.handle_websocket_upgrade()
         protocol: Any = self.transport.get_protocol()
         if not protocol.handshake_initiated:  # the handshake is invalid, and it would wait forever

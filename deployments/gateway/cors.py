@@ -50,11 +50,15 @@ class CorsPolicy:
         return any(pattern.fullmatch(text) for pattern in self._patterns)
 
     def adding_headers(self, scope: Scope, send: Send) -> Send:
-        """`send`, but every response has the CORS headers of this policy, and no others."""
+        """`send`, but every response has the CORS headers of this policy, and no others.
+
+        When every origin is allowed, also a response to a request without one: a cache may give it to a page.
+        """
         origin = _header(scope, _ORIGIN)
         added: SentHeaders = []
-        if origin is not None and self.allows_origin(origin):
-            added = [(b"access-control-allow-origin", ANY.encode() if self._any_origin else origin), *self._on_response]
+        if self._any_origin or (origin is not None and self.allows_origin(origin)):
+            allowed = ANY.encode() if self._any_origin or origin is None else origin
+            added = [(b"access-control-allow-origin", allowed), *self._on_response]
         own = self.is_preflight(scope)  # then no app answers
 
         async def sending(message: Message) -> None:

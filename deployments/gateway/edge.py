@@ -33,6 +33,7 @@ from policies.errors import HeadersTooLarge, MethodNotAllowed, NotFound, Request
 log = logging.getLogger("swiftclaw.gateway")
 
 CHAT_BODY_S = 60.0  # for the body of a chat request, which names the agent
+_MOST_HOPS = 1000  # of Max-Forwards
 HEADER_LIMIT = 64 * 1024  # bytes of all request headers together
 
 
@@ -113,6 +114,8 @@ class Edge:
         elif path == b"/-/routes":
             _only(exchange, "GET", "HEAD")
             await exchange.answer(200, {f"/agents/{name}": name for name in self._agents.pools})
+        elif path == b"*":  # OPTIONS for the gateway as a whole
+            await exchange.answer(200, "")
         else:
             raise NotFound(f"no route matches {path.decode('latin-1')}")
 
@@ -130,6 +133,9 @@ class Edge:
             self.rate_limits.admit(exchange, pool.name)
             exchange.guard(pool.settings.request_timeout_s)
             body = await exchange.body()
+            if exchange.method == "OPTIONS" and _is_last_hop(exchange):
+                await exchange.answer(200, "")
+                return
             await self._forwarder.http(self._call(exchange, pool, _app_path(exchange, rest), body))
 
     async def _chat(self, exchange: Exchange) -> None:
@@ -220,6 +226,17 @@ def _only(exchange: Exchange, *methods: str) -> None:
         raise MethodNotAllowed(
             f"method {exchange.method} is not allowed here; use {' or '.join(methods)}", allowed=", ".join(methods)
         )
+
+
+def _is_last_hop(exchange: Exchange) -> bool:
+    """Whether `Max-Forwards` ends the request here (RFC 9110, section 7.6.2); else it is one less for the next hop."""
+    left = exchange.header(b"max-forwards")
+    if left is None or not left.isdigit():
+        return False
+    hops = min(int(left[:9]), _MOST_HOPS) if len(left) < 10 else _MOST_HOPS
+    fewer = str(hops - 1).encode()
+    exchange.headers = [(name, fewer if name == b"max-forwards" else value) for name, value in exchange.headers]
+    return hops == 0
 
 
 def _app_path(exchange: Exchange, rest: bytes) -> str:

@@ -168,7 +168,9 @@ class InstanceServer:
             if message["type"] in _HEADS:
                 exchange.status = message.get("status", 101)  # only a WebSocket's has none
                 load = b"%d %d %d" % (self.in_flight, on_arrival, self.cpu_percent)
-                message = {**message, "headers": [*message.get("headers", ()), (LOAD_HEADER, load)]}
+                # The server frames the body: an app that copies another's headers must not frame it a second time (ASGI).
+                headers = [header for header in message.get("headers", ()) if header[0].lower() != b"transfer-encoding"]
+                message = {**message, "headers": [*headers, (LOAD_HEADER, load)]}
             await send(message)
 
         return sending

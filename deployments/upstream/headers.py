@@ -37,7 +37,10 @@ _OURS = frozenset((KEY_HEADER, LIMIT_HEADER, LOAD_HEADER, ORIGIN_HEADER, REFUSED
 _SET_BY_US = frozenset((b"expect", FORWARDED_HEADER, PROTO_HEADER, HOST_HEADER, PREFIX_HEADER, b"x-request-id"))
 _RESPONSE_ONLY = frozenset((b"x-swiftclaw-instance", b"x-swiftclaw-version"))
 _NOT_SENT = _HOP_BY_HOP | _OURS | _SET_BY_US | _RESPONSE_ONLY
-_NOT_RETURNED = _HOP_BY_HOP | _OURS | {b"x-request-id", b"x-swiftclaw-instance", b"x-swiftclaw-version", b"x-swiftclaw-region"}
+_NOT_RETURNED = _HOP_BY_HOP | _OURS | _RESPONSE_ONLY | {b"date", b"x-request-id", b"x-swiftclaw-region"}
+
+_UNBUFFERED = (b"x-accel-buffering", b"no")  # proxies in front pass each event on at once
+_VIA = {version: (b"via", f"{version} swiftclaw".encode()) for version in ("1.0", "1.1")}  # of the hop from the client
 
 # What proxies say of a request besides X-Forwarded-*; only a trusted proxy may say it.
 _X_FORWARDED = b"x-forwarded-"
@@ -56,7 +59,7 @@ def for_instance(
 
     `mounted`: the request is for the mounted app, which sees the request as its client sent it.
     """
-    named = _named_by_connection(exchange)
+    named = _named_by_connection(exchange.headers)
     client = exchange.scope.get("client")
     peer = client[0] if client else None
     trusted = clients.trusts(peer)
@@ -71,6 +74,7 @@ def for_instance(
         (PROTO_HEADER, origin.scheme.encode()),
         (HOST_HEADER, origin.host),
         (KEY_HEADER, key.encode()),
+        _VIA.get(exchange.scope.get("http_version", "1.1"), _VIA["1.1"]),
     )
     if mounted:
         headers.append((ORIGIN_HEADER, _origin(origin, exchange.scope.get("server"))))
@@ -115,16 +119,24 @@ class Head(NamedTuple):
 def from_instance(status: int, headers: Headers) -> Head:
     returned, streamed, report = [], True, None
     refused: bytes | None = None
+    events = False
+    named = _named_by_connection(headers)
     for name, value in headers:
         lower = name.lower()
-        if lower not in _NOT_RETURNED:
+        if lower not in _NOT_RETURNED and lower not in named:
             if lower == b"content-length":
+                if status == 204:  # has no content, and no length either (RFC 9110, section 8.6)
+                    continue
                 streamed = False
+            elif lower == b"content-type":
+                events = value[:17].lower() == b"text/event-stream"
             returned.append((lower, value))
         elif lower == LOAD_HEADER:
             report = _report(value)
         elif lower == REFUSED_HEADER:
             refused = value if status == 503 else None
+    if events and not any(name == _UNBUFFERED[0] for name, _ in returned):
+        returned.append(_UNBUFFERED)
     return Head(returned, streamed, report, refused)
 
 
@@ -135,9 +147,10 @@ def _report(value: bytes) -> LoadReport | None:
     return LoadReport(in_flight=int(fields[0]), on_arrival=int(fields[1]))
 
 
-def _named_by_connection(exchange: Exchange) -> frozenset[bytes]:
-    """Headers that the client's Connection header restricts to this hop."""
-    value = exchange.header(b"connection")
-    if value is None or value.lower() in (b"keep-alive", b"close"):
-        return frozenset()
-    return frozenset(token.strip().lower() for token in value.split(b","))
+def _named_by_connection(headers: Headers) -> frozenset[bytes]:
+    """Headers that the sender's Connection headers restrict to its hop."""
+    named: frozenset[bytes] = frozenset()
+    for name, value in headers:
+        if len(name) == 10 and name.lower() == b"connection" and value.lower() not in (b"keep-alive", b"close"):
+            named |= frozenset(token.strip().lower() for token in value.split(b","))
+    return named

@@ -59,7 +59,7 @@ class DataPlane:
         self.edge = Edge(self.agents, self.reporter, self.connections, "local")
         refused = self.reporter.rejected
         self.gateway = Listener(
-            self.edge, bind("127.0.0.1", 0), limits=self.limits, tls=self.tls, grace_s=0, on_rejected=refused
+            self.edge, bind("127.0.0.1", 0), limits=self.limits, tls=self.tls, date=True, grace_s=0, on_rejected=refused
         )
         await self.gateway.start()
         self.ticking = asyncio.create_task(self._tick())

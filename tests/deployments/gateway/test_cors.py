@@ -139,10 +139,11 @@ class TestResponses:
     async def test_any_origin_is_one_answer_for_all(self, plane: DataPlane) -> None:
         await plane.add(echo())
         cors(plane, origins=["*"])
-        _, _, headers = await post(plane, "echo", {"message": "hi"}, headers={"origin": OTHER, "cookie": "a=b"})
-        assert headers[ALLOWED] == "*"
-        assert "vary" not in headers
-        assert "access-control-allow-credentials" not in headers
+        for page in ({"origin": OTHER, "cookie": "a=b"}, {"origin": "null"}, {}):
+            _, _, headers = await post(plane, "echo", {"message": "hi"}, headers=page)
+            assert headers[ALLOWED] == "*", "also without an origin: a cache may keep the response for a page"
+            assert "vary" not in headers
+            assert "access-control-allow-credentials" not in headers
 
     async def test_credentials_name_the_origin(self, plane: DataPlane) -> None:
         await plane.add(echo())
@@ -222,7 +223,11 @@ class TestOrigins:
             ({"origins": ["HTTPS://App.Example.com:443"]}, [PAGE], ["https://app.example.com:443"]),
             ({"origins": ["null"]}, ["null"], [PAGE]),
             ({"origins": ["http://[::1]:3000"]}, ["http://[::1]:3000"], [PAGE]),
-            ({"origins": ["chrome-extension://abc"]}, ["chrome-extension://abc"], [PAGE]),
+            (
+                {"origins": ["chrome-extension://abc", "app://obsidian.md", "capacitor://localhost"]},
+                ["chrome-extension://abc", "app://obsidian.md", "capacitor://localhost"],
+                [PAGE],
+            ),
         ],
     )  # fmt: skip
     async def test_which_origins_match(

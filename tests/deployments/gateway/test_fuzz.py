@@ -551,7 +551,6 @@ HANDSHAKES = {
     "a body": get(UPGRADE + KEYS + b"Content-Length: 5\r\n") + b"hello",
     "chunks": get(UPGRADE + KEYS + b"Transfer-Encoding: chunked\r\n") + b"0\r\n\r\n",
     "bytes behind it": get(UPGRADE + KEYS) + SMUGGLED,
-    "HTTP/1.0": get(UPGRADE + KEYS).replace(b"HTTP/1.1", b"HTTP/1.0"),
     "more headers than it may have": get(UPGRADE + KEYS + b"X-A: b\r\n" * 200),
     "a header longer than it may be": get(UPGRADE + KEYS + b"X-A: " + b"b" * 10_000 + b"\r\n"),
 }
@@ -563,6 +562,11 @@ class TestUpgrades:
         heard = target.ask(vector)
         assert len(heard.statuses) == 1 and 400 <= heard.statuses[0] < 500, heard.data
         assert target.seen == [] and target.well()
+
+    def test_http_1_0_has_no_upgrades(self, target: Target) -> None:
+        """RFC 9110, section 7.8: the field is ignored."""
+        assert target.ask(get(UPGRADE + KEYS).replace(b"HTTP/1.1", b"HTTP/1.0")).statuses == [200]
+        assert not target.seen[0].all(b"upgrade")
 
     def test_a_good_one_is_accepted(self, target: Target) -> None:
         assert target.ask(get(UPGRADE + KEYS)).statuses[0] == 101

@@ -27,10 +27,10 @@ ROOT = "/agents/ref"
 HOST = "app.example:8443"
 # What may differ. Of responses: what every forwarded response carries, what a server adds, and what belongs to one hop.
 NOT_COMPARED = {"x-request-id", "x-swiftclaw-instance", "x-swiftclaw-version", "x-swiftclaw-region", "date", "server",
-                "connection", "keep-alive", "transfer-encoding"}  # fmt: skip
+                "connection", "keep-alive", "transfer-encoding", "x-accel-buffering"}  # fmt: skip
 # Of requests, as the app sees them: what the gateway adds, and what belongs to one hop.
 NOT_SHOWN = {"x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-prefix", "x-request-id", "connection",
-             "transfer-encoding"}  # fmt: skip
+             "transfer-encoding", "via"}  # fmt: skip
 
 
 class Uvicorn(uvicorn.Server):

@@ -252,8 +252,23 @@ async def test_a_body_that_ends_early_breaks_off_after_what_had_arrived(rest: by
         b"HTTP/1.1 200",
         b"SSH-2.0-OpenSSH_9.2\r\n",
         b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nx-a: b\r\n c\r\ncontent-length: 2\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\nx-a : b\r\ncontent-length: 2\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\ncontent-length: two\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
     ],
-    ids=["nothing", "half a head", "another protocol", "an upgrade that nobody wanted"],
+    ids=[
+        "nothing",
+        "half a head",
+        "another protocol",
+        "an upgrade that nobody wanted",
+        "a folded header",
+        "a space before the colon",
+        "two lengths",
+        "a length that is none",
+        "a length and chunks",
+    ],
 )
 async def test_no_answer_is_a_broken_one(said: bytes) -> None:
     async with instance(says(said, then_closes=True)) as asking:
