@@ -99,7 +99,11 @@ class DesiredState:
         Without `must_save` they change in any case and are saved as soon as possible.
         """
         if must_save:
-            self._store.save(replace(self.state, **changes))
+            try:
+                self._store.save(replace(self.state, **changes))
+            except StateNotSaved as error:
+                self.unsaved = _reason(error)
+                raise
             self.unsaved = ""
         for name, value in changes.items():
             setattr(self.state, name, value)
@@ -109,10 +113,10 @@ class DesiredState:
     def save(self) -> None:
         """Save the state, or leave the reason in `unsaved`; the next round tries again."""
         try:
-            self._store.save(self.state)
+            self._store.save(self.state, again=bool(self.unsaved))
             self.unsaved = ""
         except StateNotSaved as error:
-            reason = str(error).partition(": ")[0]
+            reason = _reason(error)
             if not self.unsaved:
                 log.error("the desired state was not saved: %s", reason)
             self.unsaved = reason
@@ -124,3 +128,7 @@ class DesiredState:
     def _record_rollout(self, agent: str, version: str, message: str) -> None:
         log.info("%s", message)
         self._events.add("rollout", message, agent=agent, version=version)
+
+
+def _reason(error: StateNotSaved) -> str:
+    return str(error).partition(": ")[0]

@@ -156,9 +156,10 @@ class Store:
             log.error("%s is damaged (%s); moved it to %s, restoring the state from the running apps", self._file, error, aside)
             return None
 
-    def save(self, state: State) -> None:
+    def save(self, state: State, *, again: bool = False) -> None:
+        """Write the state if it has changed; with `again` in any case, to learn whether the folder can be written by now."""
         content = json.dumps(state.to_json(), indent=1)
-        if content != self._saved:
+        if again or content != self._saved:
             with writing(self._folder):
                 write_private(self._file, content)
             self._saved = content

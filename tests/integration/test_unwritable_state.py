@@ -80,6 +80,7 @@ def test_a_full_and_a_read_only_state_folder(stopped: Cluster, state: Path) -> N
             assert done.returncode == status, f"{fault}: {command}: {done.stdout}{done.stderr}"
             assert "nothing was changed" in done.stderr, f"{fault}: {command}: {done.stderr}"
         assert shown(stopped) == before
+        assert "cannot be written" in " ".join(stopped.run("status").stdout.split()), fault
         assert versions(stopped) == {"v1", "v2"}
         assert list(state.glob(".state*")) == []
     done = stopped.run("down")

@@ -157,6 +157,23 @@ def test_reconciling_goes_on_and_status_shows_why_commands_are_refused(world: Wo
     assert saved is not None and json.dumps(saved.to_json()) == json.dumps(world.controller._state.to_json())
 
 
+def test_after_a_refused_command_status_warns_until_the_folder_can_be_written(world: World, disk: Disk) -> None:
+    def warned() -> bool:
+        return any("cannot be written" in warning for warning in world.controller.view.placement.warnings)
+
+    world.deploy(10)
+    world.rounds()
+    disk.fails()
+    with pytest.raises(StateNotSaved):
+        world.run(world.controller.rollback("a"))
+    for _ in range(3):  # nothing else has changed, so there is nothing to save
+        world.round()
+        assert warned()
+    disk.works()
+    world.rounds(2)
+    assert not warned()
+
+
 def test_a_step_of_a_rollout_waits_until_it_can_be_saved(world: World, disk: Disk) -> None:
     world.deploy(10)
     disk.fails()
