@@ -46,10 +46,10 @@ def test_starts_are_delayed_more_each_time_until_up_and_the_others_are_left_alon
     (folder / "crash").touch()
     os.kill(before["instance-1"], signal.SIGKILL)
 
-    def loop() -> dict[str, Any]:
-        return next(row for row in shared.instances("crashing") if row["state"] == "crash-loop" and row["crashes"] >= 3)
+    def loop() -> list[dict[str, Any]]:
+        return [row for row in shared.instances("crashing") if row["state"] == "crash-loop" and row["crashes"] >= 3]
 
-    row = until(loop, "three crashes in a row", 60)
+    (row,) = until(loop, "three crashes in a row", 60)
     assert row["id"] == "instance-1" and row["starts_in_s"] <= 20
     assert shared.healthy("crashing") == {"instance-2": before["instance-2"]}
     status = get(f"{shared.admin}/api/status")
