@@ -241,6 +241,16 @@ class TestMessages:
         heard = await said(app, get(b"show", b"X-Long: " + b"x" * 70_000 + b"\r\n"))
         assert heard.startswith(b"HTTP/1.1 431 ")
 
+    @pytest.mark.parametrize(("path", "length", "status"), [("/agents/app/show", 5000, 413), ("/agents/nobody/x", 5, 404)])
+    async def test_who_expects_100_and_is_refused_gets_the_refusal_alone(
+        self, app: DataPlane, path: str, length: int, status: int
+    ) -> None:
+        app.http["maxBodyBytes"] = 1000
+        app.announce()
+        head = f"POST {path} HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n\r\n"
+        heard = await said(app, head.encode())
+        assert heard.startswith(b"HTTP/1.1 %d " % status) and b"connection: close" in heard and heard.count(b"HTTP/1.1 ") == 1
+
     async def test_a_status_line_has_both_spaces(self, app: DataPlane) -> None:
         async def odd(request: Request) -> Response:
             return Response("x", status_code=299)
