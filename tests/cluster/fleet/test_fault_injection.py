@@ -65,8 +65,10 @@ async def test_the_instance_is_told_with_the_key_and_may_die_without_an_answer(
     mode: str, path: str, played: Played, client: InstanceClient
 ) -> None:
     registry, _ = registered(played.port)
-    await FaultInjector(registry, client).inject("a", "instance-1", mode, 1)
+    ending: list[str] = []
+    await FaultInjector(registry, client, ending.append).inject("a", "instance-1", mode, 1)
     assert played.asked == [(path, "secret")]
+    assert ending == ["r"], "its end is no crash: it is started again without delay"
 
 
 async def test_unhealthy_holds_whatever_the_checks_say_and_then_they_decide_again(client: InstanceClient) -> None:
