@@ -52,9 +52,12 @@ def test_starts_are_delayed_more_each_time_until_up_and_the_others_are_left_alon
     (row,) = until(loop, "three crashes in a row", 60)
     assert row["id"] == "instance-1" and row["starts_in_s"] <= 20
     assert shared.healthy("crashing") == {"instance-2": before["instance-2"]}
-    status = get(f"{shared.admin}/api/status")
-    assert [one["id"] for one in status["crash_loops"]] == ["instance-1"]
-    assert any("instance-1 of crashing" in warning for warning in status["warnings"])
+    assert [one["id"] for one in get(f"{shared.admin}/api/status")["crash_loops"]] == ["instance-1"]
+
+    def warned() -> bool:
+        return any("instance-1 of crashing" in warning for warning in get(f"{shared.admin}/api/status")["warnings"])
+
+    until(warned, "the warning of the next round", 15)
     assert 'swiftclaw_instances{agent="crashing",region="us-east-1",state="crash-loop",version="v1"} 1.0' in get(
         f"{shared.admin}/metrics"
     )

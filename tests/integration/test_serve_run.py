@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.integration.conftest import Cluster, get, my_agent, until
@@ -31,9 +32,18 @@ def served(stopped: Cluster) -> Iterator[Cluster]:
         serve.wait(60)
 
 
+def address_of(folder: Path) -> str:
+    """The head address of the Ray cluster whose processes keep their files in this folder."""
+    for process in psutil.process_iter(["name", "cmdline"]):
+        arguments: list[str] = process.info["cmdline"] or []
+        if process.info["name"] == "raylet" and any(str(folder) in argument for argument in arguments):
+            return next(argument.partition("=")[2] for argument in arguments if argument.startswith("--gcs-address="))
+    raise AssertionError(f"no raylet of {folder} is running")
+
+
 def swiftclaw(cluster: Cluster, *command: str) -> tuple[int, str]:
     """A command without a record of `up`. Other clusters may run on this machine, so that RAY_ADDRESS has to name this one."""
-    address = (cluster.folder / "ray" / "ray_current_cluster").read_text().strip()
+    address = address_of(cluster.folder)
     done = subprocess.run(
         [str(Path(sys.executable).parent / "swiftclaw"), *command],
         cwd=cluster.folder, env={**cluster.environment, "RAY_ADDRESS": address}, capture_output=True, text=True, timeout=120,
