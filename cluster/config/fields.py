@@ -67,6 +67,11 @@ def block(cls: type[T], also: Also = NONE) -> Reader:
     return Reader(lambda value, at: read_block(cls, value, at, also), block_schema(cls, also))
 
 
+def keys_of(cls: type[Any]) -> list[str]:
+    """The block's keys as they are written in the file."""
+    return [f.metadata["key"] for f in _fields(cls)]
+
+
 def read_block(cls: type[T], value: object, at: Location, also: Also = NONE, **given: Any) -> T:
     """The block that `value` describes; what is mistaken or missing gets its default, or None where there is none."""
     table = {f.metadata["key"]: f for f in _fields(cls)}

@@ -8,10 +8,13 @@ It accepts whatever `swiftclaw check` accepts, and more: rules that concern seve
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from cluster.config.fields import Schema, block_schema
+from cluster.config.serve_file import APPLICATION_KEYS, FILE_KEYS, FREE
 from cluster.config.settings import APPLICATION, Settings
 
+CLOSED: Schema = {"patternProperties": {f"^{FREE}": True}, "additionalProperties": False}
 IMPORT_PATHS = [APPLICATION, APPLICATION.replace(":", ".")]
 
 
@@ -21,7 +24,7 @@ def document() -> str:
 
 
 def serve_file() -> Schema:
-    """A Ray Serve config file, one of whose applications is SwiftClaw. Ray itself checks the keys that are not named here."""
+    """A Ray Serve config file, one of whose applications is SwiftClaw. Ray itself checks the values of its own keys."""
     ours = {"required": ["import_path"], "properties": {"import_path": {"enum": IMPORT_PATHS}}}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -30,6 +33,7 @@ def serve_file() -> Schema:
         "type": "object",
         "required": ["applications"],
         "properties": {
+            **dict.fromkeys(FILE_KEYS, True),
             "proxy_location": {
                 "description": "Where Ray Serve runs its own proxies. Disabled, because SwiftClaw's gateways replace them.",
                 "enum": ["Disabled", "HeadOnly", "EveryNode"],
@@ -40,10 +44,15 @@ def serve_file() -> Schema:
                 "contains": {"type": "object", **ours},
                 "minContains": 1,
                 "maxContains": 1,
-                "items": _application() | {"if": ours, "then": {"properties": {"args": _args()}}},
+                "items": _application() | {"if": ours, "then": _closed(APPLICATION_KEYS, {"args": _args()})},
             },
         },
+        **CLOSED,
     }
+
+
+def _closed(keys: Sequence[str], properties: Schema) -> Schema:
+    return {"properties": {**dict.fromkeys(keys, True), **properties}, **CLOSED}
 
 
 def _application() -> Schema:

@@ -16,8 +16,9 @@ from cluster.config.agent_reader import read_agent
 from cluster.config.agent_settings import AgentSettings
 from cluster.config.cors_settings import CorsSettings, read_cors
 from cluster.config.documents import read_document
-from cluster.config.fields import block, each, name_of, named, plain, read_block, reads, setting, write_block
+from cluster.config.fields import block, each, keys_of, name_of, named, plain, read_block, reads, setting, write_block
 from cluster.config.mistakes import ConfigError, Location, MistakeLog, dotted, shown
+from cluster.config.serve_file import unknown_keys
 
 APPLICATION = "deployments.app:build"
 PORT = values.whole(1, 65535, "port")
@@ -148,6 +149,8 @@ def load(path: str | Path) -> Settings:
             log.add(steps[3:], sentence)
         elif steps[:-1] in ((), own[:2]):  # another application's args are not ours to judge
             log.add(steps, sentence)
+    for steps, sentence in unknown_keys(document.content, index, keys_of(Settings)):
+        log.add(steps, sentence)
     return _read(args, Location((), log, path.absolute().parent))
 
 

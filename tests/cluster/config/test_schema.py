@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from cluster.config import ConfigError, load, parse
 from cluster.config.fields import block_schema
 from cluster.config.schema import document, serve_file
+from cluster.config.serve_file import APPLICATION_KEYS, FILE_KEYS
 from cluster.config.settings import Settings
 from tests.cluster.config.strategies import ARGS, JSON, KNOWN_KEYS
 
@@ -184,6 +185,20 @@ def test_other_applications_are_not_judged() -> None:
     assert refused_by_schema(file) == []
 
 
+def test_the_keys_of_a_serve_file_are_those_that_ray_knows(tmp_path: Path) -> None:
+    from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
+
+    assert set(FILE_KEYS) == set(ServeDeploySchema.model_fields)
+    assert set(APPLICATION_KEYS) == set(ServeApplicationSchema.model_fields)
+    file = {"x-anchors": {"a": 1}, **serve({}), "http_options": {"port": 8000}}
+    assert refused_by_schema(file) == [] and not refused_by_check(file, tmp_path)
+
+
+def test_a_setting_outside_the_args_is_said_to_belong_there(tmp_path: Path) -> None:
+    (mistake,) = refused_by_check({**serve({}), "agents": {}}, tmp_path)
+    assert "agents: belongs in applications[0].args" in str(mistake)
+
+
 # --- what is wrong ----------------------------------------------------------------------------------------------------
 
 BROKEN_BLOCKS: dict[str, dict[str, Any]] = {  # of one agent
@@ -318,6 +333,10 @@ def test_a_mistake_is_refused_by_both_and_at_the_same_place(path: str, tmp_path:
         {"applications": []},
         {"applications": [{**APPLICATION, "import_path": "shop:app"}]},
         {"applications": [APPLICATION, APPLICATION]},
+        {"applications": [APPLICATION], "agents": {}},
+        {"applications": [APPLICATION], "aplications": 3},
+        {"applications": [{**APPLICATION, "route_prefixx": "/"}]},
+        {"applications": [{**APPLICATION, "gateways": []}]},
         serve([]),
     ],
     ids=str,
