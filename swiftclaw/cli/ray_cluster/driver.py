@@ -103,7 +103,7 @@ def locate(file: Path, address: str | None = None) -> ClusterRecord:
             return record
         address = named_by_environment()
     if address not in (None, "auto"):
-        return ClusterRecord(str(address), started_ray=False, started_serve=False)
+        return ClusterRecord(str(address), started_ray=False, started_serve=False, auth_mode=auth_mode())
     found = on_this_machine()
     if found is None and record is not None:
         return record  # joining it fails with its address

@@ -77,6 +77,12 @@ def test_it_is_the_only_one_here(machine: Machine) -> None:
     assert driver.locate(machine.file).address == HERE
 
 
+def test_a_named_cluster_is_joined_by_the_same_rule_as_the_one_here(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    for mode in ("token", "disabled"):
+        monkeypatch.setattr(driver, "auth_mode", lambda mode=mode: mode)
+        assert driver.locate(machine.file).auth_mode == driver.locate(machine.file, HERE).auth_mode == mode
+
+
 def test_ray_address_comes_before_the_one_here(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", OTHER)
     assert driver.locate(machine.file).address == OTHER
