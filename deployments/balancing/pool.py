@@ -248,7 +248,8 @@ class Pool:
         if not tried and self._may_wait_for_first:
             return NoCapacity()
         # Nothing is in service, or everything that is has been tried.
-        return NoHealthyInstance(f"no healthy instance of {self.name} is available", agent=self.name, retry_after_s=1)
+        reason = "no healthy instance of {} is available" if self._by_id else "{} has no instance; none is starting"
+        return NoHealthyInstance(reason.format(self.name), agent=self.name, retry_after_s=1)
 
     def is_last(self, backend: Backend, tried: Collection[str]) -> bool:
         """Whether no other instance is left to try."""

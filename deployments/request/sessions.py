@@ -63,7 +63,7 @@ def in_header(exchange: Exchange) -> str | None:
     """`x-session-id`, or `x-<vendor>-session-id`."""
     for name, value in exchange.headers:
         if name.endswith(b"session-id") and value and _NAMED.fullmatch(name):
-            return value.decode("latin-1")[:LONGEST]
+            return _named(value)
     return None
 
 
@@ -152,7 +152,11 @@ def _contents(values: Iterable[bytes], wanted: str) -> list[bytes]:
 
 
 def _named(value: bytes) -> str:
-    return value.decode("latin-1")[:LONGEST]
+    """The name in a header's value: UTF-8, as it would be in a body; what is not, by RFC 9110's reading of old."""
+    try:
+        return value.decode()[:LONGEST]
+    except UnicodeDecodeError:
+        return value.decode("latin-1")[:LONGEST]
 
 
 def in_message(body: bytes) -> str | None:

@@ -69,7 +69,9 @@ async def test_without_holding_or_when_nothing_can_come_they_are_refused_at_once
     at_zero(plane, connectionTimeout="60s")
     plane.coming.clear()
     plane.announce()
-    assert await asyncio.wait_for(ask(plane), 10) == (503, "no_healthy_instance")
+    async with plane.client.post("/agents/a/messages", json={"message": "x"}) as response:
+        error = (await response.json())["error"]
+    assert (error["type"], error["message"]) == ("no_healthy_instance", "a has no instance; none is starting")
 
 
 async def test_when_all_instances_fail_the_reason_comes_at_once_although_others_are_starting(plane: DataPlane) -> None:

@@ -228,6 +228,17 @@ async def test_a_strategy_changed_under_way_keeps_sessions_and_instances(sticky:
             assert who(await send(client)) == who(first)
 
 
+@pytest.mark.parametrize("name", ["zoë", "日本", "jürgen.é"])
+async def test_a_name_beyond_ascii_is_the_same_session_in_a_header_and_in_the_body(plane: DataPlane, name: str) -> None:
+    await affine(plane, "header", count=9)
+    bodies, homes = [], set()
+    for body, headers in ({"session_id": name}, {}), ({}, {"x-session-id": name}):
+        async with plane.client.post("/agents/a/messages", json={"message": "hi", **body}, headers=headers) as response:
+            bodies.append((await response.json())["session_id"])
+            homes.add(who(response))
+    assert bodies == [name, name] and len(homes) == 1
+
+
 async def test_a_session_name_cannot_smuggle_headers(sticky: DataPlane) -> None:
     evil = "a\r\nx-evil: 1\r\n\u2028ü\ud800"
     answer = await send(sticky.client, {"session_id": evil})
