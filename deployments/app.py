@@ -28,6 +28,7 @@ from deployments.balancing.agents import AgentTable
 from deployments.gateway.counts_file import open_counts_file
 from deployments.gateway.edge import Edge
 from deployments.gateway.gateway import Gateway
+from deployments.gateway.homes_file import open_homes_file
 from deployments.gateway.peers import Peers
 from deployments.gateway.reporter import Reporter
 from deployments.instance.instance import InstanceReplica
@@ -88,7 +89,8 @@ class ServedGateway(Gateway):
             await controller.call(ControlApi.cannot_start, app, name, str(error))
             raise
         access_log.to_file(logs_folder() / f"access_{app}_{name}.log")
-        counts_file = open_counts_file(ray.get_runtime_context().get_session_name(), name)
+        cluster = ray.get_runtime_context().get_session_name()
+        counts_file, homes_file = open_counts_file(cluster, name), open_homes_file(cluster, name)
         agents = AgentTable(gateway=name)
         reporter = Reporter(agents, counts_file)
         connections = ConnectionPool()
@@ -100,7 +102,7 @@ class ServedGateway(Gateway):
         hello = GatewayHello(name, app, settings, _node(), os.getpid(), host, await peers.open(host))
         super().__init__(
             hello, controller, agents, reporter, edge, listener, peers, connections,
-            counts_file=counts_file, certificate=certificate,
+            counts_file=counts_file, homes_file=homes_file, certificate=certificate,
             export=GatewaySeries(app, name, (_node(), ray.util.get_node_ip_address())).report,
         )  # fmt: skip
         await self.start()

@@ -9,13 +9,10 @@ Controller counts each once, however often it is sent (cluster/telemetry/totals.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import mmap
 import os
-import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,12 +20,12 @@ from urllib.parse import quote
 
 from cluster.messages import InstanceCounts, Observation
 from cluster.telemetry.tally import CELLS, CODES, Key, Tally, counts_of, merge
+from deployments.gateway.node_files import create, locked, place
 
 log = logging.getLogger("swiftclaw.gateway")
 
 ROWS = 512
 SUFFIX = ".counts"
-OLD_S = 3600.0  # after this long the files of other clusters are deleted
 
 # In words of 8 bytes. A row: the length of its label (0: free), the label, codes, and two sides of cells.
 _LAYOUT = 1_000_003 * ROWS + 1_009 * CELLS + CODES  # identifies the layout: a file of another version is not read
@@ -45,7 +42,7 @@ class CountsFile:
 
     def __init__(self, folder: Path, gateway: str) -> None:
         self.path = folder / f"{quote(gateway, safe='')}{SUFFIX}"
-        self.lock = _create(self.path)
+        self.lock = create(self.path, bytes(8 * _WORDS))
         self._words = _mapped(self.lock)
         self._free = list(reversed(range(ROWS)))
         self._rows: dict[Tally, int] = {}
@@ -111,17 +108,6 @@ class OrphanedCounts:
         self._path.unlink(missing_ok=True)
 
 
-def place(cluster: str) -> Path:
-    """The folder of the cluster's gateways on this node, readable by this user only. Raises OSError."""
-    shared = Path("/dev/shm")
-    base = shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
-    root = _private(base / f"swiftclaw-{os.getuid()}-counts")
-    for other in root.iterdir():
-        if other.name != cluster:
-            _tidy(other)
-    return _private(root / quote(cluster, safe=""))
-
-
 def open_counts_file(cluster: str, gateway: str) -> CountsFile | None:
     """This gateway's file; None where none can be made: counting goes on without."""
     try:
@@ -134,26 +120,9 @@ def open_counts_file(cluster: str, gateway: str) -> CountsFile | None:
 @contextmanager
 def held(path: Path) -> Iterator[OrphanedCounts | None]:
     """Lock an orphaned file. None while its gateway runs, or another gateway reads it."""
-    try:
-        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    except OSError:
-        yield None
-        return
-    try:
-        yield _lock_orphan(path, file)
-    finally:
-        os.close(file)
-
-
-def _lock_orphan(path: Path, file: int) -> OrphanedCounts | None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return None
-    if not os.fstat(file).st_nlink:  # another gateway has just deleted it
-        return None
-    content = os.pread(file, 8 * _WORDS, 0)
-    return OrphanedCounts(path, memoryview(content.ljust(8 * _WORDS, b"\0")).cast("q"))
+    with locked(path) as file:
+        content = None if file is None else os.pread(file, 8 * _WORDS, 0)
+        yield None if content is None else OrphanedCounts(path, memoryview(content.ljust(8 * _WORDS, b"\0")).cast("q"))
 
 
 def files(folder: Path) -> list[Path]:
@@ -195,38 +164,5 @@ def _read(words: memoryview[int], at: int) -> str:
 _ZEROS = memoryview(bytes(8 * (_ROW - _CODES))).cast("q")
 
 
-def _create(path: Path) -> int:
-    """Create a locked file of zeros with its full size. Raises OSError."""
-    file, temporary = tempfile.mkstemp(dir=path.parent, prefix="new-")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with os.fdopen(os.dup(file), "wb") as writing:
-            writing.write(bytes(8 * _WORDS))
-        Path(temporary).rename(path)
-    except OSError:
-        Path(temporary).unlink()
-        os.close(file)
-        raise
-    return file
-
-
 def _mapped(file: int) -> memoryview[int]:
     return memoryview(mmap.mmap(file, 8 * _WORDS)).cast("q")
-
-
-def _private(folder: Path) -> Path:
-    folder.mkdir(mode=0o700, exist_ok=True)
-    status = folder.lstat()
-    if folder.is_symlink() or status.st_uid != os.getuid() or status.st_mode & 0o077:
-        raise PermissionError(f"{folder} must be a folder that belongs to this user and that no other user can read")
-    return folder
-
-
-def _tidy(other: Path) -> None:
-    """Delete what another cluster left behind an hour ago or more: it will not be delivered."""
-    for path in files(other):
-        with suppress(OSError), held(path) as orphan:
-            if orphan is not None and time.time() - path.stat().st_mtime > OLD_S:
-                orphan.remove()
-    with suppress(OSError):
-        other.rmdir()

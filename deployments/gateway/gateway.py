@@ -22,6 +22,7 @@ from cluster.transport.tls import Certificate
 from deployments.balancing.agents import AgentTable
 from deployments.gateway.counts_file import CountsFile, files, held
 from deployments.gateway.edge import Edge
+from deployments.gateway.homes_file import HomesFile
 from deployments.gateway.in_process import InProcessRequest, events
 from deployments.gateway.peers import Peers
 from deployments.gateway.region_rtt import measure_forever
@@ -53,6 +54,7 @@ class Gateway:
         connections: ConnectionPool,
         *,
         counts_file: CountsFile | None = None,
+        homes_file: HomesFile | None = None,
         certificate: Certificate | None = None,
         export: Callable[[Observation], None] = lambda _: None,
     ) -> None:
@@ -60,7 +62,8 @@ class Gateway:
         self._hello, self._controller = hello, controller
         self._agents, self._reporter, self._edge = agents, reporter, edge
         self._listener, self._peers, self._connections = listener, peers, connections
-        self._counts_file, self._certificate, self._export = counts_file, certificate, export
+        self._counts_file, self._homes_file = counts_file, homes_file
+        self._certificate, self._export = certificate, export
         self._informed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -76,6 +79,8 @@ class Gateway:
             log.warning("no snapshot from the Controller after %g s; answering 503 until one arrives", FIRST_SNAPSHOT_S)
         if not await self._peers.sessions.catch_up(self._hello.gateway, CATCH_UP_S):
             log.warning("another gateway has sent no session homes for %g s; starting without them", CATCH_UP_S)
+        if self._homes_file is not None and self._agents.snapshot is not None:
+            await self._peers.sessions.recover(self._homes_file)
         await self._listener.start()
 
     async def ask(self, agent: str, body: dict[str, Any], headers: dict[str, str]) -> tuple[int, Any]:
@@ -172,4 +177,6 @@ class Gateway:
         with contextlib.suppress(ControllerUnavailable):
             await self._deliver_rest()
             await self._controller.call(ControlApi.deregister_gateway, self._hello.gateway, timeout_s=5)
+        if self._homes_file is not None:
+            self._homes_file.remove()
         await self._controller.close()

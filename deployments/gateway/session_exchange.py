@@ -9,12 +9,14 @@ placed one session differently: policies/sessions/homes.py. Peers carries the me
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from sys import intern
 from typing import Any, NamedTuple
 
 from deployments.balancing.agents import AgentTable
+from deployments.gateway.homes_file import HomesFile
 from policies.sessions.homes import HomeChange, SessionHome
 
 SETTLE_S = 0.25
@@ -102,6 +104,7 @@ class SessionExchange:
         self._links: dict[str, HomesLink] = {}
         self._caught_up: set[str] = set()
         self._progress = asyncio.Event()
+        self._file: HomesFile | None = None
 
     def link(self, peer: str, now: float) -> HomesLink:
         """A link to a peer that is new, with every home that is known here."""
@@ -129,7 +132,44 @@ class SessionExchange:
         ]
         for link in self._links.values():
             link.add(entries)
+        if self._file is not None and entries:
+            self._file.append([_kept(entry.agent, entry.change) for entry in entries])
+            if self._file.is_due(self._known()):
+                self._file.rewrite(self._everything(now))
         return bool(entries)
+
+    async def recover(self, file: HomesFile) -> None:
+        """Take over what ended gateways of this node knew, after `catch_up`, and keep all homes in `file` from now on."""
+        taken = []
+        for path, rows in file.orphans():
+            for start in range(0, len(rows), BATCH):
+                self._recover(rows[start : start + BATCH])
+                await asyncio.sleep(0)  # the loop has other work
+            taken.append(path)
+        self._file = file
+        file.rewrite(self._everything(time.monotonic()))
+        await file.rewritten()
+        for path in taken:
+            path.unlink(missing_ok=True)
+
+    def _recover(self, rows: Sequence[Sequence[Any]]) -> None:
+        now, wall_clock_s = time.monotonic(), time.time()
+        for agent, session, instance, replica, version, moves, placed_at, used_at in rows:
+            pool = self._agents.pools.get(agent)
+            if pool is not None and pool.sessions is not None:
+                home = SessionHome(intern(instance), intern(replica), intern(version), moves, placed_at)
+                pool.sessions.homes.recover(HomeChange(session, home, wall_clock_s - used_at), now)
+
+    def _known(self) -> int:
+        return sum(len(pool.sessions.homes) for pool in self._agents.pools.values() if pool.sessions is not None)
+
+    def _everything(self, now: float) -> list[list[Any]]:
+        return [
+            _kept(agent, change)
+            for agent, pool in self._agents.pools.items()
+            if pool.sessions is not None
+            for change in pool.sessions.homes.everything(now)
+        ]
 
     async def settled(self) -> None:
         """Return when every peer that answers has what is queued now, or after SETTLE_S."""
@@ -165,6 +205,11 @@ class SessionExchange:
                 await asyncio.wait_for(self._progress.wait(), timeout_s)
             except asyncio.TimeoutError:
                 return False
+
+
+def _kept(agent: str, change: HomeChange) -> list[Any]:
+    """As a row of the homes file."""
+    return [agent, change.session, *change.home, round(time.time() - change.idle_s, 3)]
 
 
 def _row(entry: _Entry, now: float) -> list[Any]:

@@ -115,6 +115,11 @@ class SessionHomes:
         entry.home = change.home
         return moved
 
+    def recover(self, change: HomeChange, now: float) -> None:
+        """Take over what a gateway that has ended knew; what is news here is reported to the others."""
+        if self.merge(change, now):
+            self._changed[change.session] = None
+
     def changes(self, now: float, most: int | None = None) -> list[HomeChange]:
         """What the other gateways have to learn: new and moved homes, and use that they do not know of. Each once."""
         changes: list[HomeChange] = []

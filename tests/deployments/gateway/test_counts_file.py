@@ -20,7 +20,8 @@ from cluster.telemetry.tally import CODES, Tally
 from cluster.telemetry.totals import MetricTotals
 from deployments.balancing.agents import AgentTable
 from deployments.gateway import counts_file
-from deployments.gateway.counts_file import OLD_S, ROWS, CountsFile, files, held, place
+from deployments.gateway.counts_file import ROWS, CountsFile, files, held
+from deployments.gateway.node_files import OLD_S, place
 from deployments.gateway.reporter import Reporter
 from policies.base import Request
 from policies.errors import RateLimited, SwiftClawError
@@ -222,8 +223,8 @@ def test_a_gateway_that_stops_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_only_this_user_can_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deployments.gateway.counts_file.tempfile.gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr("deployments.gateway.counts_file.os.access", lambda *_: False)  # no memory to share
+    monkeypatch.setattr("deployments.gateway.node_files.tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("deployments.gateway.node_files.os.access", lambda *_: False)  # no memory to share
     folder = place("session_1")
     kept = CountsFile(folder, "g1")
     for path, mode in ((folder, 0o700), (folder.parent, 0o700), (kept.path, 0o600)):
@@ -234,8 +235,8 @@ def test_only_this_user_can_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_what_other_clusters_have_left_behind_goes_after_an_hour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deployments.gateway.counts_file.tempfile.gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr("deployments.gateway.counts_file.os.access", lambda *_: False)
+    monkeypatch.setattr("deployments.gateway.node_files.tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("deployments.gateway.node_files.os.access", lambda *_: False)
     old, fresh, alive = (CountsFile(place(name), "g") for name in ("old", "fresh", "alive"))
     for kept in (old, fresh):
         kill(kept)
