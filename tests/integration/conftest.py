@@ -21,6 +21,7 @@ import psutil
 import pytest
 import yaml
 
+HERE = Path(__file__).parent
 ROOT = Path(__file__).parents[2]
 REGIONS = {"us-east-1": 3, "eu-west-1": 2, "ap-southeast-1": 2}
 PATIENCE_S = 120.0
@@ -183,8 +184,18 @@ def a_cluster(folder: Path) -> Iterator[Cluster]:
         assert down is None or down.returncode == 0, down.stderr
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The modules that share a cluster first, then those with a cluster of their own: the shared one ends before these."""
+    own = {item.path for item in items if "folder" in getattr(item, "fixturenames", ())}
+    live = sorted((item for item in items if item.path.is_relative_to(HERE)), key=lambda item: item.path in own)
+    rest = [item for item in items if not item.path.is_relative_to(HERE)]
+    items[:] = [*live, *rest] if items and items[0].path.is_relative_to(HERE) else [*rest, *live]
+
+
 @pytest.fixture(scope="module")
-def folder() -> Iterator[Path]:
+def folder(shared_by_all: Shared) -> Iterator[Path]:
+    """For a cluster of one's own. The shared one stops: an idle cluster takes half a core."""
+    shared_by_all.close()
     with a_folder() as path:
         yield path
 
