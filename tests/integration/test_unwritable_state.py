@@ -1,4 +1,4 @@
-"""The state folder is full, then read-only: commands are refused and nothing changes, requests go on, and `down` works."""
+"""The state folder is full, unwritable, read-only: commands are refused, nothing changes, requests go on, and `down` works."""
 
 from __future__ import annotations
 
@@ -28,6 +28,12 @@ def mount(*arguments: str) -> int:
     return subprocess.run(["mount", *arguments], capture_output=True, check=False).returncode
 
 
+def immutable(folder: Path, wanted: bool) -> bool:
+    """Whether it could be set: then not even root creates a file there."""
+    sign = "+i" if wanted else "-i"
+    return subprocess.run(["chattr", sign, str(folder)], capture_output=True, check=False).returncode == 0
+
+
 @pytest.fixture
 def state(stopped: Cluster) -> Iterator[Path]:
     """The state folder on a small file system of its own."""
@@ -36,6 +42,7 @@ def state(stopped: Cluster) -> Iterator[Path]:
     if os.geteuid() != 0 or mount("-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)):
         pytest.skip("a file system can be mounted by root only")
     yield folder
+    immutable(folder, False)
     stopped.run("down")  # its record is in the folder
     while subprocess.run(["umount", "-l", str(folder)], capture_output=True, check=False).returncode == 0:
         pass  # the read-only view, then the file system
@@ -59,20 +66,24 @@ def versions(cluster: Cluster) -> set[str]:
     return found
 
 
-def test_a_full_and_a_read_only_state_folder(stopped: Cluster, state: Path) -> None:
+def test_a_full_an_unwritable_and_a_read_only_state_folder(stopped: Cluster, state: Path) -> None:
     shop = stopped.folder / "shop.py"
     shop.write_text('from swiftclaw import Agent\n\nagent = Agent("shop", model="echo")\n')
     stopped.write({"shop": {"agent": "shop:agent", "regions": {"us-east-1": {"instances": 1}}}}, replicas=1)
     stopped.up()
     assert stopped.run("deploy", "shop", "--canary", "50").returncode == 0
     before = shown(stopped)
-    for fault in ("full", "read-only"):
+    for fault in ("full", "unwritable", "read-only"):
         if fault == "full":
             with pytest.raises(OSError), (state / "fill").open("wb", buffering=0) as fill:
                 while True:
                     fill.write(bytes(65536))
-        else:
+        elif fault == "unwritable":
             (state / "fill").unlink()
+            if not immutable(state, True):
+                continue  # not every file system can
+        else:
+            immutable(state, False)
             assert mount("--bind", str(state), str(state)) == 0  # Ray's logs are open: the file system itself stays writable
             assert mount("-o", "remount,bind,ro", str(state)) == 0
         for command, status in REFUSED.items():
