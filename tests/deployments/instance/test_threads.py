@@ -144,8 +144,11 @@ async def test_a_changed_limit_holds_at_once(plane: DataPlane, blocking: Blockin
     assert blocking.most == 1
     plane.blocks[NAME] = {"limits": {"maxConnectionsPerInstance": 130}}
     plane.announce()
-    await asyncio.gather(*(ask_and_leave(plane, 2.0) for _ in range(140)))
+    asking = [asyncio.create_task(ask_and_leave(plane, PATIENCE_S)) for _ in range(140)]
     await until(lambda: blocking.running == 130)
+    for task in asking:
+        task.cancel()
+    await asyncio.gather(*asking, return_exceptions=True)
     assert plane.hosts[f"{NAME}-instance-1"].in_flight == blocking.most == 130
 
 
