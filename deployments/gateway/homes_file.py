@@ -25,6 +25,7 @@ log = logging.getLogger("swiftclaw.gateway")
 SUFFIX = ".homes"
 SLACK = 10_000  # lines that may be out of date, beside as many as there are homes
 
+_SHAPES = {(*[str] * 5, int, placed, used) for placed in (int, float) for used in (int, float)}
 Row = Sequence[Any]  # agent, session, instance, replica, version, moves, placed_at, used_at (both in seconds since the epoch)
 
 
@@ -127,5 +128,5 @@ def _rows(file: int) -> Iterator[Row]:
         for line in lines:
             with suppress(ValueError):
                 row = json.loads(line)
-                if isinstance(row, list) and len(row) == 8:
+                if isinstance(row, list) and tuple(map(type, row)) in _SHAPES:
                     yield row

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from sys import intern
 from typing import Any, NamedTuple
 
@@ -108,13 +108,7 @@ class SessionExchange:
 
     def link(self, peer: str, now: float) -> HomesLink:
         """A link to a peer that is new, with every home that is known here."""
-        entries = [
-            _Entry(agent, change, now)
-            for agent, pool in self._agents.pools.items()
-            if pool.sessions is not None
-            for change in pool.sessions.homes.everything(now)
-        ]
-        self._links[peer] = made = HomesLink(entries)
+        self._links[peer] = made = HomesLink(_Entry(agent, change, now) for agent, change in self._everything(now))
         return made
 
     def unlink(self, peer: str) -> None:
@@ -135,7 +129,7 @@ class SessionExchange:
         if self._file is not None and entries:
             self._file.append([_kept(entry.agent, entry.change) for entry in entries])
             if self._file.is_due(self._known()):
-                self._file.rewrite(self._everything(now))
+                self._file.rewrite([_kept(*entry) for entry in self._everything(now)])
         return bool(entries)
 
     async def recover(self, file: HomesFile) -> None:
@@ -147,7 +141,7 @@ class SessionExchange:
                 await asyncio.sleep(0)  # the loop has other work
             taken.append(path)
         self._file = file
-        file.rewrite(self._everything(time.monotonic()))
+        file.rewrite([_kept(*entry) for entry in self._everything(time.monotonic())])
         await file.rewritten()
         for path in taken:
             path.unlink(missing_ok=True)
@@ -163,13 +157,11 @@ class SessionExchange:
     def _known(self) -> int:
         return sum(len(pool.sessions.homes) for pool in self._agents.pools.values() if pool.sessions is not None)
 
-    def _everything(self, now: float) -> list[list[Any]]:
-        return [
-            _kept(agent, change)
-            for agent, pool in self._agents.pools.items()
-            if pool.sessions is not None
-            for change in pool.sessions.homes.everything(now)
-        ]
+    def _everything(self, now: float) -> Iterator[tuple[str, HomeChange]]:
+        for agent, pool in self._agents.pools.items():
+            if pool.sessions is not None:
+                for change in pool.sessions.homes.everything(now):
+                    yield agent, change
 
     async def settled(self) -> None:
         """Return when every peer that answers has what is queued now, or after SETTLE_S."""

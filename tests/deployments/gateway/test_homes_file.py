@@ -121,7 +121,9 @@ def test_of_a_process_that_is_killed_while_it_writes_every_line_but_the_last_is_
     assert [row[1] for row in rows[:500]] == [f"s{n}" for n in range(500)]
 
 
-@pytest.mark.parametrize("tail", [b'["bot","s', b"[1,2]\n", b"{}\n", b"\xff\n", b"\n"])
+@pytest.mark.parametrize(
+    "tail", [b'["bot","s', b"[1,2]\n", b"[1,2,3,4,5,6,7,8]\n", b'["bot","s","i","r","v",0,"1",1]\n', b"{}\n", b"\xff\n", b"\n"]
+)
 async def test_lines_that_are_none_are_passed_over(tmp_path: Path, tail: bytes) -> None:
     first = await started(tmp_path, "g1")
     home = first.ask("s")
