@@ -14,6 +14,7 @@ from cluster.desired.rollout_transitions import Rollout
 from cluster.fleet.crash_loops import CrashSlot
 from cluster.fleet.registry import InstanceRecord
 from cluster.instance_state import CRASH_LOOP, DRAINING, EJECTED, HEALTHY, STARTING, STOPPED, UNHEALTHY
+from cluster.telemetry.tally import Key
 from cluster.telemetry.totals import WINDOW_S
 from cluster.view import ClusterView
 from policies.weighted import weights_of
@@ -157,7 +158,6 @@ class Views:
 
     def _crash_loop_row(self, slot: CrashSlot, now: float) -> dict[str, Any]:
         """An instance without a process, with the fields of the others."""
-        (requests, errors), recent = self._view.totals.requests(slot.key), self._view.totals.recent(slot.key, now)
         return {
             "id": slot.id,
             "version": slot.version,
@@ -169,13 +169,7 @@ class Views:
             "weight": 0.0,
             "connections": 0,
             "active_connections": 0,
-            "requests": requests,
-            "errors": errors,
-            "error_rate": recent.error_rate,
-            "mean_ms": recent.mean_ms,
-            "p50_ms": recent.p50_ms,
-            "p95_ms": recent.p95_ms,
-            "p99_ms": recent.p99_ms,
+            **self._traffic(slot.key, now),
             "cpu": None,
             "uptime_s": None,
             "pid": None,
@@ -183,9 +177,21 @@ class Views:
             "starts_in_s": round(max(0.0, slot.due - now), 1),
         }
 
+    def _traffic(self, key: Key, now: float) -> dict[str, Any]:
+        """The fields of a row that count its requests."""
+        (requests, errors), recent = self._view.totals.requests(key), self._view.totals.recent(key, now)
+        return {
+            "requests": requests,
+            "errors": errors,
+            "error_rate": recent.error_rate,
+            "mean_ms": recent.mean_ms,
+            "p50_ms": recent.p50_ms,
+            "p95_ms": recent.p95_ms,
+            "p99_ms": recent.p99_ms,
+        }
+
     def _instance_row(self, record: InstanceRecord, weight: float, now: float) -> dict[str, Any]:
-        totals, registration = self._view.totals, record.registration
-        (requests, errors), recent = totals.requests(record.key), totals.recent(record.key, now)
+        registration = record.registration
         return {
             "id": record.id,
             "version": registration.version,
@@ -200,14 +206,8 @@ class Views:
             "circuit": self._view.breakers.state(registration.replica, now),
             "weight": weight,
             "connections": record.in_flight,
-            "active_connections": totals.active(record.key),
-            "requests": requests,
-            "errors": errors,
-            "error_rate": recent.error_rate,
-            "mean_ms": recent.mean_ms,
-            "p50_ms": recent.p50_ms,
-            "p95_ms": recent.p95_ms,
-            "p99_ms": recent.p99_ms,
+            "active_connections": self._view.totals.active(record.key),
+            **self._traffic(record.key, now),
             "cpu": record.cpu_percent,
             "uptime_s": round(time.time() - registration.started_at, 1),
             "pid": registration.pid,
