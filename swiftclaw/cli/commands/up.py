@@ -1,6 +1,7 @@
 """`swiftclaw up`: from a file to running agents, on the running Ray cluster or on one that it starts.
 
-When a step fails or Ctrl-C is pressed, everything it started is stopped again. A second `up` applies changes of the file.
+When a step fails or Ctrl-C is pressed, everything it started is stopped again, but for a Ray node that replaces a lost one:
+its instances may serve already. A second `up` applies changes of the file.
 """
 
 from __future__ import annotations
@@ -86,8 +87,9 @@ class Up:
         with undoing(lambda: self.reporter.report("cleaning up: stopping what was started")) as undo:
             if earlier is not None and earlier.started_ray:
                 missing = local_cluster.missing(earlier, regions)
-                if missing:
-                    undo.by(lambda: self._stop_nodes(earlier, missing))
+                recorded = {node.region for node in earlier.nodes}
+                if new := [region for region in missing if region not in recorded]:  # a lost node that is back serves again
+                    undo.by(lambda: self._stop_nodes(earlier, new))
                 local_cluster.add(earlier, self.folder, missing, self.reporter.report)
                 yield earlier, False
                 return

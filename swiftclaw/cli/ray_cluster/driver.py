@@ -70,7 +70,8 @@ def connected(address: str, auth_mode: str = "") -> Iterator[None]:
     import ray
     from ray import serve  # noqa: F401  (configures its loggers, which are silenced below)
 
-    for name in ("ray", "ray.serve", "ray.data"):
+    # asyncio: a task of Serve's handles that ends after the driver has disconnected would be reported with a traceback.
+    for name in ("ray", "ray.serve", "ray.data", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

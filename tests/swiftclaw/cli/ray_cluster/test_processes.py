@@ -10,11 +10,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from swiftclaw import cli
+from swiftclaw.cli.commands.up import Up
 from swiftclaw.cli.errors import CommandFailed
 from swiftclaw.cli.ray_cluster import cluster_record, driver, local_cluster, processes
 from swiftclaw.cli.ray_cluster.cluster_record import ClusterRecord, RecordedNode
@@ -171,6 +173,29 @@ def test_a_region_whose_node_died_is_missing(start: Start) -> None:
     assert local_cluster.missing(record, ["us", "eu", "ap"]) == ["ap"]
     end(worker)
     assert local_cluster.missing(record, ["us", "eu", "ap"]) == ["eu", "ap"]
+
+
+def test_an_up_that_fails_stops_the_node_of_a_new_region_but_not_the_one_that_replaces_a_lost_one(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Instances of a region that ran before may serve on the new node already."""
+    head, lost = start("sleep", "60"), start("sleep", "60")
+    nodes = [RecordedNode("us", processes.identify(head.pid)), RecordedNode("eu", processes.identify(lost.pid))]
+    cluster_record.save(tmp_path, ClusterRecord("127.0.0.1:1", True, nodes=nodes))
+    end(lost)
+    new = {}
+
+    def add(cluster: ClusterRecord, folder: Path, regions: list[str], report: object) -> None:
+        for region in regions:
+            new[region] = start("sleep", "60")
+            cluster.nodes.append(RecordedNode(region, processes.identify(new[region].pid)))
+
+    monkeypatch.setattr(local_cluster, "add", add)
+    monkeypatch.setattr("swiftclaw.cli.commands.up.regions_of", lambda settings: ["us", "eu", "ap"])
+    startup = Up(None, tmp_path, 1.0, SimpleNamespace(report=print))  # type: ignore[arg-type]
+    with pytest.raises(CommandFailed), startup.ray_cluster("local"):
+        raise CommandFailed("a version does not start")
+    assert set(new) == {"eu", "ap"} and new["eu"].poll() is None and gone(new["ap"].pid)
 
 
 def test_down_after_a_reboot_touches_no_process(
