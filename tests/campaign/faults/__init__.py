@@ -1,0 +1,43 @@
+"""Every kind of fault and of operation that a campaign may draw. A further kind: a function, and one line here.
+
+A fault function acts on the stage, fills in the fault's record, and returns when the fault is over. It raises Skipped, or the
+error of what it tried, if the fault cannot happen.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.campaign.faults import processes
+from tests.campaign.record import Fault
+from tests.campaign.stage import Stage
+
+FaultFunction = Callable[[Stage, random.Random, Fault], None]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """`cards`: how often it is in the deck that a plan is dealt from. `apart_s`: from one to the next, at least."""
+
+    strike: FaultFunction
+    cards: int = 1
+    apart_s: float = 0.0
+
+
+FAULTS: dict[str, Kind] = {
+    "kill_instance": Kind(processes.kill_instance, cards=2),
+    "freeze_instance": Kind(processes.freeze_instance, cards=2),
+    "kill_gateway": Kind(processes.kill_gateway),
+    "freeze_gateway": Kind(processes.freeze_gateway),
+    "kill_controller": Kind(processes.kill_controller),
+    "freeze_controller": Kind(processes.freeze_controller),
+    "kill_controller_and_instance": Kind(processes.kill_controller_and_instance),
+    "kill_gateway_and_instance": Kind(processes.kill_gateway_and_instance),
+    "kill_node": Kind(processes.kill_node, apart_s=70),
+    "freeze_node": Kind(processes.freeze_node),
+    "kill_serve_controller": Kind(processes.kill_serve_controller, apart_s=30),
+    "freeze_serve_controller": Kind(processes.freeze_serve_controller),
+    "freeze_gcs": Kind(processes.freeze_gcs, apart_s=20),
+}
