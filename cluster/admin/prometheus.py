@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from cluster.instance_state import CRASH_LOOP, HEALTHY
+from cluster.telemetry.event_loop import unfinished_tasks
 from cluster.telemetry.tally import BUCKETS_S, LABELS, ROUTING_BUCKETS_S
 from cluster.telemetry.totals import MetricTotals
 from cluster.view import ClusterView
@@ -30,6 +31,7 @@ CPU_HELP = "CPU usage of the instance's process, in percent of one core."
 CIRCUIT_HELP = "State of the circuit breaker: 0 closed, 1 open, 2 half-open."
 QUEUED_HELP = "Requests in the wait queue for a free instance."
 CRASHES_HELP = "Crashes in a row of an instance in a crash loop; 0 for one that runs."
+GATEWAY_TASKS_HELP = "Unfinished asyncio tasks of the gateway's process. It follows the requests in flight."
 WEIGHT_HELP = "Share of the agent's traffic that the version receives, in percent."
 
 
@@ -50,6 +52,7 @@ class _Collector:
         yield from _requests(self._view.totals)
         yield from _agents(self._view)
         yield from _instances(self._view)
+        yield from _processes(self._view.totals)
 
 
 def _requests(totals: MetricTotals) -> Iterator[Metric]:
@@ -126,6 +129,15 @@ def _instances(view: ClusterView) -> Iterator[Metric]:
     for labels, count in sorted(by_state.items()):
         states.add_metric(labels, count)
     yield from (active, up, cpu, circuit, states, crashes)
+
+
+def _processes(totals: MetricTotals) -> Iterator[Metric]:
+    gateways = GaugeMetricFamily("swiftclaw_gateway_tasks", GATEWAY_TASKS_HELP, labels=("gateway",))
+    for gateway, tasks in sorted(totals.tasks.items()):
+        gateways.add_metric((gateway,), tasks)
+    controller = GaugeMetricFamily("swiftclaw_controller_tasks", "Unfinished asyncio tasks of the Controller's process.")
+    controller.add_metric((), unfinished_tasks())
+    yield from (gateways, controller)
 
 
 def _cumulative(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[str, float]]:

@@ -110,6 +110,7 @@ class MetricTotals:
         self.moved_sessions: dict[tuple[str, Cause], int] = defaultdict(int)  # by (agent, cause)
         self._active: dict[str, dict[Key, int]] = {}  # by gateway
         self._queued: dict[str, dict[str, int]] = {}  # by gateway, then agent
+        self.tasks: dict[str, int] = {}  # by gateway: unfinished asyncio tasks
         self._distances_ms: dict[str, dict[str, dict[str, float]]] = {}  # by gateway
         self._batches: dict[str, int] = {}  # by gateway, removed ones too: the last batch that was counted
 
@@ -131,10 +132,10 @@ class MetricTotals:
             self._count(observation, now)
         self._active[gateway] = {key: counts.active for key, counts in observation.instances.items() if counts.active}
         self._queued[gateway] = dict(observation.queued)
+        self.tasks[gateway] = observation.tasks
         self._distances_ms[gateway] = observation.distances_ms
-        if not (
-            self._active[gateway] or observation.queued or observation.distances_ms
-        ):  # as the last observation of a stopped gateway
+        current = self._active[gateway] or observation.queued or observation.distances_ms or observation.tasks
+        if not current:  # the last observation of a stopped gateway
             self.forget_gateway(gateway)
         return True
 
@@ -156,6 +157,7 @@ class MetricTotals:
         """Drop the current values of a removed gateway; its counts stay."""
         self._active.pop(gateway, None)
         self._queued.pop(gateway, None)
+        self.tasks.pop(gateway, None)
         self._distances_ms.pop(gateway, None)
 
     def active(self, key: Key) -> int:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from math import inf
 
 from cluster.messages import InstanceCounts, Observation
+from cluster.telemetry.event_loop import unfinished_tasks
 from cluster.telemetry.tally import Key, Tally, merge
 from deployments.balancing.agents import AgentTable
 from deployments.balancing.backend import Backend
@@ -64,6 +65,7 @@ class Reporter:
             unreachable=counted.unreachable | {(name, replica) for name, pool in pools.items() for replica in pool.unreachable},
             circuits={**counted.circuits, **self._breaker_updates()},
             queued={name: len(pool.wait_queue) for name, pool in pools.items()},
+            tasks=0 if self.closing else unfinished_tasks(),
             distances_ms=self._agents.distances.measurements(),
         )
         for pool in pools.values():

@@ -46,7 +46,13 @@ def busy(folder: Path) -> StandIn:
         tally.routed(0.00003)
     refusals = {("a", 503): 2, ("a", 429): 4}
     observation = Observation(
-        "g1", {record.key: tally.take()}, refusals, retries={"a": 5}, queued={"a": 6}, moved_sessions={("a", "died"): 7}
+        "g1",
+        {record.key: tally.take()},
+        refusals,
+        retries={"a": 5},
+        queued={"a": 6},
+        moved_sessions={("a", "died"): 7},
+        tasks=8,
     )
     cluster.totals.add(observation, time.monotonic())
     return cluster
@@ -84,6 +90,7 @@ def test_the_exposition_is_prometheus_text_with_cumulative_buckets(tmp_path: Pat
     assert exposed["swiftclaw_sessions_moved_total", "died"] == 7
     assert exposed["swiftclaw_sessions_moved_total", "drained"] == 0, "a rate needs the first value too"
     assert exposed["swiftclaw_queued_requests", None] == 6
+    assert exposed["swiftclaw_gateway_tasks", None] == 8
     assert exposed["swiftclaw_version_weight", None] == 90
 
 
@@ -101,7 +108,7 @@ def test_every_metric_of_the_contract_is_exposed_with_help(tmp_path: Path) -> No
         "swiftclaw_retries", "swiftclaw_sessions_moved",
         "swiftclaw_queued_requests", "swiftclaw_routing_seconds", "swiftclaw_version_weight",
         "swiftclaw_instances", "swiftclaw_desired_instances", "swiftclaw_instance_cpu_percent",
-        "swiftclaw_instance_crashes",
+        "swiftclaw_instance_crashes", "swiftclaw_gateway_tasks", "swiftclaw_controller_tasks",
     }  # fmt: skip
 
 
@@ -144,3 +151,13 @@ async def test_every_expression_returns_data_and_alerts_fire_when_they_should(po
         assert [one["metric"]["instance"] for one in down] == ["instance-1"]
         failing = await server.query(rules()["SwiftClawErrorRate"])
         assert [one["metric"]["agent"] for one in failing] == ["my-agent"]
+
+
+async def test_the_tasks_of_gateways_are_those_that_they_reported_last(tmp_path: Path) -> None:
+    cluster = busy(tmp_path)
+    before = values(cluster)["swiftclaw_controller_tasks", None]
+    task = asyncio.ensure_future(asyncio.sleep(60))
+    assert values(cluster)["swiftclaw_controller_tasks", None] == before + 1
+    task.cancel()
+    cluster.totals.forget_gateway("g1")
+    assert ("swiftclaw_gateway_tasks", None) not in values(cluster)
