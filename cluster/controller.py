@@ -21,7 +21,7 @@ from cluster.admin.ray_metrics import RayMetrics
 from cluster.admin.sampler import Sampler
 from cluster.config import parse
 from cluster.config.agent_settings import HealthCheck
-from cluster.controller_api import control_methods
+from cluster.controller_api import OperatorApi, control_methods, method_names
 from cluster.desired.autoscaling import Autoscaling
 from cluster.desired.canary_analysis import CanaryAnalysis
 from cluster.desired.desired import DesiredState
@@ -43,6 +43,7 @@ from cluster.messages import (
     Observation,
     Registration,
     RegistrationReply,
+    Rejected,
     Snapshot,
     StartPermit,
     StartRequest,
@@ -189,6 +190,15 @@ class Controller:
         self._gateways.forget(gateway, "stopped")
 
     # --- called by the command line ------------------------------------------------------------------------------
+
+    async def operate(self, method: str, *arguments: Any) -> Any:
+        """Call a method of OperatorApi. A rejection is the reply: Serve would log an exception with a traceback."""
+        if method not in method_names(OperatorApi):
+            return Rejected(f"there is no method {method}; the command may be of another version than the Controller")
+        try:
+            return await getattr(self, method)(*arguments)
+        except (ValueError, OSError) as error:  # StateNotSaved is an OSError
+            return Rejected(str(error))
 
     async def apply(self, args: dict[str, Any], folder: str) -> None:
         """Apply cluster.yaml. Returns when it is saved and a reconciliation round has started to act on it.

@@ -56,7 +56,7 @@ class ControlApi(Protocol):
 
 
 class OperatorApi(Protocol):
-    """For the command line. Refusals are raised as ValueError with a sentence."""
+    """For the command line, through `operate`, which replies with a Rejected when a method raises ValueError or OSError."""
 
     async def apply(self, args: dict[str, Any], folder: str) -> None:
         """Apply cluster.yaml. Returns when it is saved and a round of reconciling has started to act on it."""

@@ -208,6 +208,13 @@ class InstanceCounts:
 
 
 @dataclass(frozen=True)
+class Rejected:
+    """The reply to an operator's request that the Controller rejects; `reason` is a sentence."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Observation:
     """What one gateway counted since its last observation, by (agent, version, region, instance)."""
 

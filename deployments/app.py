@@ -63,21 +63,31 @@ def build(args: dict[str, Any]) -> serve.Application:
     return controller.bind(args, folder, instance_host)
 
 
-class ServedController(Controller):
+class Served:
+    """What Serve starts and stops. Serve awaits `__del__` even when `__init__` failed; what was not wired is not stopped."""
+
+    wired = False
+
+    async def stop(self) -> None:
+        raise NotImplementedError
+
+    async def __del__(self) -> None:
+        if self.wired:
+            await self.stop()
+
+
+class ServedController(Controller, Served):
     """The Controller process; it wires its own parts, none of which knows the data plane's classes."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, args: dict[str, Any], folder: str, instance_host: str
     ) -> None:
         super().__init__(args, folder, Placement(instance=ServedInstance, gateway=ServedGateway), instance_host)
+        self.wired = True
         await self.start()
 
-    async def __del__(self) -> None:
-        """Serve awaits this when the replica is to stop."""
-        await self.stop()
 
-
-class ServedGateway(Gateway):
+class ServedGateway(Gateway, Served):
     """A gateway process. `host`: where it listens for other gateways; "": on its node's address."""
 
     async def __init__(self, settings: GatewaySettings, app: str, host: str = "") -> None:  # type: ignore[misc]
@@ -105,14 +115,11 @@ class ServedGateway(Gateway):
             counts_file=counts_file, homes_file=homes_file, certificate=certificate,
             export=GatewaySeries(app, name, (_node(), ray.util.get_node_ip_address())).report,
         )  # fmt: skip
+        self.wired = True
         await self.start()
 
-    async def __del__(self) -> None:
-        """Serve awaits this when the replica is to stop."""
-        await self.stop()
 
-
-class ServedInstance(InstanceReplica):
+class ServedInstance(InstanceReplica, Served):
     """An instance process. Its server is made once the Controller has named the instance."""
 
     async def __init__(self, spec: InstanceSpec, app: str) -> None:  # type: ignore[misc]
@@ -120,11 +127,8 @@ class ServedInstance(InstanceReplica):
         super().__init__(
             spec, app, _controller(), replica=_replica(), node=_node(), host=host, export=InstanceSeries(spec.agent).report
         )
+        self.wired = True
         await self.start()
-
-    async def __del__(self) -> None:
-        """Serve awaits this when the replica is to stop."""
-        await self.stop()
 
 
 def _controller() -> RpcClient:

@@ -80,7 +80,7 @@ class Views:
 
     def agent(self, name: str) -> dict[str, Any]:
         view = self._view
-        settings, rollout, records = view.settings.agents[name], view.rollouts.rollouts[name], view.registry.of(name)
+        settings, rollout, records = view.settings.agents[name], view.rollouts.shown(name), view.registry.of(name)
         versions = sorted({*(one.name for one in rollout.versions), *(record.registration.version for record in records)})
         counts = [view.totals.requests(record.key) for record in records]
         refused, limited = view.totals.refused(name), view.totals.rate_limited(name)

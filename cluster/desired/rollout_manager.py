@@ -54,11 +54,16 @@ class RolloutManager:
         self.unfrozen: dict[str, str] = {}  # agent -> why its code is not frozen
         self._read: dict[str, tuple[object, Version, AgentSettings]] = {}  # a canary's settings, parsed once
         self._down: dict[str, str] = {}  # agent -> its version with traffic but no healthy instance
+        self._stopping: dict[str, Rollout] = {}  # what the agents ran that `forget_all` stops
 
     @property
     def rollouts(self) -> dict[str, Rollout]:
         """By agent."""
         return self._state.rollouts
+
+    def shown(self, agent: str) -> Rollout:
+        """What the agent runs, or ran before `forget_all`: its instances drain, and are still shown."""
+        return self.rollouts.get(agent) or self._stopping[agent]
 
     # --- the file ---------------------------------------------------------------------------------------
 
@@ -222,7 +227,9 @@ class RolloutManager:
         """The versions that should run, for `desired_apps`."""
         deployed: dict[str, list[Deployed]] = {}
         for agent, stable in settings.agents.items():
-            rollout = self.rollouts[agent]
+            rollout = self.rollouts.get(agent)
+            if rollout is None:  # it stops (`forget_all`)
+                continue
             deployed[agent] = [Deployed(stable, rollout.stable.package or "", 100.0)]
             if rollout.canary is not None:
                 canary = rollout.canary
@@ -268,6 +275,7 @@ class RolloutManager:
 
     def forget_all(self) -> None:
         """All agents will stop."""
+        self._stopping = dict(self.rollouts)
         self._commit(False, config=self._state.config.without_agents(), rollouts={})
 
     # --- inside ---------------------------------------------------------------------------------------------------

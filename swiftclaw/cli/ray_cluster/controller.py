@@ -8,6 +8,7 @@ when the Controller is not running, does not reply in time, or rejects the reque
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from swiftclaw.cli import files
@@ -108,13 +109,14 @@ def _not_running(error: Exception) -> str:
 
 
 class _Remote:
-    """Has the Controller's methods: calling one sends it through the handle and returns Serve's pending response."""
+    """Has the Controller's methods: calling one sends it through the handle and returns Serve's pending response, whose
+    result is the method's or a Rejected."""
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
 
     def __getattr__(self, method: str) -> Any:
-        return getattr(self._handle, method).remote
+        return partial(self._handle.operate.remote, method)
 
 
 def _call(request: Callable[[OperatorApi], Coroutine[Any, Any, T]]) -> T:
@@ -122,9 +124,11 @@ def _call(request: Callable[[OperatorApi], Coroutine[Any, Any, T]]) -> T:
     from ray.exceptions import RayActorError
     from ray.serve.exceptions import RayServeException
 
+    from cluster.messages import Rejected
+
     try:
         response: Any = request(cast("OperatorApi", _Remote(serve.get_app_handle(APP))))
-        return cast("T", response.result(timeout_s=REPLY_S))
+        result: Any = response.result(timeout_s=REPLY_S)
     except TimeoutError:
         raise CommandFailed(f"the Controller did not reply within {REPLY_S:.0f} s; {SEE_STATUS}") from None
     except RayServeException as error:
@@ -132,6 +136,8 @@ def _call(request: Callable[[OperatorApi], Coroutine[Any, Any, T]]) -> T:
     except RayActorError:
         raise CommandFailed(f"lost the connection to the Controller before it replied; {SEE_STATUS}") from None
     except Exception as error:  # Ray wraps what the method raised in a type of its own
-        raise CommandFailed(
-            f"the Controller rejected the request: {first_line(getattr(error, 'cause', None) or error)}"
-        ) from None
+        reason = first_line(getattr(error, "cause", None) or error)
+        raise CommandFailed(f"the Controller failed ({reason}); {SEE_STATUS}, and its log for the cause") from None
+    if isinstance(result, Rejected):
+        raise CommandFailed(f"the Controller rejected the request: {result.reason}")
+    return cast("T", result)

@@ -216,3 +216,16 @@ async def test_an_instance_in_a_crash_loop_is_listed_with_its_crashes_and_its_ne
     console = Console(width=80, file=StringIO())
     console.print(tables.instances(rows))
     assert "instance-8 eu-west-1      v1      crash-loop" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+async def test_while_down_drains_every_page_shows_what_still_runs(port: Port) -> None:
+    """Nothing is desired any more, but instances, a gateway and requests are there until they have finished."""
+    port.cluster.serve(5, 3)
+    port.cluster.desired.forget_all()
+    status = await port.get("/api/status")
+    assert [agent["name"] for agent in status["agents"]] == ["my-agent"]
+    assert len(await port.get("/api/agents/my-agent/instances")) > 0
+    for path in ("/api/agents", "/api/agents/my-agent", "/api/agents/my-agent/load", "/api/agents/my-agent/live?once=1",
+                 "/api/agents/my-agent/history", "/api/events", "/metrics"):  # fmt: skip
+        async with port.client.get(path) as answer:
+            assert answer.status == 200, path
