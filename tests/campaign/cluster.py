@@ -1,7 +1,7 @@
 """A cluster in a folder of its own: its cluster.yaml, the commands that run it, its admin API and its processes.
 
 app/    what is packed and deployed: cluster.yaml and the agent
-state/  the state folder; a small tmpfs where one may be mounted, so that it can be filled
+state/  the state folder, on a small disk of its own where one can be mounted (disk.py)
 flags/  sick-PID: the instance of that process reports unhealthy
 """
 
@@ -26,11 +26,13 @@ import psutil
 
 from tests.campaign import record
 from tests.campaign.agent_code import agent_code
+from tests.campaign.clocks import Clocks
+from tests.campaign.disk import Disk
+from tests.integration.network import Network
 
 ROOT = Path(__file__).parents[2]
 AGENT = "chaos"
 HEAD = "us-east-1"  # the region of the gateways, and of Ray's head node
-STATE_MB = 300
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,11 @@ class Cluster:
         self.folder, self.settings = folder, settings
         self.app, self.state, self.flags = folder / "app", folder / "state", folder / "flags"
         self.port, self.admin = free_port(), free_port()
-        self.mounted = False  # state/ is a tmpfs of its own
+        self.disk: Disk | None = None  # of state/
+        self.clocks: Clocks | None = None  # of its Python processes
+        self.network: Network | None = None  # between the hosts of its regions, if they have any (hosts.py), and then:
+        self.ray: dict[str, str] = {}  # the environment of the Ray cluster to join
+        self.node_pids: dict[str, int] = {}  # region -> the process that started its Ray node
         self._codes = 0
 
     @property
@@ -97,32 +103,28 @@ class Cluster:
         other = ("RAY_", "SWIFTCLAW_", "PYTHONDONTWRITEBYTECODE", "COV_CORE", "COVERAGE")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(other)}
         own = {"RAY_TMPDIR": str(self.folder), "RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0", "NO_COLOR": "1"}
-        return {**kept, **own, "PYTHONPATH": str(ROOT)}
+        environment = {**kept, **own, "PYTHONPATH": str(ROOT), **self.ray}
+        return self.clocks.environment(environment) if self.clocks else environment
 
     def prepare(self) -> None:
         for one in (self.app, self.state, self.flags, self.folder / record.EXECUTIONS, self.folder / record.COMMANDS):
             one.mkdir(parents=True)
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={STATE_MB}m", "campaign", str(self.state)]
-        self.mounted = (
-            shutil.which("mount") is not None and subprocess.run(mount, capture_output=True, check=False).returncode == 0
-        )
+        self.disk, self.clocks = Disk(self.state), Clocks(self.folder / "clocks")
         self.write_agent("well")
         self.write_config()
 
     def close(self) -> None:
-        """Keep the logs, remove the tmpfs."""
-        if self.mounted:
+        """Keep the logs, remove the disk."""
+        if self.disk is not None and self.disk.kind:
             ballast = shutil.ignore_patterns("ballast*")
             shutil.copytree(self.state, self.folder / "kept", symlinks=True, dirs_exist_ok=True, ignore=ballast)
-            subprocess.run(["umount", "-l", str(self.state)], capture_output=True, check=False)
-            self.mounted = False
+            self.disk.close()
 
     @property
     def logs(self) -> Path:
         """Ray's logs, once the cluster is down."""
-        return next(
-            (one for name in ("kept", "state") if (one := self.folder / name / "logs/ray").exists()), self.folder / "none"
-        )
+        places = ("kept/logs/ray", "state/logs/ray", "ray/session_latest/logs")
+        return next((one for name in places if (one := self.folder / name).exists()), self.folder / "none")
 
     def write_agent(self, temper: str) -> str:
         """Put a new version of the agent into app/; the name of its code."""
@@ -202,7 +204,9 @@ class Cluster:
         return sorted(pid for pid, line in self.processes().items() if re.match(rf"(\S*/)?{re.escape(part)}", line))
 
     def nodes(self) -> dict[str, int]:
-        """Region -> the process that `swiftclaw up` started a Ray node with, for nodes that run."""
+        """Region -> the process that a Ray node was started with, for nodes that run."""
+        if self.network is not None:
+            return {region: pid for region, pid in self.node_pids.items() if psutil.pid_exists(pid)}
         state = json.loads((self.state / "cluster.json").read_text())
         return {node["region"]: pid for node in state["nodes"] if psutil.pid_exists(pid := node["process"]["pid"])}
 

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.campaign.faults import processes
+from tests.campaign.faults import clock, disk, network, processes
 from tests.campaign.record import Fault
 from tests.campaign.stage import Stage
 
@@ -40,4 +40,11 @@ FAULTS: dict[str, Kind] = {
     "kill_serve_controller": Kind(processes.kill_serve_controller, apart_s=30),
     "freeze_serve_controller": Kind(processes.freeze_serve_controller),
     "freeze_gcs": Kind(processes.freeze_gcs, apart_s=20),
+    "unwritable_state": Kind(disk.unwritable_state, apart_s=20),
+    "hanging_state": Kind(disk.hanging_state, apart_s=20),
+    "slow_state": Kind(disk.slow_state, apart_s=20),
+    "cut_region": Kind(network.cut_region, apart_s=15),
+    "one_way": Kind(network.one_way, apart_s=15),
+    "delay_region": Kind(network.delay_region),
+    "clock_step": Kind(clock.clock_step, apart_s=25),
 }
