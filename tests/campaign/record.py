@@ -141,6 +141,7 @@ class Size:
     files: int  # open file descriptors
     threads: int
     cpu_s: float
+    tasks: int = 0  # unfinished asyncio tasks of a gateway or the Controller; 0: not known
 
 
 @dataclass
