@@ -166,6 +166,17 @@ class Cluster:
     def gateways(self) -> list[int]:
         return [row["pid"] for row in self.api("/api/status")["gateways"]]
 
+    def tasks(self) -> dict[int, int]:
+        """Process -> its unfinished asyncio tasks, for gateways and the Controller."""
+        series = dict(re.findall(r"^(swiftclaw_\w+_tasks\S*) (\d+)", self.api("/metrics"), re.MULTILINE))
+        gateways = {
+            row["pid"]: f'swiftclaw_gateway_tasks{{gateway="{row["id"]}"}}' for row in self.api("/api/status")["gateways"]
+        }
+        found = {pid: series.get(name) for pid, name in gateways.items()}
+        if (controller := self.controller()) is not None:
+            found[controller] = series.get("swiftclaw_controller_tasks")
+        return {pid: int(tasks) for pid, tasks in found.items() if tasks}
+
     def counted(self) -> dict[str, float]:
         """swiftclaw_requests_total by status."""
         totals: Counter[str] = Counter()

@@ -85,12 +85,16 @@ class Sampler(threading.Thread):
     def _write_sizes(self) -> None:
         if controller := self._cluster.controller():
             self._observe(controller, "controller")
+        tasks: dict[int, int] = {}
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            tasks = self._cluster.tasks()
         for pid, (role, process) in list(self._alive.items()):
             with contextlib.suppress(psutil.Error), process.oneshot():
                 cpu = process.cpu_times()
                 rss_kib = process.memory_info().rss >> 10
                 files, threads = process.num_fds(), process.num_threads()
-                self._sizes.write(Size(time.monotonic(), pid, role, rss_kib, files, threads, round(cpu.user + cpu.system, 2)))
+                cpu_s = round(cpu.user + cpu.system, 2)
+                self._sizes.write(Size(time.monotonic(), pid, role, rss_kib, files, threads, cpu_s, tasks.get(pid, 0)))
 
 
 def instance_row(row: dict[str, Any]) -> InstanceRow:
