@@ -1,0 +1,61 @@
+"""Sessions that move, and that are remembered."""
+
+from __future__ import annotations
+
+from tests.campaign.checker_cases.registry import AT, breaks, keeps
+from tests.campaign.made_up import add_fault, add_turn, fall_ill, kill_instance, show
+from tests.campaign.record import Record
+
+
+def _session(record: Record, *pids: int) -> None:
+    for turn, pid in enumerate(pids, start=1):
+        add_turn(record, "s", turn, AT + 2 * turn, pid)
+
+
+@breaks("home")
+def a_session_that_moved_without_cause(record: Record) -> None:
+    _session(record, 101, 101, 102)
+
+
+@breaks("home")
+def a_session_that_moved_as_another_instance_was_killed(record: Record) -> None:
+    kill_instance(record, 103, AT + 5)
+    _session(record, 101, 101, 102)
+
+
+@breaks("home")
+def a_session_that_moved_back(record: Record) -> None:
+    add_fault(record, "sick", AT - 1, 6.0, pids=[101], instance="instance-1")
+    fall_ill(record, 101, AT + 1, AT + 6)
+    _session(record, 101, 102, 102, 102, 102, 102, 101)
+
+
+@keeps("home")
+def a_session_whose_home_was_killed(record: Record) -> None:
+    kill_instance(record, 101, AT + 5)
+    _session(record, 101, 101, 102)
+
+
+@keeps("home")
+def a_session_whose_homes_circuit_was_open_for_one_turn(record: Record) -> None:
+    add_fault(record, "freeze_instance", AT + 3, 1.0, pids=[101], instance="instance-1")
+    show(record, 101, AT + 3, AT + 5, circuit="open")
+    _session(record, 101, 102, 101)
+
+
+@breaks("memory")
+def a_session_that_was_forgotten(record: Record) -> None:
+    _session(record, 101, 101, 101)
+    record.requests[-1].count = record.executions[-1].turn = 1
+
+
+@breaks("memory")
+def a_count_that_the_agent_never_had(record: Record) -> None:
+    _session(record, 101, 101, 101)
+    record.requests[-1].count = 5
+
+
+@keeps("memory")
+def a_session_that_begins_anew_where_it_moved_to(record: Record) -> None:
+    kill_instance(record, 101, AT + 5)
+    _session(record, 101, 101, 102, 102)
