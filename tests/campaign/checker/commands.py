@@ -40,7 +40,7 @@ def _exit(history: History, findings: Findings, fault: Fault) -> None:
         findings.violation("exit", f"{words}: a traceback: {fault.output[-300:]}", fault.began, fault.ended)
     elif stopped:
         findings.violation("exit", f"{words}: did not end in time: {fault.output[-300:]}", fault.began, fault.ended)
-    elif fault.exit_status not in (0, 1) or (fault.exit_status and not fault.output.strip()):
+    elif fault.exit_status not in (0, 1) or (fault.exit_status and not fault.output.strip() and "verdict" not in fault.detail):
         findings.violation("exit", f"{words}: exit {fault.exit_status}: {fault.output[-300:]}", fault.began, fault.ended)
     elif fault.kind == "kill_node" and fault.exit_status:
         findings.violation("exit", f"`up` after a node was killed failed: {fault.output[-300:]}", fault.began, fault.ended)

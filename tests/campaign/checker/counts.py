@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 
+from tests.campaign.checker.commands import option
 from tests.campaign.checker.findings import Findings
 from tests.campaign.checker.history import MISBEHAVING, History, touches_controller
 from tests.campaign.record import Request
 
+PROBES_PER_S = 50.0  # of `swiftclaw test failover`, unless --rate says otherwise
 UNANSWERED = ("broken", "hang", "left")
 
 
@@ -51,8 +53,8 @@ def _lives(history: History, findings: Findings) -> None:
         findings.excuse("the counts over all lives: one of them was not read before it ended")
         return
     counted = sum(sum(reading.values()) for reading in readings) + sum(facts.counted_before.values())
-    unsure = sum(_unsure(one) for one in history.record.requests)
-    answered = len(history.record.requests) - unsure + facts.probes_sent
+    unsure = sum(_unsure(one) for one in history.record.requests) + _probes(history)
+    answered = sum(not _unsure(one) for one in history.record.requests) + facts.probes_sent
     missing = slack.per_life_requests * len(readings)
     if not answered - missing <= counted <= answered + unsure + missing:
         findings.violation(
@@ -60,3 +62,9 @@ def _lives(history: History, findings: Findings) -> None:
             f"/metrics counted {counted:.0f} in {len(readings) + 1} lives of the Controller; "
             f"clients saw {answered} answers, and {unsure} requests without a sure one",
         )
+
+
+def _probes(history: History) -> int:
+    """How many requests drills may have sent of which there is no report: they were stopped with the faults."""
+    silent = (one for one in history.faults if one.kind == "failover" and one.command and "requests" not in one.detail)
+    return round(sum((one.ended - one.began) * float(option(one.command, "--rate") or PROBES_PER_S) for one in silent))

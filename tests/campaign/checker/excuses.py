@@ -78,7 +78,7 @@ def _why_instance_failed(history: History, request: Request) -> str:
 def _died_under(history: History, request: Request, pid: int) -> bool:
     """Whether the request was in flight when the process ended: between its kill, if there was one, and its noted death."""
     died, killed = history.deaths.get(pid), history.gone_since(pid)
-    if died is None or killed is None or request.began > died + 0.5:
+    if died is None or killed is None or request.began > died + history.slack.ending_s:
         return False
     return killed - history.slack.death_s <= request.ended <= died + history.slack.seen_s
 

@@ -181,7 +181,7 @@ class History:
     def _new(self, fault: Fault, version: str) -> bool:
         """Whether the version was first seen while the fault deployed it."""
         seen = next((sample.at for sample in self.samples for row in sample.instances if row.version == version), 0.0)
-        return fault.began <= seen <= (fault.ended or seen) + self.slack.learn_s
+        return fault.began <= seen <= (fault.ended or seen) + self.slack.heal_s
 
 
 def variant(fault: Fault) -> str:

@@ -7,11 +7,7 @@ from itertools import pairwise
 
 from tests.campaign.checker.findings import Findings
 from tests.campaign.checker.history import LEAVING, UNWELL, History
-from tests.campaign.record import Request
-
-ONCE = frozenset(  # such a request is served elsewhere once, and the session keeps its home
-    {"its home's circuit was open", "its home was frozen", "another instance was tried first", "its home's network was hit"}
-)
+from tests.campaign.record import InstanceRow, Request
 
 
 def check_sessions(history: History, findings: Findings) -> None:
@@ -33,7 +29,7 @@ def _homes(history: History, findings: Findings, turns: list[Request]) -> None:
         why = why_moved(history, before, after)
         if not why and after.pid in away_from:
             why = "back at its home, after a request that was served elsewhere once"
-        if why in ONCE:
+        if why_elsewhere(history, before, after):
             away_from.add(before.pid)
         findings.verdict.moves[f"{after.affinity or 'session'}: {why or 'NO CAUSE'}"] += 1
         if not why:
@@ -52,23 +48,35 @@ def _place(turn: Request) -> str:
 
 def why_moved(history: History, before: Request, after: Request) -> str:
     """What kept the home from taking the next turn, between the two; "": nothing."""
-    pid, slack = before.pid, history.slack
-    start, end = before.began - 1, after.ended
+    return _why_lost(history, before, after) or why_elsewhere(history, before, after)
+
+
+def _why_lost(history: History, before: Request, after: Request) -> str:
+    """For good: the session has another home from then on."""
+    pid, start, end = before.pid, before.began - 1, after.ended
     if (gone := history.gone_since(pid)) and gone <= end + 0.5:
         return "its home ended"
-    rows = [row for sample in history.between(start, end) for row in sample.instances if row.pid == pid]
+    states = {row.state for row in _shown(history, pid, start, end)}
     for state in (*LEAVING, *UNWELL):
-        if any(row.state == state for row in rows):
+        if state in states:
             return f"its home was {state}"
-    if any(row.circuit in ("open", "half-open") for row in rows):
+    return "its home was flagged as unhealthy" if _flagged(history, pid, start, end) else ""
+
+
+def why_elsewhere(history: History, before: Request, after: Request) -> str:
+    """For this request only: the session keeps its home."""
+    pid, start, end = before.pid, before.began - 1, after.ended
+    if any(row.circuit in ("open", "half-open") for row in _shown(history, pid, start, end)):
         return "its home's circuit was open"
-    if history.frozen(start - slack.breaker_s, end, [pid]):
+    if history.frozen(start - history.slack.breaker_s, end, [pid]):
         return "its home was frozen"
     if history.cut(start, end, history.regions_of([pid]) or {"?"}):
         return "its home's network was hit"
-    if _flagged(history, pid, start, end):
-        return "its home was flagged as unhealthy"
     return "another instance was tried first" if before.attempts > 1 or after.attempts > 1 else ""
+
+
+def _shown(history: History, pid: int, start: float, end: float) -> list[InstanceRow]:
+    return [row for sample in history.between(start, end) for row in sample.instances if row.pid == pid]
 
 
 def _flagged(history: History, pid: int, start: float, end: float) -> bool:

@@ -57,6 +57,7 @@ class Tolerances:
     break_s: float = 2.0  # from a gateway's death to when the client has seen it
     listing_s: float = 1.0  # a connection as young as this when the clients of a gateway were listed may be missing there
     death_s: float = 0.7  # before a process's death was noted: clients may have seen it
+    ending_s: float = 1.5  # from a process's noted death to when its last thread, and with it its sockets, is gone
     seen_s: float = 5.0  # from an instance's death to when the last of its requests has failed
     breaker_s: float = 3.0  # after a freeze began or ended, in which gateways learn of it
     learn_s: float = 2.0  # in which a gateway learns what the Controller shows
