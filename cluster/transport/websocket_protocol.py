@@ -2,7 +2,8 @@
 
 uvicorn answers pings itself and tells the application nothing of them, so that a client that only pings would look silent: here
 it is noted. And uvicorn closes with "keepalive ping timeout" although its ping still waits behind what the client is reading,
-or the answer behind what the client is sending or the application has not taken: here that time does not count.
+or the answer behind what the client is sending or the application has not taken: here that time does not count. And uvicorn
+confirms a client's close before the application learns of it: here the application may act first (`ON_CLOSE`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+ON_CLOSE = "swiftclaw.on_close"  # in a WebSocket's scope: called before the client's close is confirmed
 ACTIVE_AT = "swiftclaw.active_at"  # in a WebSocket's scope: monotonic time of the client's newest frame, or part of one
 
 
@@ -49,6 +51,12 @@ class NotingWebSocketProtocol(WebSocketsSansIOProtocol):
         if bytes(event.data) != self.pending_ping_payload:  # a heartbeat of the client's own (RFC 6455, section 5.5.3)
             self._note()
         super().handle_pong(event)
+
+    def handle_close(self, event: Any) -> None:
+        scope: Any = self.scope
+        if self.handshake_complete and (on_close := scope.get(ON_CLOSE)) is not None:
+            on_close()
+        super().handle_close(event)
 
     def keepalive_timeout(self) -> None:
         if self.ping_timeout is not None and self._pong_may_be_under_way(self.ping_timeout):

@@ -101,6 +101,11 @@ class InstanceResponse:
         """The complete body if it has arrived, else None. Most responses are one packet."""
         return self._take() if self._complete else None
 
+    @property
+    def ended(self) -> bool:
+        """Whether the body has arrived and was taken."""
+        return self._complete and not self._pieces
+
     def close(self) -> None:
         """Close the connection if the response was not read to its end: the instance sees a disconnect."""
         if not self._complete:

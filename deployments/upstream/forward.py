@@ -212,12 +212,16 @@ class Forwarder:
             lease.count(response.status, time.monotonic())
             await exchange.write(whole, more=False)
             return
+        last = False
         async for piece in response.pieces():
             if head.streamed:
                 exchange.deadline(idle_s)
-            await exchange.write(piece, more=True)
-        lease.count(response.status, time.monotonic())
-        await exchange.write(b"", more=False)
+            if last := response.ended:
+                lease.count(response.status, time.monotonic())
+            await exchange.write(piece, more=not last)
+        if not last:
+            lease.count(response.status, time.monotonic())
+            await exchange.write(b"", more=False)
 
     def _places_session(self, call: Call, lease: Lease, headers: Headers) -> bool:
         """Whether the other gateways have to learn of a home: one that was chosen, or one that the app's response names."""

@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import Any
 
-from cluster.transport.websocket_protocol import ACTIVE_AT
+from cluster.transport.websocket_protocol import ACTIVE_AT, ON_CLOSE
 from deployments.balancing.backend import Lease
 from deployments.request.exchange import DeadlineExceeded, Exchange
 from deployments.request.responses import deny_websocket
@@ -103,6 +103,7 @@ class WebSocketForwarder:
         exchange = call.exchange
         exchange.done()
         exchange.status = declined.status
+        lease.count(declined.status, time.monotonic())
         headers = await self._returned(call, lease, head)
         await deny_websocket(exchange.scope, exchange.send, declined.status, headers, declined.body)
 
@@ -112,6 +113,8 @@ class WebSocketForwarder:
         exchange.status = 101
         try:
             headers = await self._returned(call, lease, head)
+            # Counted before its client can know that it is over: a gateway that is killed then has counted it.
+            exchange.scope[ON_CLOSE] = lambda: lease.count(101, time.monotonic())
             await exchange.send({"type": "websocket.accept", "subprotocol": socket.subprotocol, "headers": headers})
             await _Relay(exchange, socket, call.pool.settings.timeouts.idle_s).run()
         finally:
@@ -170,5 +173,6 @@ class _Relay:
         await self._socket.close()
 
     async def _close_client(self, code: int, reason: str) -> None:
+        self._exchange.scope[ON_CLOSE]()
         closing: dict[str, Any] = {"type": "websocket.close", "code": code, "reason": reason}
         await self._exchange.send(closing)

@@ -9,8 +9,10 @@ import pytest
 
 from cluster.messages import Observation
 from deployments.request.exchange import Exchange
+from deployments.types import Receive, Scope, Send
 from swiftclaw import Agent
 from tests.deployments.conftest import DataPlane
+from tests.deployments.helpers import until
 
 agent = Agent("my-agent", model="echo")
 
@@ -98,3 +100,64 @@ async def test_it_is_counted_before_its_last_byte_goes_out(
     assert counted[-1] == (False, {200: 1})
     assert all(codes == {} for more, codes in counted if more)
     assert every(plane.reporter.observation()) == {200: 1}
+
+
+async def lengthy(scope: Scope, receive: Receive, send: Send) -> None:
+    """Two pieces of a body whose length is told before: its client knows the end without being told."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"8")]})
+    await send({"type": "http.response.body", "body": b"half", "more_body": True})
+    await asyncio.sleep(0.1)
+    await send({"type": "http.response.body", "body": b"half", "more_body": False})
+
+
+async def test_a_body_of_known_length_is_counted_before_its_last_piece(
+    plane: DataPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounted = Agent("mounted")
+    mounted.mount(lengthy)
+    await plane.add(mounted)
+    written: list[tuple[bytes, int]] = []
+    write = Exchange.write
+
+    async def watched(exchange: Exchange, piece: bytes, more: bool) -> None:
+        written.append((piece, counts(plane)[200]))
+        await write(exchange, piece, more)
+
+    monkeypatch.setattr(Exchange, "write", watched)
+    async with plane.client.get("/agents/mounted/x") as answer:
+        assert await answer.read() == b"halfhalf"
+    assert written == [(b"half", 0), (b"half", 1)]
+    assert every(plane.reporter.observation()) == {200: 1}
+
+
+def counts(plane: DataPlane) -> Counter[int]:
+    (pool,) = plane.agents.pools.values()
+    return sum((Counter(backend.tally.codes) for backend in pool.backends()), Counter[int]())
+
+
+async def busy(scope: Scope, receive: Receive, send: Send) -> None:
+    """An app that takes its time after the client has left. /close: it closes the WebSocket itself."""
+    await receive()
+    await send({"type": "websocket.accept"})
+    if scope["path"].endswith("/close"):
+        await send({"type": "websocket.close", "code": 1000})
+    else:
+        await receive()
+    await asyncio.sleep(0.5)
+
+
+@pytest.mark.parametrize("path", ["leave", "close"])
+async def test_a_web_socket_is_counted_when_its_client_sees_it_closed(plane: DataPlane, path: str) -> None:
+    """Not when its app has finished: a gateway that is killed in between would lose it."""
+    mounted = Agent("mounted")
+    mounted.mount(busy)
+    await plane.add(mounted)
+    async with plane.client.ws_connect(f"/agents/mounted/{path}") as socket:
+        if path == "close":
+            await socket.receive()
+        else:
+            assert counts(plane) == {}
+    assert counts(plane) == {101: 1}
+    (pool,) = plane.agents.pools.values()
+    await until(lambda: not any(backend.tally.active for backend in pool.backends()))
+    assert every(plane.reporter.observation()) == {101: 1}
