@@ -119,7 +119,7 @@ class AdminApp:
             newest = events.last
             for event in events.find(agent=agent, kind=kind, after=after, limit=limit):
                 yield _event(event.as_json(), event.id)
-            after, limit = max(after, newest), None
+            after, limit = newest, None
             if not await events.wait(after, KEEPALIVE_S):
                 yield b": keepalive\n\n"
 

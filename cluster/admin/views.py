@@ -209,7 +209,7 @@ class Views:
             "active_connections": self._view.totals.active(record.key),
             **self._traffic(record.key, now),
             "cpu": record.cpu_percent,
-            "uptime_s": round(time.time() - registration.started_at, 1),
+            "uptime_s": round(max(0.0, time.time() - registration.started_at), 1),
             "pid": registration.pid,
             "crashes": registration.crashes,
             "starts_in_s": None,

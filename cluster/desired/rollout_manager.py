@@ -48,9 +48,12 @@ class RolloutManager:
     ) -> None:
         self._state, self.packages = state, packages
         self._commit, self._tell, self._at = commit, tell, at
-        self._clock = time.time
+        offset_s = time.time() - time.monotonic()  # a clock that is set shortens no deadline, and extends none
+        self._clock: Callable[[], float] = lambda: time.monotonic() + offset_s
         for name, block in state.config.agents.items():
             state.rollouts.setdefault(name, transitions.from_block(block))
+        for name, rollout in state.rollouts.items():
+            state.rollouts[name] = transitions.with_deadline_by(rollout, self._clock())
         self.unfrozen: dict[str, str] = {}  # agent -> why its code is not frozen
         self._read: dict[str, tuple[object, Version, AgentSettings]] = {}  # a canary's settings, parsed once
         self._down: dict[str, str] = {}  # agent -> its version with traffic but no healthy instance

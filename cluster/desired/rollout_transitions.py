@@ -232,6 +232,14 @@ def advance(rollout: Rollout, ready: bool, missing: str, now: float, *, hopeless
     return replace(rollout, canary=replace(canary, target=canary.percent, note=note))
 
 
+def with_deadline_by(rollout: Rollout, now: float) -> Rollout:
+    """For a Controller that starts: no deadline is later than it could be now. The clock was set back if one is."""
+    canary = rollout.canary
+    if canary is None or canary.deadline_at <= now + canary.deadline_s:
+        return rollout
+    return replace(rollout, canary=replace(canary, deadline_at=now + canary.deadline_s))
+
+
 def frozen(rollout: Rollout, package: str) -> Rollout:
     """Set the code package of every version that has none yet."""
     stable, canary = rollout.stable, rollout.canary

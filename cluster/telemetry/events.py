@@ -79,7 +79,12 @@ class Events:
     def find(
         self, *, agent: str | None = None, kind: str | None = None, after: int | None = None, limit: int | None = None
     ) -> list[Event]:
-        """The newest `limit` matching events, oldest first."""
+        """The newest `limit` matching events, oldest first.
+
+        An id `after` the newest one is of an earlier life, whose clock was ahead: every event is new to that reader.
+        """
+        if after is not None and after > self._last:
+            after = None
         matching: list[Event] = []
         for event in reversed(self._log):
             if (after is not None and event.id <= after) or (limit is not None and len(matching) >= limit):

@@ -71,7 +71,7 @@ class _Table(Generic[K, S]):
         surplus = len(self._series) - SERIES
         if surplus > 0:
             silent = sorted(
-                ((series.updated_at, key) for key, series in self._series.items() if series.updated_at < now - SILENT_S),
+                ((series.updated_at, key) for key, series in self._series.items() if abs(now - series.updated_at) > SILENT_S),
                 key=lambda one: one[0],
             )
             for _, key in islice(silent, surplus):

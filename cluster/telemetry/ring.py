@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from math import isnan
 from typing import Any, Generic, Protocol, TypeVar
 
+SET_BACK_S = 60  # a clock that is set back by this or less: the open slot gets what follows until it has caught up
 WHOLE, REAL = "I", "f"  # array type codes of columns
 
 S = TypeVar("S")
@@ -34,15 +35,21 @@ class Ring(Generic[S]):
 
     def add(self, now: int, sample: S) -> None:
         number = now // self.step
+        if 0 < (self.newest - number) * self.step <= SET_BACK_S:
+            number = self.newest
         if number != self.newest:
             self._move(number)
         self._open.add(sample)
         self._write(number)
 
     def _move(self, number: int) -> None:
-        """Open a later slot; the slots between stay empty."""
+        """Open a later slot; the slots between stay empty. An earlier one, as the clock was set back: what was recorded from
+        there on is dropped, and what it has overwritten is not read again."""
         self._open = self._new_slot()
-        if self.newest < 0 or number - self.newest >= self.slots:
+        if 0 <= number < self.newest:
+            self.first = max(self.first, self.newest - self.slots + 1)
+            self.first = min(self.first, number)
+        elif self.newest < 0 or number - self.newest >= self.slots:
             self.first = number
         else:
             for skipped in range(self.newest + 1, number):

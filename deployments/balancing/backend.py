@@ -8,6 +8,7 @@ outcome of the request, unless it was given earlier. Not for deciding who takes 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -33,6 +34,7 @@ class Backend:
 
     __slots__ = (
         "_loads",
+        "_started_at",
         "awaiting",
         "breaker",
         "instance",
@@ -47,6 +49,7 @@ class Backend:
 
     def __init__(self, agent: str, member: Member, loads: LoadView) -> None:
         self._loads = loads
+        self._started_at: float | None = None  # in monotonic seconds
         self.member = member
         self.key: Key = (agent, member.version, member.region, member.id)
         self.tally = Tally()
@@ -82,6 +85,12 @@ class Backend:
         instance.capacity = capacity
         if self.passes_checks:
             self.suspect_until = 0.0
+
+    def age_s(self, now: float) -> float:
+        """Seconds since its process started. The time of day is read once: a clock that is set later changes no age."""
+        if self._started_at is None:
+            self._started_at = now - max(0.0, time.time() - self.member.started_at)
+        return now - self._started_at
 
     @property
     def reachable(self) -> bool:

@@ -265,6 +265,10 @@ class Pool:
         pinned = home.version if home is not None else token.version if token is not None else None
         return self.versions.version_for(session, pinned, fresh=fresh)
 
+    def remembers(self, session: str) -> bool:
+        """Whether a gateway has seen a request of the session within its ttl."""
+        return self.sessions is not None and self.sessions.homes.get(session, time.monotonic()) is not None
+
     def lane_of(self, request: Request) -> str:
         """Where the request waits for capacity: for one instance (its id), or ANY."""
         return ANY if self.sessions is None else self.sessions.lane_of(request)
@@ -327,8 +331,7 @@ class Pool:
         balancing = self.settings.load_balancing
         weights = weights_of(balancing.weighted, self._by_id)
         if balancing.slow_start_s:
-            wall_clock_s = time.time()
-            ages = {name: wall_clock_s - backend.member.started_at for name, backend in self._by_id.items()}
+            ages = {name: backend.age_s(now) for name, backend in self._by_id.items()}
             weights = warm_weights(weights, ages, balancing.slow_start_s)
         ratios = self.slowness.all(now) if self._by_slowness else {}
         for instance in self._everyone:

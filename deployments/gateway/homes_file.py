@@ -26,7 +26,8 @@ SUFFIX = ".homes"
 SLACK = 10_000  # lines that may be out of date, beside as many as there are homes
 
 _SHAPES = {(*[str] * 5, int, placed, used) for placed in (int, float) for used in (int, float)}
-Row = Sequence[Any]  # agent, session, instance, replica, version, moves, placed_at, used_at (both in seconds since the epoch)
+Row = Sequence[Any]  # agent, session, instance, replica, version, moves, placed_at, used_at
+# placed_at: seconds since the epoch; used_at: monotonic seconds, which all processes of the node share and nobody sets
 
 
 class HomesFile:

@@ -147,12 +147,12 @@ class SessionExchange:
             path.unlink(missing_ok=True)
 
     def _recover(self, rows: Sequence[Sequence[Any]]) -> None:
-        now, wall_clock_s = time.monotonic(), time.time()
+        now = time.monotonic()
         for agent, session, instance, replica, version, moves, placed_at, used_at in rows:
             pool = self._agents.pools.get(agent)
             if pool is not None and pool.sessions is not None:
                 home = SessionHome(intern(instance), intern(replica), intern(version), moves, placed_at)
-                pool.sessions.homes.recover(HomeChange(session, home, wall_clock_s - used_at), now)
+                pool.sessions.homes.recover(HomeChange(session, home, now - used_at), now)
 
     def _known(self) -> int:
         return sum(len(pool.sessions.homes) for pool in self._agents.pools.values() if pool.sessions is not None)
@@ -201,7 +201,7 @@ class SessionExchange:
 
 def _kept(agent: str, change: HomeChange) -> list[Any]:
     """As a row of the homes file."""
-    return [agent, change.session, *change.home, round(time.time() - change.idle_s, 3)]
+    return [agent, change.session, *change.home, round(time.monotonic() - change.idle_s, 3)]
 
 
 def _row(entry: _Entry, now: float) -> list[Any]:

@@ -41,6 +41,7 @@ class SessionOwner(Protocol):
     def tokens(self) -> Tokens | None: ...
     @property
     def cookie(self) -> str: ...
+    def remembers(self, session: str) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +136,7 @@ def _token(exchange: Exchange, agent: SessionOwner, tokens: Tokens) -> Token | N
     header, now = exchange.header(TOKEN_HEADER), time.time()
     candidates = [header] if header else []
     for content in (*candidates, *_cookies(exchange, agent.cookie), *_cookies(exchange, COOKIE)):
-        token = tokens.read(content.decode("latin-1").strip('"'), agent.name, now)
+        token = tokens.read(content.decode("latin-1").strip('"'), agent.name, now, agent.remembers)
         if token is not None:
             return token
     return None

@@ -3,7 +3,8 @@
 A short text for a cookie: session, instance, version and expiry, signed for one agent. Whatever is not exactly what a
 holder of a key made for that agent, and still in time, reads as None: forged, cut off, foreign, expired. The first key
 signs, all of them verify: to rotate keys, put a new one in front and drop the last after the ttl. The ttl is idle time:
-issue a new token when `due`. Not encrypted: it holds nothing that a response does not show its client. Not a login: it
+issue a new token when `due`. A session that is still in use keeps its token whatever time it is: clocks are set, and hosts
+disagree. Not encrypted: it holds nothing that a response does not show its client. Not a login: it
 says where, not who.
 Source: HMAC-SHA256 (RFC 2104), truncated to 128 bits.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import hmac
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error as NotBase64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from policies.sessions.legacy_token import deciphered
@@ -55,8 +56,13 @@ class Tokens:
             raise ValueError(f"a session token may have {MAX_CHARACTERS} characters, not {len(token)}")
         return token
 
-    def read(self, token: str | None, agent: str, now_unix_s: float) -> Token | None:
-        """None for anything that is not a valid token of this agent. Never raises."""
+    def read(
+        self, token: str | None, agent: str, now_unix_s: float, in_use: Callable[[str], bool] = lambda session: False
+    ) -> Token | None:
+        """None for anything that is not a valid token of this agent. Never raises.
+
+        `in_use`: whether the session has been used within the ttl, by a clock that is never set; its token has not expired.
+        """
         if not token or len(token) > MAX_CHARACTERS:
             return None
         try:
@@ -71,12 +77,14 @@ class Tokens:
                 body = deciphered(key, _framed(agent), signed)
             if body is not None:
                 parsed = _parsed(body)
-                return parsed if parsed is not None and parsed.expires > now_unix_s else None
+                valid = parsed is not None and (parsed.expires > now_unix_s or in_use(parsed.session))
+                return parsed if valid else None
         return None
 
     def due(self, token: Token, now_unix_s: float) -> bool:
-        """Whether enough of its time is gone that the response should carry a new one."""
-        return token.expires - now_unix_s < self.ttl_s * (1 - DUE_SHARE)
+        """Whether the response should carry a new one: enough of its time is gone, or it has more than there can be, as
+        the clock was set back (the cookie would end at the client before the token does)."""
+        return not 1 - DUE_SHARE <= (token.expires - now_unix_s) / self.ttl_s <= 1 + DUE_SHARE
 
 
 def _encoded(signed: bytes) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cluster.controller import Controller
 from cluster.desired import rollout_transitions as transitions
 from cluster.desired.failpoints import POINTS
 from cluster.desired.packages import CannotPack, Package, pack
@@ -29,6 +31,7 @@ from cluster.desired.rollout_transitions import (
     next_name,
     promote,
     take_back,
+    with_deadline_by,
 )
 from cluster.messages import InstanceSpec
 from tests.cluster.desired.world import World
@@ -39,6 +42,11 @@ ALONE = Rollout(V1, "v1")
 
 def coming(percent: float = 10, now: float = 0.0) -> Rollout:
     return bring_in(ALONE, V2, percent, {}, now)
+
+
+def deadline(rollout: Rollout) -> float:
+    assert rollout.canary is not None
+    return rollout.canary.deadline_at
 
 
 def running(percent: float = 10) -> Rollout:
@@ -53,6 +61,24 @@ def test_a_canary_has_nothing_until_it_has_its_instances() -> None:
     assert repr(made) == "<Rollout: v1, v2 0 %, to 10 %>"
     assert advance(made, False, "0 of 1 instances healthy in us", 60.0) == made
     assert repr(advance(made, True, "", 60.0)) == "<Rollout: v1, v2 10 %>"
+
+
+def test_a_deadline_is_no_later_than_it_could_be_when_the_clock_was_set_back_before_a_restart() -> None:
+    made = coming(10, now=7200.0)
+    assert deadline(with_deadline_by(made, 3600.0)) == 3600.0 + 120.0
+    assert with_deadline_by(made, 7250.0) == made, "what is possible stays"
+    assert with_deadline_by(ALONE, 3600.0) == ALONE
+
+
+@pytest.mark.parametrize("step_s", [3600.0, -3600.0])
+def test_a_clock_that_is_set_changes_no_deadline_of_a_running_controller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_s: float
+) -> None:
+    world, now = World(tmp_path), time.time
+    controller = Controller(world.args, str(tmp_path), world.serve)  # type: ignore[arg-type]
+    before = controller.versions._clock()
+    monkeypatch.setattr(time, "time", lambda: now() + step_s)
+    assert 0 <= controller.versions._clock() - before < 120
 
 
 def test_one_that_is_not_healthy_in_time_is_taken_back_and_says_why() -> None:

@@ -235,3 +235,14 @@ def test_every_cause_of_a_moved_session_has_its_sentence(cause: Cause) -> None:
         recorder.sessions_moved("a", cause, 2, second)
     (message,) = messages(events, kind="session", agent="a")
     assert message.startswith("a: 2 sessions moved to other instances: their instance ")
+
+
+def test_a_reader_whose_last_id_is_of_a_time_to_come_gets_every_event() -> None:
+    """The clock was set back, and the Controller restarted."""
+    clock = Clock()
+    last = Events(clock=clock).add("limit", "before").id
+    clock.now -= 3600
+    after = Events(clock=clock)
+    after.add("limit", "one")
+    assert messages(after, after=last) == ["one"]
+    assert messages(after, after=after.last) == []

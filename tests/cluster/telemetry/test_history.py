@@ -157,3 +157,46 @@ def test_two_hundred_instances_are_read_in_little_time(two_hundred: MetricHistor
     read = two_hundred.read("a", START + 20, 900, 120)
     assert (len(read.instances), set(read.instances[key()])) == (200, set(COLUMNS))
     assert time.process_time() - began < 1.0
+
+
+def read(history: MetricHistory, now: float, window_s: float = 10) -> list[int | None]:
+    """Requests by the second."""
+    values: list[int | None] = history.read("a", now, window_s, 300, ("requests",)).instances[key()]["requests"]
+    return values
+
+
+def test_after_the_clock_was_set_back_a_little_the_second_goes_on_until_it_has_caught_up() -> None:
+    history = fed(1, 2, 3)
+    for now, total in ((0, 4), (1, 5), (2, 6), (3, 7), (4, 8)):
+        history.add(START + now, [sample(total)])
+    assert read(history, START + 5)[-5:] == [1, 1, 4, 1, 1]
+
+
+def test_after_the_clock_was_set_back_an_hour_what_follows_is_shown_at_its_time() -> None:
+    history = MetricHistory()
+    for second in range(10):
+        history.add(7200 + second, [sample(second)])
+    for second in range(5):
+        history.add(3600 + second, [sample(100 + second)])
+    assert read(history, 3605)[-5:] == [91, 1, 1, 1, 1]
+    history.add(3606, [sample(107)])
+    assert read(history, 3607)[-3:] == [1, 0, 3], "and goes on from there"
+
+
+def test_the_coarse_slots_of_the_time_before_stay_when_the_clock_is_set_back() -> None:
+    history = MetricHistory()
+    for second in range(0, 7200, 10):
+        history.add(second, [sample(second)])
+    history.add(3600, [sample(7200)])
+    by_the_minute = history.read("a", 3660, 3600 * 24, 1440, ("requests",)).instances[key()]["requests"]
+    assert by_the_minute[-3:-1] == [60, 60]
+
+
+def test_a_series_of_a_time_to_come_is_silent() -> None:
+    """Instances that are gone make room, although the clock was set back after their last sample."""
+    history = MetricHistory()
+    for number in range(SERIES):
+        history.add(7200, [sample(1, number=number)])
+    for number in range(SERIES):
+        history.add(3600, [sample(1, number=SERIES + number)])
+    assert repr(history).startswith(f"<MetricHistory: {SERIES} instances")

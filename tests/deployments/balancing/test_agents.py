@@ -26,13 +26,14 @@ def routing(*members: Member, **balancing: Any) -> AgentTable:
     return made
 
 
-def shares(pool: Pool, count: int, region: str = "us") -> Counter[str]:
+def shares(pool: Pool, count: int, region: str = "us", begin: float = 0.0, every: float = 1.0) -> Counter[str]:
     """Who is chosen, each request ending before the next begins."""
     counted: Counter[str] = Counter()
     for number in range(count):
-        lease = pool.choose(Request(agent="a", region=region, now=float(number)), (), float(number))
+        now = begin + number * every
+        lease = pool.choose(Request(agent="a", region=region, now=now), (), now)
         counted[lease.backend.member.id] += 1
-        lease.release(200, number + 0.5)
+        lease.release(200, now + every / 2)
     return counted
 
 
@@ -150,5 +151,16 @@ def test_slow_start_holds_a_newcomer_back_and_weights_grow_with_its_age(monkeypa
     monkeypatch.setattr("deployments.balancing.agents.time.time", lambda: 1000.0)
     young = Member("instance-2", "r2", "127.0.0.1", 1, "v1", "us", 1, "healthy", started_at=997.0)
     pool = routing(member(1), young, slowStart="30s").pool("a")
-    counted = shares(pool, 110)
-    assert counted == {"instance-1": 100, "instance-2": 10}
+    assert shares(pool, 110, every=0.0) == {"instance-1": 100, "instance-2": 10}, "3 s of 30"
+    assert shares(pool, 150, begin=12.0, every=0.0) == {"instance-1": 100, "instance-2": 50}, "15 s of 30"
+
+
+@pytest.mark.parametrize("step_s", [3600.0, -3600.0])
+def test_a_clock_that_is_set_makes_no_instance_young_or_old(monkeypatch: pytest.MonkeyPatch, step_s: float) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr("deployments.balancing.backend.time.time", lambda: clock[0])
+    young = Member("instance-2", "r2", "127.0.0.1", 1, "v1", "us", 1, "healthy", started_at=997.0)
+    pool = routing(member(1), young, slowStart="30s").pool("a")
+    shares(pool, 1)
+    clock[0] += step_s
+    assert shares(pool, 110, begin=1.0, every=0.0) == {"instance-1": 97, "instance-2": 13}, "4 s of 30"

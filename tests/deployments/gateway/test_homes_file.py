@@ -137,7 +137,7 @@ async def test_it_is_rewritten_when_most_lines_are_out_of_date_and_loses_nothing
 ) -> None:
     monkeypatch.setattr(homes_file, "SLACK", 10)
     one = await started(tmp_path, "g1")
-    row = ["bot", "s", "instance-a", "a", "v1", 0, 1.0, time.time()]
+    row = ["bot", "s", "instance-a", "a", "v1", 0, 1.0, time.monotonic()]
     for _ in range(11):
         one.file.append([row])
     assert one.file.is_due(0) and not one.file.is_due(1)
@@ -185,3 +185,15 @@ async def test_a_gateway_that_stops_takes_its_file_and_the_last_one_the_folder(t
     assert folder.exists()
     other.remove()
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("step_s", [7200.0, -7200.0])
+async def test_a_clock_that_is_set_between_two_gateways_loses_no_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_s: float
+) -> None:
+    first = await started(tmp_path, "g1")
+    home = first.ask("s")
+    first.kill()
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + step_s)
+    assert (await started(tmp_path, "g2")).homes() == {"s": home}

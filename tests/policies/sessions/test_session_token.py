@@ -129,3 +129,18 @@ def test_keys_are_not_shown() -> None:
 def test_what_this_key_signed_for_another_purpose_reads_as_nothing(body: bytes) -> None:
     signed = session_token._mac(NEW, "agent", body) + body
     assert TOKENS.read(session_token._encoded(signed), "agent", NOW) is None
+
+
+def test_a_session_in_use_keeps_its_token_when_the_clock_was_set_forward() -> None:
+    token, later = issued(), NOW + 7200
+    assert TOKENS.read(token, "agent", later) is None
+    held = TOKENS.read(token, "agent", later, lambda session: session == "session-1")
+    assert held is not None and TOKENS.due(held, later), "and is given a new one"
+    assert TOKENS.read(token, "agent2", later, lambda session: True) is None, "it is good for its own agent alone all the same"
+
+
+def test_a_token_from_a_time_to_come_is_due_as_the_clock_was_set_back() -> None:
+    """Its cookie ends at the client after the ttl, whatever the gateway's clock says."""
+    token = TOKENS.read(issued(), "agent", NOW)
+    assert token is not None
+    assert [TOKENS.due(token, NOW - back) for back in (5, 300, 3600)] == [False, False, True]
