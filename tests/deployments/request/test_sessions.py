@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -379,3 +381,19 @@ async def test_a_mounted_app_learns_it_from_a_header_over_http_and_websockets_al
         after = await ask(session)
         plane.mark("a", home, "healthy")
         assert (first, again, moved, after) == ("None", (home, "None"), "1", (new_home, "None")) and new_home != home
+
+
+@pytest.mark.parametrize("step_s", [7200.0, -7200.0])
+async def test_a_clock_that_is_set_ends_no_session_that_is_in_use(
+    sticky: DataPlane, monkeypatch: pytest.MonkeyPatch, step_s: float
+) -> None:
+    clock = [time.time()]
+    monkeypatch.setattr("deployments.request.sessions.time", SimpleNamespace(time=lambda: clock[0]))
+    async with aiohttp.ClientSession(sticky.url, cookie_jar=aiohttp.CookieJar(unsafe=True)) as client:
+        first = await send(client)
+        clock[0] += step_s
+        second = await send(client)
+        assert who(second) == who(first)
+        assert await second.json() == await first.json(), "the same session"
+        assert "set-cookie" in second.headers, "with a cookie that lasts as long as the session does"
+        assert "set-cookie" not in (await send(client)).headers
