@@ -56,6 +56,7 @@ from cluster.telemetry.history import MetricHistory
 from cluster.telemetry.totals import MetricTotals
 from cluster.transport.listener import Listener, bind_in_time
 from cluster.transport.rpc import RpcAddress, RpcServer
+from cluster.transport.running_clock import running_time
 from cluster.view import ClusterView
 from policies.lifecycle.draining import DrainTerms
 
@@ -83,7 +84,7 @@ class Controller:
         self._totals = MetricTotals()
         self._autoscaling = Autoscaling(self.registry, self._state.counts)
         self._analysis = CanaryAnalysis(self._totals, self._is_tripped)
-        self._gateways = Gateways(self._recorder, self._totals, self._changed)
+        self._gateways = Gateways(self._recorder, self._totals, self._changed, running_time)
         self._reconciler = Reconciler(
             self._desired, placement, self.registry, self._gateways, self._autoscaling, self._analysis, self._crash_loops,
             self._changed, at, instance_host,
@@ -178,7 +179,7 @@ class Controller:
         if not self._totals.add(observation, time.monotonic()):
             return
         self._count_in_flight()
-        if self._autoscaling.observe(observation, time.monotonic()):
+        if self._autoscaling.observe(observation, running_time()):
             self._reconciler.hurry()
         self._share_breakers(observation)
         for _, replica in observation.unreachable:

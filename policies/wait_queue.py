@@ -123,6 +123,15 @@ class WaitQueue(Generic[T]):
             expired.append(waiter)
         return expired
 
+    def postpone(self, seconds: float) -> None:
+        """Give every waiter this much longer: its gateway has paused."""
+        self._moved_at += seconds
+        for lane in self._lanes.values():
+            for waiter in lane.values():
+                waiter.deadline += seconds
+        self._deadlines = [(waiter.deadline, ticket, waiter) for _, ticket, waiter in self._deadlines if waiter.waiting]
+        heapify(self._deadlines)
+
     def deadline(self) -> float | None:
         """When `expire` has something to do next."""
         while self._deadlines and not self._deadlines[0][2].waiting:

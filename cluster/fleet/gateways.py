@@ -25,8 +25,15 @@ RECHECK_S = 0.5  # while the Controller itself recovers
 class Gateways:
     """`changed` is called when a gateway was added or removed: the others learn it from their next snapshot."""
 
-    def __init__(self, recorder: EventRecorder, totals: MetricTotals, changed: Callable[[], None]) -> None:
-        self._recorder, self._totals, self._changed = recorder, totals, changed
+    def __init__(
+        self,
+        recorder: EventRecorder,
+        totals: MetricTotals,
+        changed: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`clock`: one that stands still while this process is paused (cluster/transport/running_clock.py)."""
+        self._recorder, self._totals, self._changed, self._clock = recorder, totals, changed, clock
         # By id: the gateway, the time of its last call, and the version of its snapshot.
         self.present: dict[str, tuple[GatewayHello, float, str | None]] = {}
         self._epoch = secrets.token_hex(4)
@@ -55,7 +62,7 @@ class Gateways:
     def observe(self, hello: GatewayHello, version: str | None) -> None:
         """A gateway asks for a snapshot, and has that version."""
         new = hello.gateway not in self.present
-        self.present[hello.gateway] = (hello, time.monotonic(), version)
+        self.present[hello.gateway] = (hello, self._clock(), version)
         if new:
             self._recorder.gateway(hello)
             self._changed()
@@ -64,14 +71,14 @@ class Gateways:
         """A gateway has reported its counts."""
         if gateway in self.present:
             hello, _, version = self.present[gateway]
-            self.present[gateway] = (hello, time.monotonic(), version)
+            self.present[gateway] = (hello, self._clock(), version)
 
     async def wait_for_change(self, version: str | None, ready: Callable[[], bool]) -> bool:
         """Whether the newest snapshot is another than `version`. It waits while `ready` says that none would be right yet."""
-        deadline = time.monotonic() + POLL_S
+        deadline = self._clock() + POLL_S
         async with self._change:
             while not ready() or version == self.version:
-                left = deadline - time.monotonic()
+                left = deadline - self._clock()
                 if left <= 0:
                     return False
                 try:
@@ -89,8 +96,9 @@ class Gateways:
             self._change.notify_all()
 
     def forget_silent(self) -> None:
+        now = self._clock()
         for gateway, (_, last_call, _) in list(self.present.items()):
-            if time.monotonic() - last_call > GATEWAY_GONE_S:
+            if now - last_call > GATEWAY_GONE_S:
                 self.forget(gateway, f"is no longer available: no contact for {GATEWAY_GONE_S:g} s")
 
     def forget(self, gateway: str, change: str) -> None:

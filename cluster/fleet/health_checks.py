@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from random import Random
+from typing import Any
 
 import aiohttp
 
@@ -17,10 +18,12 @@ from cluster.config.agent_settings import HealthCheck
 from cluster.fleet.instance_client import InstanceClient
 from cluster.fleet.registry import InstanceRecord, Registry
 from cluster.messages import CHECK_PATH
+from cluster.transport.running_clock import running_clock
 from policies.lifecycle.health_threshold import HealthThreshold
 
 SLICE_S = 1.0  # a changed interval takes effect within this time
 JITTER = 0.1
+UNLIMITED = aiohttp.ClientTimeout(total=None)  # the time limit is the running clock's
 
 
 class HealthChecker:
@@ -74,12 +77,14 @@ class HealthChecker:
 
     async def _check(self, record: InstanceRecord, timeout_s: float) -> tuple[bool, str]:
         """Whether the check passed, and the reason if not."""
-        timeout = aiohttp.ClientTimeout(total=timeout_s)
         try:
-            async with self._instances.request("GET", record.registration, CHECK_PATH, timeout) as response:
-                answer = await response.json()
-                return bool(answer["healthy"]), str(answer["reason"])
+            answer = await running_clock().wait_for(self._ask(record), timeout_s)
+            return bool(answer["healthy"]), str(answer["reason"])
         except asyncio.TimeoutError:
             return False, f"the health check timed out after {timeout_s:g} s"
         except (aiohttp.ClientError, ConnectionError, ValueError, KeyError, TypeError) as error:
             return False, f"the health check failed: {type(error).__name__}"
+
+    async def _ask(self, record: InstanceRecord) -> Any:
+        async with self._instances.request("GET", record.registration, CHECK_PATH, UNLIMITED) as response:
+            return await response.json()

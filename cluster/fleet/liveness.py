@@ -1,7 +1,8 @@
 """Does each instance's process still run? One open stream from each, a line a second, read for as long as it is registered.
 
 A killed process is noticed when its connection breaks (at once), a frozen process or a dead node when the lines stop.
-Whether a running instance is healthy is for its health checks (cluster/fleet/health_checks.py).
+Whether a running instance is healthy is for its health checks (cluster/fleet/health_checks.py). Silence is measured by the
+running clock: while this process is paused it reads no lines, which says nothing of the instances.
 """
 
 from __future__ import annotations
@@ -9,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import time
 
 import aiohttp
 
 from cluster.fleet.instance_client import InstanceClient
 from cluster.fleet.registry import InstanceRecord, Registry
 from cluster.messages import WATCH_PATH
+from cluster.transport.running_clock import running_clock
 
 log = logging.getLogger("swiftclaw.health")
 
@@ -23,6 +24,20 @@ LINE_EVERY_S = 1.0
 SILENCE_S = 5.0  # without a line for this long, an instance is ejected
 GONE_S = 30.0  # and for this long, removed: its name is free (it may register again and get another)
 VERIFY_S = 2.0
+
+
+class _Stream:
+    """The stream of one instance. `last_at`: when its newest line arrived, or it was opened."""
+
+    def __init__(self) -> None:
+        self.clock = running_clock()
+        self.last_at = self.last_line_at = self.clock.now()
+
+    def opened(self) -> None:
+        self.last_at = self.clock.now()
+
+    def line(self) -> None:
+        self.last_at = self.last_line_at = self.clock.now()
 
 
 class LivenessWatch:
@@ -56,27 +71,35 @@ class LivenessWatch:
             task.cancel()
 
     async def _follow(self, record: InstanceRecord) -> None:
-        replica = record.registration.replica
-        last_line_at = time.monotonic()
+        replica, stream = record.registration.replica, _Stream()
         while self._registry.get(replica) is record:
+            stream.opened()
+            reading = asyncio.create_task(self._read(record, stream))
             try:
-                async with self._open(record, timeout_s=SILENCE_S) as response:
-                    response.raise_for_status()
-                    async for line in response.content:
-                        last_line_at = time.monotonic()
-                        self._observe(record, json.loads(line))
+                if await stream.clock.wait_until(reading, lambda: stream.last_at + SILENCE_S):
+                    reading.result()
+                else:
+                    self._registry.eject(replica, f"no response for {SILENCE_S:g} s")
             except (aiohttp.ClientConnectorError, ConnectionRefusedError):
                 return self._remove(record)
-            except asyncio.TimeoutError:  # before ClientError: aiohttp's time-outs are both
-                self._registry.eject(replica, f"no response for {SILENCE_S:g} s")
-            except (aiohttp.ClientError, ConnectionError, ValueError) as error:
+            except (aiohttp.ClientError, ConnectionError, ValueError, asyncio.TimeoutError) as error:
                 log.info("%s: the liveness stream broke: %r", record.id, error)
-            if time.monotonic() - last_line_at > GONE_S:
+            finally:
+                reading.cancel()
+            if stream.clock.now() - stream.last_line_at > GONE_S:
                 return self._remove(record)
             await asyncio.sleep(0.05)
         return None
 
-    def _open(self, record: InstanceRecord, timeout_s: float) -> aiohttp.client._RequestContextManager:
+    async def _read(self, record: InstanceRecord, stream: _Stream) -> None:
+        """Read the instance's lines until the stream ends."""
+        async with self._open(record, timeout_s=None) as response:
+            response.raise_for_status()
+            async for line in response.content:
+                stream.line()
+                self._observe(record, json.loads(line))
+
+    def _open(self, record: InstanceRecord, timeout_s: float | None) -> aiohttp.client._RequestContextManager:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=timeout_s, sock_read=timeout_s)
         return self._instances.request("GET", record.registration, WATCH_PATH, timeout)
 

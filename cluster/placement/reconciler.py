@@ -25,6 +25,7 @@ from cluster.fleet.registry import Registry
 from cluster.instance_state import HEALTHY
 from cluster.placement.capacity import Capacity, explained
 from cluster.placement.serve import Placement
+from cluster.transport.running_clock import running_time
 
 log = logging.getLogger("swiftclaw.controller")
 
@@ -58,7 +59,7 @@ class Reconciler:
         self.observed: dict[str, AppStatus] = {}
         self.problems: dict[str, str] = {}  # Serve app -> why it cannot start
         self.warnings: list[str] = []
-        self._settled_at = 0.0 if self._state.instances else time.monotonic() + SETTLE_S
+        self._settled_at = 0.0 if self._state.instances else running_time() + SETTLE_S
         self._look_at = 0.0  # when to read Serve's report again
         self._hurry = asyncio.Event()
         self._waiting: list[asyncio.Future[None]] = []
@@ -114,7 +115,7 @@ class Reconciler:
 
     def _settled(self) -> bool:
         """False while a Controller without state waits for what runs to register, so that no gateway gets an empty snapshot."""
-        if time.monotonic() >= self._settled_at:
+        if running_time() >= self._settled_at:
             return True
         gateways = any(name.startswith("gateway.") and app.status == "RUNNING" for name, app in self.observed.items())
         if gateways and not self._gateways.present:
@@ -136,7 +137,7 @@ class Reconciler:
             self.wake()
         if not settled:
             return
-        changes = self._autoscaling.look(self._desired.file, time.monotonic(), time.time())
+        changes = self._autoscaling.look(self._desired.file, running_time(), time.time())
         self._desired.scaled(changes)
         if changes:
             self._changed()

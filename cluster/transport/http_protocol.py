@@ -21,6 +21,7 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from cluster.transport.running_clock import running_clock
 from policies.errors import BadRequest
 
 log = logging.getLogger("swiftclaw.connections")
@@ -94,7 +95,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         """`on_rejected` is called with the status of each rejected request: the application never sees those."""
         super().__init__(**uvicorns)
         self._limits, self._on_rejected = limits, on_rejected
-        self.until = math.inf  # the loop's time when `expire` is due
+        self._clock = running_clock()
+        self.until = math.inf  # the running clock's time when `expire` is due
         self._in_head = False  # a head has begun and is incomplete
         self._in_body = False  # a head is complete, and its message has not ended
         self._overhead = 0  # bytes since the last head or body data
@@ -151,7 +153,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _wait(self, seconds: float) -> None:
-        self.until = self.loop.time() + seconds
+        self.until = self._clock.now() + seconds
 
     def _disconnect(self) -> None:
         if self._busy:
@@ -329,7 +331,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
 
 class DeadlineSweeper:
-    """Enforces the deadlines of all connections of one server, WebSockets included."""
+    """Enforces the deadlines of all connections of one server, WebSockets included. `now` is the running clock's."""
 
     def __init__(self, connections: Collection[Any], limits: ConnectionLimits) -> None:
         self._connections, self._limits = connections, limits

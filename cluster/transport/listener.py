@@ -18,6 +18,7 @@ from typing import Any
 import uvicorn
 
 from cluster.transport.http_protocol import ConnectionLimits, DeadlineSweeper, LimitedHttpProtocol
+from cluster.transport.running_clock import running_clock
 from cluster.transport.shared_port import LEAVE_S, drop_handshakes
 from cluster.transport.websocket_protocol import NotingWebSocketProtocol
 
@@ -176,10 +177,10 @@ class Listener:
         return len(self._server.server_state.connections)
 
     async def _sweep(self) -> None:
-        sweeper = DeadlineSweeper(self._server.server_state.connections, self._limits)
+        sweeper, clock = DeadlineSweeper(self._server.server_state.connections, self._limits), running_clock()
         while True:
             await asyncio.sleep(self._limits.sweep_s)
-            sweeper.sweep(asyncio.get_running_loop().time())
+            sweeper.sweep(clock.now())
 
     async def close(self, *, others_stay: bool = False) -> None:
         """`others_stay`: other processes may share the port; they get the connections that arrive from now on."""

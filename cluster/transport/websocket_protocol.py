@@ -11,22 +11,28 @@ from __future__ import annotations
 import array
 import fcntl
 import termios
-import time
 from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from cluster.transport.running_clock import running_clock
+
 ON_CLOSE = "swiftclaw.on_close"  # in a WebSocket's scope: called before the client's close is confirmed
-ACTIVE_AT = "swiftclaw.active_at"  # in a WebSocket's scope: monotonic time of the client's newest frame, or part of one
+ACTIVE_AT = "swiftclaw.active_at"  # in a WebSocket's scope: running-clock time of the client's newest frame, or part of one
+EARLY_S = 0.1  # a timer may fire a little early
 
 
 class NotingWebSocketProtocol(WebSocketsSansIOProtocol):
     """One client's WebSocket. Answers to the server's own pings do not count: they say nothing of what the client wants."""
 
-    _received_at = 0.0  # the loop's time of the newest bytes
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._clock = running_clock()
+        self._received_at = 0.0  # when the newest bytes arrived
+        self._pinged_at = 0.0  # when this side last sent a ping
 
     def data_received(self, data: bytes) -> None:
-        self._received_at = self.loop.time()
+        self._received_at = self._clock.now()
         super().data_received(data)
         if self.conn.reader.buffer:  # a part of a frame
             self._note()
@@ -58,6 +64,10 @@ class NotingWebSocketProtocol(WebSocketsSansIOProtocol):
             on_close()
         super().handle_close(event)
 
+    def send_keepalive_ping(self) -> None:
+        self._pinged_at = self._clock.now()
+        super().send_keepalive_ping()
+
     def keepalive_timeout(self) -> None:
         if self.ping_timeout is not None and self._pong_may_be_under_way(self.ping_timeout):
             self.pong_timer = self.loop.call_later(self.ping_timeout, self.keepalive_timeout)
@@ -67,7 +77,8 @@ class NotingWebSocketProtocol(WebSocketsSansIOProtocol):
     def _pong_may_be_under_way(self, timeout: float) -> bool:
         return (
             self.read_paused
-            or self._received_at > self.loop.time() - timeout
+            or self._received_at > self._clock.now() - timeout
+            or self._pinged_at > self._clock.now() - timeout + EARLY_S  # this process has paused since
             or self.transport.get_write_buffer_size() > 0
             or unacknowledged_bytes(self.transport.get_extra_info("socket").fileno()) > 0
         )
@@ -75,7 +86,7 @@ class NotingWebSocketProtocol(WebSocketsSansIOProtocol):
     def _note(self) -> None:
         if self.handshake_complete:
             scope: Any = self.scope  # typed without additions
-            scope[ACTIVE_AT] = time.monotonic()
+            scope[ACTIVE_AT] = self._clock.now()
 
 
 def unacknowledged_bytes(socket: int) -> int:

@@ -67,6 +67,11 @@ class AgentTable:
         for pool in self.pools.values():
             pool.tick(now)
 
+    def postpone(self, seconds: float, now: float) -> None:
+        """Move the deadlines that `tick` enforces: this gateway has paused."""
+        for pool in self.pools.values():
+            pool.postpone(seconds, now)
+
     def pool(self, agent: str) -> Pool:
         """Raises UnknownAgent, or NoHealthyInstance before the first snapshot."""
         pool = self.pools.get(agent)

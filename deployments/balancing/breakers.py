@@ -90,6 +90,12 @@ class Breakers:
                     if lease.move_elsewhere is not None and lease.move_elsewhere():
                         del backend.overdue[lease]
 
+    def postpone(self, backends: Iterable[Backend], seconds: float, now: float) -> None:
+        """Give every instance this much longer to answer: this gateway has paused, and could not have read an answer."""
+        for backend in backends:
+            for lease in backend.awaiting:
+                lease.started_at = min(lease.started_at + seconds, now)
+
     def refresh(self, now: float) -> None:
         """Let instances be probed whose reset timeout has passed."""
         if not self._tripped:

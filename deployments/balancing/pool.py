@@ -325,6 +325,11 @@ class Pool:
             self.wait_queue.expire(now)
             self.wait_queue.move(now)
 
+    def postpone(self, seconds: float, now: float) -> None:
+        """Move the deadlines that `tick` enforces: this gateway has paused."""
+        self.breakers.postpone(self._backends.values(), seconds, now)
+        self.wait_queue.postpone(seconds)
+
     def _refresh(self, now: float) -> None:
         """Bring up to date what changes with time: weights during slow start, slowness, suspicions that have expired."""
         self._refresh_at = now + REFRESH_S

@@ -129,6 +129,10 @@ class AgentWaitQueue:
             if not waiter.wake.future.done():
                 waiter.wake.future.set_exception(self._overloaded("timed out waiting for a free instance", now))
 
+    def postpone(self, seconds: float) -> None:
+        """Give every request this much longer: this gateway has paused."""
+        self._queue.postpone(seconds)
+
     def dismiss(self, error: SwiftClawError) -> None:
         """Refuse every waiting request."""
         while (waiter := self._queue.grant(0.0, list(self._queue.lanes))) is not None:

@@ -18,6 +18,7 @@ from cluster.controller_api import ControlApi
 from cluster.messages import GatewayHello, Observation
 from cluster.transport.listener import Listener
 from cluster.transport.rpc import ControllerUnavailable, RpcClient
+from cluster.transport.running_clock import running_clock
 from cluster.transport.tls import Certificate
 from deployments.balancing.agents import AgentTable
 from deployments.gateway.counts_file import CountsFile, files, held
@@ -69,7 +70,8 @@ class Gateway:
 
     async def start(self) -> None:
         """Returns when it accepts connections: with its first snapshot, or without one after a while."""
-        self._tasks = [asyncio.create_task(work) for work in (self._follow_snapshots(), self._report(), self._tick())]
+        works = (self._follow_snapshots(), self._report(), tick_forever(self._agents))
+        self._tasks = [asyncio.create_task(work) for work in works]
         self._tasks.append(asyncio.create_task(measure_forever(self._agents, self._connections, self._hello.settings.region)))
         if self._certificate is not None:
             self._tasks.append(asyncio.create_task(self._certificate.follow()))
@@ -161,11 +163,6 @@ class Gateway:
         if self._counts_file is not None:
             self._counts_file.remove()
 
-    async def _tick(self) -> None:
-        while True:
-            await asyncio.sleep(TICK_S)
-            self._agents.tick(time.monotonic())
-
     async def stop(self) -> None:
         """Accept no new connections, finish the requests in flight, and deliver the last counts."""
         # Snapshots are applied until the listener is closed: a waiting request may get a new instance.
@@ -180,3 +177,16 @@ class Gateway:
         if self._homes_file is not None:
             self._homes_file.remove()
         await self._controller.close()
+
+
+async def tick_forever(agents: AgentTable, every_s: float = TICK_S) -> None:
+    """Enforce what is due by time alone. After a pause of this process: not before what has arrived was read."""
+    clock = running_clock()
+    paused_s = clock.paused_s
+    while True:
+        await asyncio.sleep(every_s)
+        before, paused_s = paused_s, clock.paused_s
+        if paused_s > before:
+            agents.postpone(paused_s - before, time.monotonic())
+        if not clock.catching_up:
+            agents.tick(time.monotonic())

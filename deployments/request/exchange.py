@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from cluster.messages import Member
 from cluster.transport import sse
+from cluster.transport.running_clock import LEAST_SLEEP_S, RunningClock, running_clock
 from deployments.request import openai
 from deployments.types import Body, Headers, Receive, Scope, Send, SentHeaders
 from policies.errors import BadRequest, PayloadTooLarge, SwiftClawError
@@ -86,6 +87,7 @@ class Exchange:
         self._task: asyncio.Task[Any] | None = None
         self._watch: asyncio.Task[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._clock: RunningClock | None = None
         self._ends_at = 0.0
         self._late = False  # has run longer than WATCH_AFTER_S
         self._interrupted: type[Exception] | None = None
@@ -178,14 +180,14 @@ class Exchange:
 
     def guard(self, seconds: float) -> None:
         """Interrupt this task when the client disconnects (ClientDisconnected) or time runs out (DeadlineExceeded)."""
-        self._task = asyncio.current_task()
+        self._task, self._clock = asyncio.current_task(), running_clock()
         self.deadline(seconds)
 
     def deadline(self, seconds: float) -> None:
         """Set the time that is left from now, in place of the previous deadline. Without `guard` it has no effect."""
-        if self._task is None:
+        if self._task is None or self._clock is None:
             return
-        now = time.monotonic()
+        now = self._clock.now()
         earlier = now + seconds < self._ends_at
         self._ends_at = now + seconds
         if self._timer is None:
@@ -203,11 +205,13 @@ class Exchange:
         self._late = True
         if self._body_done:
             self._watch_client()
-        left = self._ends_at - time.monotonic()
+        if self._clock is None:
+            return
+        left = self._ends_at - self._clock.now()
         if left <= 0.001:
             self._interrupt(DeadlineExceeded)
         else:
-            self._wake(left)
+            self._wake(max(left, LEAST_SLEEP_S))
 
     def _watch_client(self) -> None:
         if self._watch is None:

@@ -11,6 +11,7 @@ import asyncio
 from weakref import WeakSet
 
 from cluster.transport.listener import in_url
+from cluster.transport.running_clock import running_clock
 from deployments.types import Body, Headers
 from deployments.upstream.connection import (
     Connection,
@@ -30,7 +31,7 @@ class ConnectionPool:
     """Needs a running event loop."""
 
     def __init__(self, idle_s: float = _IDLE_CONNECTION_S) -> None:
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._clock = asyncio.get_running_loop(), running_clock()
         self._idle_s = idle_s
         self._idle: dict[Address, list[tuple[Connection, float]]] = {}  # with the time of their last use, newest last
         self._open: set[Connection] = set()
@@ -64,7 +65,7 @@ class ConnectionPool:
         socket = InstanceWebSocket()
         self._websockets.add(socket)
         try:
-            await asyncio.wait_for(self._loop.create_connection(lambda: socket, host, port), connect_s)
+            await self._clock.wait_for(self._loop.create_connection(lambda: socket, host, port), connect_s)
         except (OSError, asyncio.TimeoutError) as error:
             raise NotConnected(str(error) or f"no connection within {connect_s:g} s") from error
         try:
@@ -85,19 +86,24 @@ class ConnectionPool:
     # --- the pool -------------------------------------------------------------------------------------------------
 
     def _take_idle(self, address: Address) -> Connection | None:
-        """The most recently used connection, so that surplus ones stay idle and expire."""
+        """The most recently used connection, so that surplus ones stay idle and expire.
+
+        Not one that has been idle too long while this process was paused: the instance may have closed it.
+        """
         idle = self._idle.get(address)
+        oldest = self._loop.time() - self._idle_s
         while idle:
-            connection, _ = idle.pop()
-            if connection.usable:
+            connection, since = idle.pop()
+            if connection.usable and since >= oldest:
                 return connection
+            connection.close()
         return None
 
     async def _connect(self, address: Address, connect_s: float) -> Connection:
         connection = Connection(lambda idle: self._keep(address, idle), self._open.discard)
         self._open.add(connection)
         try:
-            await asyncio.wait_for(self._loop.create_connection(lambda: connection, *address), connect_s)
+            await self._clock.wait_for(self._loop.create_connection(lambda: connection, *address), connect_s)
         except BaseException as error:
             connection.abort()
             self._open.discard(connection)

@@ -6,6 +6,7 @@ import asyncio
 import time
 from typing import Any
 
+from cluster.transport.running_clock import LEAST_SLEEP_S, running_clock
 from cluster.transport.websocket_protocol import ACTIVE_AT, ON_CLOSE
 from deployments.balancing.backend import Lease
 from deployments.request.exchange import DeadlineExceeded, Exchange
@@ -137,12 +138,13 @@ class _Relay:
 
     def __init__(self, exchange: Exchange, socket: InstanceWebSocket, idle_s: float) -> None:
         self._exchange, self._socket, self._idle_s = exchange, socket, idle_s
-        self._started_at = time.monotonic()
+        self._clock = running_clock()
+        self._started_at = self._clock.now()
 
     async def run(self) -> None:
         pumps = {asyncio.create_task(self._from_client()), asyncio.create_task(self._from_instance())}
         try:
-            while not (await asyncio.wait(pumps, timeout=self._left_s(), return_when=asyncio.FIRST_COMPLETED))[0]:
+            while not (await asyncio.wait(pumps, timeout=self._sleep_s(), return_when=asyncio.FIRST_COMPLETED))[0]:
                 if self._left_s() <= 0:
                     await self._close_client(GOING_AWAY, "idle")
                     await self._socket.close(GOING_AWAY, "idle")
@@ -155,7 +157,10 @@ class _Relay:
     def _left_s(self) -> float:
         """Until it is idle."""
         client_at: float = self._exchange.scope.get(ACTIVE_AT, self._started_at)
-        return max(0.0, max(client_at, self._socket.active_at) + self._idle_s - time.monotonic())
+        return max(client_at, self._socket.active_at) + self._idle_s - self._clock.now()
+
+    def _sleep_s(self) -> float:
+        return max(self._left_s(), LEAST_SLEEP_S)
 
     async def _from_client(self) -> None:
         while (message := await self._exchange.receive())["type"] != "websocket.disconnect":

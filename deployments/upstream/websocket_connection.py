@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections import deque
 from dataclasses import dataclass
 from typing import Any, cast
@@ -21,6 +20,7 @@ from websockets.http11 import Response
 from websockets.protocol import OPEN
 from websockets.uri import WebSocketURI
 
+from cluster.transport.running_clock import running_clock
 from deployments.types import Headers, SentHeaders
 from deployments.upstream.connection import ConnectionBroken
 
@@ -69,7 +69,8 @@ class InstanceWebSocket(asyncio.Protocol):
         self._writable = asyncio.Event()
         self._writable.set()
         self._ended = asyncio.Event()  # the connection
-        self.active_at = time.monotonic()  # when the newest part of a message arrived
+        self._clock = running_clock()
+        self.active_at = self._clock.now()  # when the newest part of a message arrived
         self._transport: asyncio.Transport | None = None
 
     async def open(self, path: str, headers: Headers, subprotocols: list[str]) -> None:
@@ -147,7 +148,7 @@ class InstanceWebSocket(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._frames.receive_data(data)
         if self._frames.reader.buffer:  # a part of a frame
-            self.active_at = time.monotonic()
+            self.active_at = self._clock.now()
         self._handle_events()
         self._flush()
         if self._frames.parser_exc is not None:
@@ -210,7 +211,7 @@ class InstanceWebSocket(asyncio.Protocol):
             return
         else:
             return
-        self.active_at = time.monotonic()
+        self.active_at = self._clock.now()
         if frame.fin:
             data = b"".join(self._parts) if len(self._parts) > 1 else self._parts[0]
             self._parts = []

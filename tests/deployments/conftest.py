@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
@@ -22,6 +21,7 @@ from cluster.transport.http_protocol import ConnectionLimits
 from cluster.transport.listener import Listener, bind
 from deployments.balancing.agents import AgentTable
 from deployments.gateway.edge import Edge
+from deployments.gateway.gateway import tick_forever
 from deployments.gateway.reporter import Reporter
 from deployments.instance.lifespan import Lifespan
 from deployments.instance.server import InstanceServer
@@ -62,15 +62,10 @@ class DataPlane:
             self.edge, bind("127.0.0.1", 0), limits=self.limits, tls=self.tls, date=True, grace_s=0, on_rejected=refused
         )
         await self.gateway.start()
-        self.ticking = asyncio.create_task(self._tick())
+        self.ticking = asyncio.create_task(tick_forever(self.agents, 0.02))
         self.announce()
         self.url = f"{'https' if self.tls else 'http'}://127.0.0.1:{self.gateway.port}"
         self.client = aiohttp.ClientSession(self.url, connector=aiohttp.TCPConnector(limit=0))
-
-    async def _tick(self) -> None:
-        while True:
-            await asyncio.sleep(0.02)
-            self.agents.tick(time.monotonic())
 
     async def stop(self) -> None:
         self.ticking.cancel()

@@ -40,6 +40,19 @@ def test_the_queue_is_no_longer_than_allowed_and_takes_more_when_it_moves() -> N
     assert queue.join(1, 30, "e") is None
 
 
+def test_after_a_pause_every_waiter_has_as_long_left_as_before() -> None:
+    queue = WaitQueue[str](10)
+    joined(queue, "a", timeout_s=5)
+    joined(queue, "b", timeout_s=2)
+    left = joined(queue, "left", timeout_s=1)
+    queue.leave(left)
+    queue.postpone(40)
+    assert queue.deadline() == 42
+    assert queue.expire(41.9) == [] and [waiter.wake for waiter in queue.expire(42)] == ["b"]
+    assert granted(queue, 44.9) == "a"
+    assert queue.retry_after_s(45) <= 5, "the pause says nothing of the pace of the queue"
+
+
 def test_a_lower_maximum_removes_no_waiting_request() -> None:
     queue = WaitQueue[str](3)
     for name in "abc":

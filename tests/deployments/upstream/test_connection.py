@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
@@ -494,6 +495,14 @@ async def test_connections_that_nobody_needs_are_closed_and_the_last_used_is_tak
             assert await asking.whole() == (200, b"ok")
             await asyncio.sleep(0.01)
         assert asking.instance.connections == 2, "one of the two was never needed again"
+
+
+async def test_a_connection_that_was_idle_too_long_during_a_pause_is_not_used_again() -> None:
+    async with instance(says(OK), idle_s=0.3) as asking:
+        assert await asking.whole() == (200, b"ok")
+        time.sleep(0.4)  # noqa: ASYNC251
+        assert await asking.whole() == (200, b"ok")
+        assert asking.instance.connections == 2, "the instance may have closed the first one"
 
 
 @pytest.mark.parametrize("value", [b"a\r\nx-b: c", b"a\nx-b: c", b"a\rb"])
