@@ -66,7 +66,7 @@ async def handle(message):
 
 async def pieces(content, reply):
     for number in range(content["pieces"]):
-        yield f"{{number}}:{{reply}};"
+        yield f"{{number}}:{{reply}};" + "." * content.get("padding", 0)
         await asyncio.sleep(content["gap"])
 
 

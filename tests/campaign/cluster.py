@@ -18,7 +18,7 @@ import subprocess
 import sys
 import urllib.request
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ HEAD = "us-east-1"  # the region of the gateways, and of Ray's head node
 class Settings:
     """What the cluster runs with; seconds where nothing else is said. The checker reads them from facts.json."""
 
+    rate: float = 80.0  # requests per second
     instances: int = 2  # in each region
     gateways: int = 3
     request: float = 6.0
@@ -53,6 +54,13 @@ class Settings:
     @property
     def facts(self) -> dict[str, float]:
         return {name: float(value) for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_facts(cls, facts: dict[str, float]) -> Settings:
+        """Of a run before: what it does not name has its default."""
+        values: dict[str, Any] = {one.name: facts[one.name] for one in fields(cls) if one.name in facts}
+        values |= {name: int(values[name]) for name in ("instances", "gateways") if name in values}
+        return cls(**values)
 
 
 REGIONS = (HEAD, "eu-west-1", "ap-southeast-1")

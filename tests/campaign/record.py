@@ -46,6 +46,7 @@ class Request:
     count: int = 0  # of a turn: how many turns of this session that process has counted
     pieces: int = 0
     longest_gap: float = 0.0  # of a stream: the longest silence in it, seconds
+    paused: float = 0.0  # how long the client's process did not run meanwhile, seconds: then the machine was at its limit
 
 
 @dataclass

@@ -83,8 +83,9 @@ class Sampler(threading.Thread):
                 self._deaths.write(Death(time.monotonic(), pid, role))
 
     def _write_sizes(self) -> None:
-        if controller := self._cluster.controller():
-            self._observe(controller, "controller")
+        with contextlib.suppress(psutil.Error, OSError):
+            if controller := self._cluster.controller():
+                self._observe(controller, "controller")
         tasks: dict[int, int] = {}
         with contextlib.suppress(OSError, ValueError, KeyError):
             tasks = self._cluster.tasks()

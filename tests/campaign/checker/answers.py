@@ -20,7 +20,7 @@ def check_answers(history: History, findings: Findings) -> None:
 
 
 def _time(history: History, findings: Findings, request: Request) -> None:
-    limit, took = history.setting("request") + history.late_s, _took(request)
+    limit, took = history.setting("request") + history.late_s, _took(request) - request.paused
     frozen = sum(_overlap(request, one.struck, one.ended + 0.5) for one in history.gateway_freezes(request))
     if request.outcome == "hang" or took > limit + frozen:
         findings.request("in-time", request, f"took {took:.1f} s of {limit - history.late_s:g}: {saw(request)}")

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.campaign.faults import clock, disk, network, processes
+from tests.campaign.faults import clock, disk, network, operators, processes
 from tests.campaign.record import Fault
 from tests.campaign.stage import Stage
 
@@ -24,6 +24,11 @@ class Kind:
     strike: FaultFunction
     cards: int = 1
     apart_s: float = 0.0
+
+    @property
+    def family(self) -> str:
+        """The module of its function: processes, operators …"""
+        return self.strike.__module__.rpartition(".")[2]
 
 
 FAULTS: dict[str, Kind] = {
@@ -47,4 +52,10 @@ FAULTS: dict[str, Kind] = {
     "one_way": Kind(network.one_way, apart_s=15),
     "delay_region": Kind(network.delay_region),
     "clock_step": Kind(clock.clock_step, apart_s=25),
+    "scale": Kind(operators.scale, cards=2),
+    "retune": Kind(operators.retune),
+    "rollout": Kind(operators.rollout, cards=5),
+    "sick": Kind(operators.sick),
+    "rotate_key": Kind(operators.rotate_key, apart_s=40),
+    "failover": Kind(operators.failover, apart_s=30),
 }

@@ -1,0 +1,151 @@
+"""`scripts/campaign`: random faults under load on a cluster of its own, and whether the rules held.
+
+Exit status: 0 no violation, 1 violations, 2 the run itself failed, or the command line is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.campaign import record
+from tests.campaign.checker import Verdict, judge
+from tests.campaign.cluster import Settings
+from tests.campaign.faults import FAULTS, Kind
+from tests.campaign.plan import Plan, draw_up
+from tests.campaign.record import Record
+from tests.campaign.run import CampaignError, Run
+from tests.campaign.shrink import shrink
+
+LONGEST_FOLDER = 24  # characters: Ray's sockets are far below it, and a socket's path is at most 107
+
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+def select(names: str) -> dict[str, Kind]:
+    """The kinds with these names; a family (processes, operators, disk …) stands for all its kinds."""
+    if not names:
+        return FAULTS
+    found: dict[str, Kind] = {}
+    for name in names.split(","):
+        family = {kind: one for kind, one in FAULTS.items() if one.family == name}
+        chosen = {name: FAULTS[name]} if name in FAULTS else family
+        if not chosen:
+            families = sorted({one.family for one in FAULTS.values()})
+            raise CampaignError(
+                f"--faults: {name!r} is neither a kind ({', '.join(FAULTS)}) nor a family ({', '.join(families)})"
+            )
+        found |= chosen
+    return found
+
+
+def new_folder(name: str) -> Path:
+    if not name:
+        return Path(tempfile.mkdtemp(prefix="c-", dir="/tmp")) / "r"
+    folder = Path(name).absolute()
+    if folder.exists() or len(str(folder)) > LONGEST_FOLDER:
+        raise CampaignError(f"--folder: {folder} exists, or its path has more than {LONGEST_FOLDER} characters")
+    return folder
+
+
+def perform(plan: Plan, settings: Settings, folder: Path) -> Verdict:
+    """A run and its verdict, with a report of it."""
+    say(f"seed {plan.seed}, {plan.seconds:g} s of faults: {folder}")
+    Run(folder, plan, settings, say)()
+    return report(folder)
+
+
+def report(folder: Path) -> Verdict:
+    verdict = judge(Record.from_folder(folder))
+    for violation in verdict.violations:
+        print(f"[{violation.rule}] {violation.at}: {violation.text}; {violation.client}; {violation.faults}")
+    return verdict
+
+
+def find_smallest(folder: Path, plan: Plan, settings: Settings, rule: str, runs: int) -> int:
+    """Run parts of a plan for as long as a violation of the rule stays."""
+    if not rule:
+        violations = judge(Record.from_folder(folder)).violations
+        if not violations:
+            raise CampaignError(f"--shrink: the run in {folder} has no violation; name a rule")
+        rule = violations[0].rule
+    say(f"looking for the faults that a violation of {rule!r} needs, in at most {runs} runs")
+
+    def still_fails(candidate: Plan) -> bool:
+        verdict = perform(candidate, settings, new_folder(""))
+        stays = any(violation.rule == rule for violation in verdict.violations)
+        say(f"{len(candidate.faults)} faults: the violation {'stays' if stays else 'is gone'}")
+        return stays
+
+    smallest = shrink(plan, still_fails, runs)
+    smallest.plan.write(folder / "smallest.json")
+    limits = "" if smallest.minimal else f" (the {runs} runs are used up; there may be a smaller one)"
+    print(f"the smallest plan that broke {rule!r}, {folder / 'smallest.json'}{limits}:")
+    for fault in smallest.plan.faults:
+        print(f"  {fault.at_s:6.1f} s  {fault.kind}")
+    return 1
+
+
+def parse(words: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="scripts/campaign", description="Random faults under load, and whether the rules held."
+    )
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="of the plan and the load (default: random)")
+    parser.add_argument("--minutes", type=float, default=5.0, help="of faults (default: 5)")
+    parser.add_argument("--faults", default="", metavar="KINDS", help="kinds or families of faults, with commas (default: all)")
+    parser.add_argument("--gap", default="5,8", metavar="A,B", help="seconds from one fault to the next (default: 5,8)")
+    parser.add_argument(
+        "--pairs", type=float, default=0.3, metavar="P", help="share of faults that come in twos (default: 0.3)"
+    )
+    parser.add_argument("--rate", type=float, default=80.0, help="requests per second (default: 80)")
+    parser.add_argument(
+        "--slack", type=float, default=1.0, metavar="S", help="seconds the machine may add to a time (default: 1)"
+    )
+    parser.add_argument("--folder", default="", help="of the run; must not exist, and have a short path (default: below /tmp)")
+    parser.add_argument(
+        "--replay", type=Path, metavar="FOLDER", help="run the plan of that run again (its smallest, if it has one)"
+    )
+    parser.add_argument(
+        "--shrink", nargs="?", const="", metavar="RULE", help="with --replay: find the faults that a violation needs"
+    )
+    parser.add_argument("--runs", type=int, default=12, help="with --shrink: at most so many (default: 12)")
+    parser.add_argument("--check", type=Path, metavar="FOLDER", help="judge a record again, without a run")
+    return parser.parse_args(words)
+
+
+def campaign(words: argparse.Namespace) -> int:
+    if words.check:
+        return bool(report(words.check).violations)
+    settings = Settings(rate=words.rate, slack=words.slack)
+    if words.replay:
+        facts = Record.from_folder(words.replay).facts
+        settings = Settings.from_facts(facts.settings)
+        plan = Plan.read(next(one for name in ("smallest.json", record.PLAN) if (one := words.replay / name).exists()))
+        if words.shrink is not None:
+            return find_smallest(words.replay, plan, settings, words.shrink, words.runs)
+    else:
+        least, most = (float(number) for number in words.gap.split(","))
+        plan = draw_up(words.seed, 60 * words.minutes, select(words.faults), gap_s=(least, most), pairs=words.pairs)
+    return bool(perform(plan, settings, new_folder(words.folder)).violations)
+
+
+def main(words: list[str] | None = None) -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the cluster is taken down then, too
+    try:
+        return campaign(parse(words))
+    except (CampaignError, OSError) as error:
+        print(f"the campaign failed: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("the campaign was interrupted", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

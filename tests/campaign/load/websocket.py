@@ -1,0 +1,59 @@
+"""A WebSocket conversation: five messages, each answered by its own text, half a second apart."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+
+from tests.campaign.load.answers import read_error, read_headers
+from tests.campaign.load.http import Answer
+from tests.campaign.record import Request
+
+MESSAGES = 5
+NO_CLOSE = "the WebSocket ended without a close frame"
+
+
+async def talk(
+    request: Request, uri: str, leave_after: int = MESSAGES, open_timeout: float = 30.0, pause_s: float = 0.5
+) -> None:
+    """Its outcome is in the request. With `leave_after`, the client drops the connection after so many messages."""
+    request.method = "WS"
+    try:
+        async with connect(uri, open_timeout=open_timeout, ping_interval=None, proxy=None, close_timeout=5) as socket:
+            request.client_port = socket.local_address[1]
+            headers = dict(socket.response.headers.raw_items()) if socket.response else {}
+            read_headers(request, Answer(101, {name.lower(): value for name, value in headers.items()}, "", time.monotonic()))
+            for number in range(MESSAGES):
+                if number == leave_after:
+                    socket.transport.abort()
+                    request.outcome = "left"
+                    return
+                await socket.send(str(number))
+                name, pid, request.code, text = str(await socket.recv()).split("|")
+                request.pid, request.pieces = int(pid), number + 1
+                if (name, text) != (request.id, str(number)):
+                    request.outcome, request.message = "wrong", f"{name} {text}"
+                    return
+                await asyncio.sleep(pause_s)
+            await socket.close()
+            if socket.close_code != 1000:
+                raise EOFError(NO_CLOSE)
+            request.outcome = "ok"
+    except InvalidStatus as error:
+        request.status = error.response.status_code
+        read_error(request, (error.response.body or b"").decode(errors="replace"))
+    except ConnectionClosed as error:
+        _read_close(request, error)
+    except (OSError, InvalidHandshake, EOFError, ValueError) as error:
+        request.outcome, request.message = "broken", f"{type(error).__name__}: {error}"
+
+
+def _read_close(request: Request, error: ConnectionClosed) -> None:
+    if error.rcvd is None:
+        request.outcome, request.message = "broken", NO_CLOSE
+    else:
+        request.outcome, request.error = "error", f"ws-{error.rcvd.code}"
+        request.message, request.midway = error.rcvd.reason, True
