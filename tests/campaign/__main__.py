@@ -19,6 +19,7 @@ from tests.campaign.cluster import Settings
 from tests.campaign.faults import FAULTS, Kind
 from tests.campaign.plan import Plan, draw_up
 from tests.campaign.record import Record
+from tests.campaign.report import write_report
 from tests.campaign.run import CampaignError, Run
 from tests.campaign.shrink import shrink
 
@@ -29,10 +30,10 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
-def select(names: str) -> dict[str, Kind]:
-    """The kinds with these names; a family (processes, operators, disk …) stands for all its kinds."""
+def select(names: str, network: bool) -> dict[str, Kind]:
+    """The kinds with these names; a family (processes, operators, disk …) stands for all its kinds. "": all that can happen."""
     if not names:
-        return FAULTS
+        return {name: kind for name, kind in FAULTS.items() if network or kind.family != "network"}
     found: dict[str, Kind] = {}
     for name in names.split(","):
         family = {kind: one for kind, one in FAULTS.items() if one.family == name}
@@ -63,9 +64,9 @@ def perform(plan: Plan, settings: Settings, folder: Path) -> Verdict:
 
 
 def report(folder: Path) -> Verdict:
-    verdict = judge(Record.from_folder(folder))
-    for violation in verdict.violations:
-        print(f"[{violation.rule}] {violation.at}: {violation.text}; {violation.client}; {violation.faults}")
+    recorded = Record.from_folder(folder)
+    verdict = judge(recorded)
+    print(write_report(folder, recorded, verdict))
     return verdict
 
 
@@ -104,6 +105,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--pairs", type=float, default=0.3, metavar="P", help="share of faults that come in twos (default: 0.3)"
     )
+    parser.add_argument("--network", action="store_true", help="a host per region, as network namespaces: needs root")
     parser.add_argument("--rate", type=float, default=80.0, help="requests per second (default: 80)")
     parser.add_argument(
         "--slack", type=float, default=1.0, metavar="S", help="seconds the machine may add to a time (default: 1)"
@@ -123,7 +125,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
 def campaign(words: argparse.Namespace) -> int:
     if words.check:
         return bool(report(words.check).violations)
-    settings = Settings(rate=words.rate, slack=words.slack)
+    settings = Settings(rate=words.rate, slack=words.slack, network=words.network)
     if words.replay:
         facts = Record.from_folder(words.replay).facts
         settings = Settings.from_facts(facts.settings)
@@ -132,7 +134,9 @@ def campaign(words: argparse.Namespace) -> int:
             return find_smallest(words.replay, plan, settings, words.shrink, words.runs)
     else:
         least, most = (float(number) for number in words.gap.split(","))
-        plan = draw_up(words.seed, 60 * words.minutes, select(words.faults), gap_s=(least, most), pairs=words.pairs)
+        plan = draw_up(
+            words.seed, 60 * words.minutes, select(words.faults, words.network), gap_s=(least, most), pairs=words.pairs
+        )
     return bool(perform(plan, settings, new_folder(words.folder)).violations)
 
 

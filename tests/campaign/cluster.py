@@ -18,6 +18,7 @@ import subprocess
 import sys
 import urllib.request
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ class Settings:
     drain: float = 25.0
     deadline: float = 25.0  # for a new version to become healthy
     slack: float = 1.0  # what the machine may add to every time
+    network: bool = False  # a host for each region
 
     @property
     def facts(self) -> dict[str, float]:
@@ -59,7 +61,7 @@ class Settings:
     def from_facts(cls, facts: dict[str, float]) -> Settings:
         """Of a run before: what it does not name has its default."""
         values: dict[str, Any] = {one.name: facts[one.name] for one in fields(cls) if one.name in facts}
-        values |= {name: int(values[name]) for name in ("instances", "gateways") if name in values}
+        values |= {name: int(values[name]) for name in ("instances", "gateways", "network") if name in values}
         return cls(**values)
 
 
@@ -104,6 +106,7 @@ class Cluster:
         self.network: Network | None = None  # between the hosts of its regions, if they have any (hosts.py), and then:
         self.ray: dict[str, str] = {}  # the environment of the Ray cluster to join
         self.node_pids: dict[str, int] = {}  # region -> the process that started its Ray node
+        self.start_node: Callable[[str], None] | None = None  # of a region; else `swiftclaw up` starts it
         self._codes = 0
 
     @property
@@ -228,6 +231,12 @@ class Cluster:
             return {region: pid for region, pid in self.node_pids.items() if psutil.pid_exists(pid)}
         state = json.loads((self.state / "cluster.json").read_text())
         return {node["region"]: pid for node in state["nodes"] if psutil.pid_exists(pid := node["process"]["pid"])}
+
+    def start_lost_nodes(self) -> None:
+        """Of regions with a host of their own: `swiftclaw up` starts Ray only where it has started all of it."""
+        if self.start_node is not None:
+            for region in self.node_pids.keys() - self.nodes().keys():
+                self.start_node(region)
 
     def end_all(self) -> list[str]:
         """Kill what is left; its command lines."""

@@ -44,6 +44,7 @@ class Hosts:
         self._cluster.ray = {**TOLERANT, "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": f"{self._network.hosts[HEAD]}:{GCS_PORT}"}
         for region in REGIONS:
             self.start_node(region)
+        self._cluster.start_node = self.start_node
 
     def start_node(self, region: str) -> None:
         where = ["--head", f"--port={GCS_PORT}", "--dashboard-host=127.0.0.1"]

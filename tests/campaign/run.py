@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.campaign import record
+from tests.campaign import hosts, record
 from tests.campaign.cluster import ROOT, Cluster, Settings
 from tests.campaign.faults import FAULTS
 from tests.campaign.faults.driver import Driver
@@ -77,6 +77,7 @@ class Run:
         self._facts = Facts(plan.seed, plan.seconds, settings.facts, commit=_commit(), machine=_machine())
         self._facts.date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         self._loads: list[LoadProcess] = []
+        self._hosts: hosts.Hosts | None = None
         self._session = ""  # Ray's name of it
 
     def __call__(self) -> None:
@@ -102,11 +103,17 @@ class Run:
             self._down()
 
     def _up(self) -> None:
+        if self._cluster.settings.network:
+            if why := hosts.missing():
+                raise CampaignError(f"no host for each region: {why}")
+            self._hosts = hosts.Hosts(self._cluster)
+            self._progress("a host for each region")
+            self._hosts.start()
         self._progress("up")
         status, output = self._cluster.run("up", timeout=UP_S)
         if status:
             raise CampaignError(f"`swiftclaw up` failed with exit status {status}:\n{output}")
-        self._session = next(self.folder.glob("swiftclaw-*/session_latest")).resolve().name
+        self._session = next((one.resolve().name for one in self.folder.glob("*/session_latest")), "")
 
     def _load(self, name: str, *options: str) -> LoadProcess:
         load = LoadProcess(self._cluster, name, self._plan.seed, *options)
@@ -187,6 +194,8 @@ class Run:
             facts.down_status, facts.down_output = self._cluster.run("down", timeout=DOWN_S)
             facts.down_seconds = round(time.monotonic() - began, 1)
         finally:
+            if self._hosts is not None:
+                self._hosts.close()
             facts.orphans = orphans(self._cluster)
             facts.files_left = files_left(self.folder, self._session)
             self._cluster.close()

@@ -57,6 +57,7 @@ def tidy(cluster: Cluster) -> list[tuple[str, int, str]]:
         if cluster.rollout()["canary"]:
             done.append(("rollback", *cluster.run("rollback", AGENT, "--timeout", "40", timeout=50)))
     if cluster.nodes().keys() != set(REGIONS):
+        cluster.start_lost_nodes()
         done.append(("up", *cluster.run("up", "--timeout", "60", timeout=75)))
     return done
 

@@ -60,6 +60,7 @@ def kill_node(stage: Stage, chance: random.Random, fault: Fault) -> None:
     fault.pids = [raylet, *(row.pid for row in stage.sampler.latest if row.region == fault.region)]
     stage.kill(fault, raylet)
     stage.over.wait(chance.uniform(4, 8))
+    stage.cluster.start_lost_nodes()
     with stage.applying:
         stage.command(fault, "up", "--timeout", "60", timeout=75)
 

@@ -30,6 +30,7 @@ class FakeGateway:
         self._answer, self._keeps = answer or self.agent, keeps
         self._turns: Counter[str] = Counter()
         self.asked: list[Asked] = []
+        self._writers: list[asyncio.StreamWriter] = []
         self.connections = 0
         self.port = 0
 
@@ -41,9 +42,13 @@ class FakeGateway:
             yield self
         finally:
             server.close()
+            for writer in self._writers:
+                writer.close()
+            await asyncio.sleep(0)  # in which they end
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        self._writers.append(writer)
         with contextlib.suppress(OSError, EOFError, asyncio.LimitOverrunError):
             try:
                 kept = True
