@@ -10,6 +10,7 @@ from tests.campaign.checker.history import MISBEHAVING, History, touches_control
 from tests.campaign.record import Request
 
 PROBES_PER_S = 50.0  # of `swiftclaw test failover`, unless --rate says otherwise
+LAST_WORD_S = 0.7  # from a WebSocket's last message to its end
 UNANSWERED = ("broken", "hang", "left")
 
 
@@ -24,8 +25,8 @@ def check_counts(history: History, findings: Findings) -> None:
 def _exactly(history: History, findings: Findings) -> None:
     """By status; what got no answer, or another one midway, may be counted under any status, or not at all."""
     facts, requests = history.facts, history.record.counted
-    unsure = sum(_unsure(one) for one in requests)
-    answered = Counter(str(one.status) for one in requests if not _unsure(one))
+    unsure = sum(_unsure(one) or _unnoticed(one, facts.counted_kill) for one in requests)
+    answered = Counter(str(one.status) for one in requests if not (_unsure(one) or _unnoticed(one, facts.counted_kill)))
     counted = Counter({code: round(n - facts.counted_before.get(code, 0)) for code, n in facts.counted_after.items()})
     start = facts.counted_kill.get("at", 0.0)
     missing = {code: (counted[code], number) for code, number in answered.items() if counted[code] < number}
@@ -39,6 +40,11 @@ def _exactly(history: History, findings: Findings) -> None:
 
 def _unsure(request: Request) -> bool:
     return request.outcome in UNANSWERED or request.midway or request.kind in MISBEHAVING
+
+
+def _unnoticed(request: Request, kill: dict[str, float]) -> bool:
+    """A WebSocket whose client had its last message and did not notice that the gateway was killed then."""
+    return request.kind == "ws" and bool(kill) and request.ended - LAST_WORD_S <= kill["at"] <= request.ended
 
 
 def _lives(history: History, findings: Findings) -> None:
