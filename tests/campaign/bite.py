@@ -1,7 +1,7 @@
 """`python -m tests.campaign.bite [NAME…]`: does the campaign find the defects that are put into the product on purpose?
 
-For each: a copy of the tree with the defect, and short runs of the campaign there, until a violation is found or the three seeds
-are used up. The table in benchmarks/results/campaign-defects.md keeps the rows of defects that were not tried again.
+For each: a copy of the tree with the defect, and short runs of the campaign there, until a violation is found or the seeds are
+used up. The table in benchmarks/results/campaign-defects.md keeps the rows of defects that were not tried again.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _run(defect: Defect, tree: Path, run: Path, seed: int, lock: Sequence[str]) 
 def read_table(path: Path) -> list[Result]:
     """The results that the table was made from."""
     text = path.read_text("utf-8") if path.exists() else ""
-    start, mark, rest = text.partition(_START)
+    _, mark, rest = text.partition(_START)
     return [Result(**one) for one in json.loads(rest.partition(_END)[0])] if mark else []
 
 
@@ -100,9 +100,9 @@ def table(results: Sequence[Result], about: str) -> str:
     lines = [
         "# Seeded defects that the campaign must find",
         "",
-        f"Made by `python -m tests.campaign.bite` ({about}). Each defect of `tests/campaign/defects.py` is put into a copy of the tree, "
-        f"alone; a short campaign runs there with up to {len(SEEDS)} seeds. {found} of the {len(tried)} that were tried are found "
-        f"({len(DEFECTS)} in all).",
+        f"Made by `python -m tests.campaign.bite` ({about}). Each defect of `tests/campaign/defects.py` is put, alone, into a",
+        f"copy of the tree; a short campaign runs there, with up to {len(SEEDS)} seeds.",
+        f"{found} of the {len(tried)} that were tried are found ({len(DEFECTS)} in all).",
         "",
         "| defect | what is wrong | found by | seeds needed |",
         "|---|---|---|---|",

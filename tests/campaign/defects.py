@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Defect:
-    """`old` stands in `file` exactly once. `faults`: what the campaign needs to meet the defect; `rules`: one of them finds it."""
+    """`old` stands in `file` exactly once. `faults`: what the campaign needs to meet it; `rules`: one of them finds it."""
 
     name: str
     what: str
@@ -165,7 +165,8 @@ DEFECTS = (
         "answers-mixed",
         "A connection to an instance serves another request although it still owes the answer to the one before.",
         "deployments/upstream/connection.py",
-        "            if self._response is response:  # else it is complete, and the connection may already serve another request\n"
+        "            if self._response is response:  # else it is complete, "
+        "and the connection may already serve another request\n"
         "                self.abort()\n",
         "            if self._response is response:\n"
         "                self._response = self._head = None\n"
