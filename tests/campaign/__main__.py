@@ -18,11 +18,18 @@ from tests.campaign.checker import Verdict, judge
 from tests.campaign.cluster import Settings
 from tests.campaign.faults import FAULTS, Kind
 from tests.campaign.plan import Plan, draw_up
+from tests.campaign.publish import publish, publish_soak
 from tests.campaign.record import Record
 from tests.campaign.report import write_report
 from tests.campaign.run import CampaignError, Run
 from tests.campaign.shrink import shrink
+from tests.campaign.trends import trends
 
+SOAK_MINUTES, SOAK_GAP_S = 45.0, (50.0, 70.0)
+SOAK = (  # gateways and Controller live through it, and grow old
+    "kill_instance", "freeze_instance", "freeze_gateway", "freeze_controller", "freeze_node", "freeze_gcs",
+    "kill_serve_controller", "unwritable_state", "slow_state", "scale", "retune", "rollout", "sick", "rotate_key",
+)  # fmt: skip
 LONGEST_FOLDER = 24  # characters: Ray's sockets are far below it, and a socket's path is at most 107
 
 
@@ -68,6 +75,14 @@ def report(folder: Path) -> Verdict:
     verdict = judge(recorded)
     print(write_report(folder, recorded, verdict))
     return verdict
+
+
+def soak(plan: Plan, settings: Settings, folder: Path) -> int:
+    """A long run; whether a rule was broken or something grows."""
+    violations = perform(plan, settings, folder).violations
+    lines = trends(Record.from_folder(folder))
+    print(*lines, *publish_soak(folder), sep="\n")
+    return bool(violations or any(line.grows for line in lines))
 
 
 def find_smallest(folder: Path, plan: Plan, settings: Settings, rule: str, runs: int) -> int:
@@ -118,6 +133,15 @@ def parse(words: list[str] | None) -> argparse.Namespace:
         "--shrink", nargs="?", const="", metavar="RULE", help="with --replay: find the faults that a violation needs"
     )
     parser.add_argument("--runs", type=int, default=12, help="with --shrink: at most so many (default: 12)")
+    parser.add_argument(
+        "--soak",
+        action="store_true",
+        help=f"{SOAK_MINUTES:g} minutes with about a fault a minute; shows whether anything grows, and writes "
+        "benchmarks/results/soak.md",
+    )
+    parser.add_argument(
+        "--publish", type=Path, nargs="+", metavar="FOLDER", help="write benchmarks/results/campaign.md of these runs"
+    )
     parser.add_argument("--check", type=Path, metavar="FOLDER", help="judge a record again, without a run")
     return parser.parse_args(words)
 
@@ -125,7 +149,13 @@ def parse(words: list[str] | None) -> argparse.Namespace:
 def campaign(words: argparse.Namespace) -> int:
     if words.check:
         return bool(report(words.check).violations)
+    if words.publish:
+        print(*publish(words.publish), sep="\n")
+        return 0
     settings = Settings(rate=words.rate, slack=words.slack, network=words.network)
+    if words.soak:
+        return soak(draw_up(words.seed, 60 * SOAK_MINUTES, select(",".join(SOAK), False), gap_s=SOAK_GAP_S, pairs=0), settings,
+                    new_folder(words.folder))  # fmt: skip
     if words.replay:
         facts = Record.from_folder(words.replay).facts
         settings = Settings.from_facts(facts.settings)

@@ -77,7 +77,12 @@ def config(settings: Settings, port: int, admin: int, **balancing: Any) -> dict[
         "resources": {"cpus": 0.05},
         "regions": {region: {"instances": settings.instances} for region in REGIONS},
         "loadBalancing": {"strategy": "round-robin", "sessionAffinity": affinity, **balancing},
-        "healthCheck": {"interval": "1s", "timeout": "2s", "unhealthyThreshold": 2, "healthyThreshold": 2},
+        "healthCheck": {
+            "interval": "1s",
+            "timeout": f"{1 + settings.slack:g}s",
+            "unhealthyThreshold": 2,
+            "healthyThreshold": 2,
+        },
         "limits": {"connectionTimeout": seconds["queue"], "requestTimeout": seconds["request"]},
         "timeouts": {"idle": seconds["idle"]},
         "circuitBreaker": {"failureThreshold": 5, "timeout": seconds["breaker"], "resetTimeout": seconds["breaker_reset"]},
