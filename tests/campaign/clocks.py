@@ -23,20 +23,21 @@ class Clocks:
         path = environment.get("PYTHONPATH")
         return {**environment, "PYTHONPATH": f"{SHIM}:{path}" if path else str(SHIM), "CAMPAIGN_CLOCKS": str(self._folder)}
 
-    def step(self, seconds: float, pids: Iterable[int] | None = None) -> int:
-        """Move the clocks of these processes, or of all and of those that start later. How many were moved."""
+    def put_ahead(self, seconds: float, pids: Iterable[int] | None = None) -> int:
+        """Put the clocks of these processes, or of all and of those that start later, so far ahead of the machine's.
+
+        How many processes have such a clock; 0 seconds: they are right again.
+        """
+        if pids is None:
+            self._write(EVERYONE, seconds)
         names = [path.name for path in self._folder.iterdir()] if pids is None else [str(pid) for pid in pids]
-        return sum(self._move(name, seconds) for name in names)
+        return sum(self._put(name, seconds) for name in names if name != EVERYONE)
 
-    def _move(self, name: str, seconds: float) -> bool:
+    def _put(self, name: str, seconds: float) -> bool:
         with contextlib.suppress(FileNotFoundError):
-            self._write(name, self._offset(name) + seconds, new=name == EVERYONE)
-            return name != EVERYONE
+            self._write(name, seconds, new=False)
+            return True
         return False
-
-    def _offset(self, name: str) -> float:
-        content: tuple[float] = struct.unpack("d", (self._folder / name).read_bytes())
-        return content[0]
 
     def _write(self, name: str, offset: float, new: bool = True) -> None:
         """In place: the process has the file mapped."""

@@ -233,7 +233,7 @@ class Cluster:
     def nodes(self) -> dict[str, int]:
         """Region -> the process that a Ray node was started with, for nodes that run."""
         if self.network is not None:
-            return {region: pid for region, pid in self.node_pids.items() if psutil.pid_exists(pid)}
+            return {region: pid for region, pid in self.node_pids.items() if pid in self.processes()}
         state = json.loads((self.state / "cluster.json").read_text())
         return {node["region"]: pid for node in state["nodes"] if psutil.pid_exists(pid := node["process"]["pid"])}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from itertools import combinations
 from pathlib import Path
 
@@ -20,8 +21,8 @@ GCS_PORT = 6379
 DISTANCE_MS = 2.0
 START_S = 120.0
 STARTED = "Ray runtime started"
-TOLERANT = {  # a link that is cut for some seconds is no reason for Ray to give a node up
-    "RAY_health_check_failure_threshold": "60",
+TOLERANT = {  # Ray gives a node up that cannot be reached for about 25 s: no cut lasts as long
+    "RAY_health_check_failure_threshold": "8",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "300",
 }
 
@@ -36,11 +37,12 @@ class Hosts:
         self._cluster = cluster
         self._network = Network(dict.fromkeys(combinations(REGIONS, 2), DISTANCE_MS))
         self._nodes: dict[str, subprocess.Popen[bytes]] = {}
+        self._held = ExitStack()
 
     def start(self) -> None:
-        """Call it in the main thread, before others are started: they inherit its host. Undone by `close`."""
-        self._cluster.network = self._network.__enter__()
-        self._network.enter(HEAD)
+        """Call it in the main thread, before others are started: they inherit its host. Undone by `close`, there too."""
+        self._cluster.network = self._held.enter_context(self._network)
+        self._held.enter_context(self._network.entered(HEAD))
         self._cluster.ray = {**TOLERANT, "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": f"{self._network.hosts[HEAD]}:{GCS_PORT}"}
         for region in REGIONS:
             self.start_node(region)
@@ -65,7 +67,7 @@ class Hosts:
         _await(node, log, region)
 
     def close(self) -> None:
-        """The nodes end, and the hosts with them. This thread stays where it is: call it at the end."""
+        """The nodes end, and the hosts with them; this thread is where it was before."""
         for node in reversed(self._nodes.values()):
             node.terminate()
         for node in self._nodes.values():
@@ -74,8 +76,8 @@ class Hosts:
             except subprocess.TimeoutExpired:
                 node.kill()
                 node.wait()
-        self._network.__exit__()
-        self._cluster.network = None
+        self._held.close()
+        self._cluster.network = self._cluster.start_node = None
 
 
 def _await(node: subprocess.Popen[bytes], log: Path, region: str) -> None:

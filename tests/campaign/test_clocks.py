@@ -59,28 +59,28 @@ def clocks(tmp_path: Path) -> Clocks:
 def test_a_step_moves_the_wall_clock_of_a_running_process_and_back(clocks: Clocks, seconds: float) -> None:
     with running(clocks) as one:
         assert one.is_ahead(0)
-        assert clocks.step(seconds) == 1
+        assert clocks.put_ahead(seconds) == 1
         assert one.is_ahead(seconds)
-        clocks.step(-seconds)
+        clocks.put_ahead(0.0)
         assert one.is_ahead(0)
 
 
 def test_one_process_is_stepped_and_another_is_not(clocks: Clocks) -> None:
     with running(clocks) as one, running(clocks) as other:
         assert other.is_ahead(0)
-        assert clocks.step(3600.0, [one.pid]) == 1
+        assert clocks.put_ahead(3600.0, [one.pid]) == 1
         assert one.is_ahead(3600.0) and other.is_ahead(0)
 
 
 def test_a_process_that_starts_later_has_the_clock_of_all(clocks: Clocks) -> None:
-    clocks.step(3600.0)
+    clocks.put_ahead(3600.0)
     with running(clocks) as one:
         assert one.is_ahead(3600.0)
 
 
 def test_a_process_that_does_not_take_part_is_not_counted(clocks: Clocks) -> None:
-    assert clocks.step(3600.0, [os.getpid()]) == 0
-    assert clocks.step(3600.0) == 0
+    assert clocks.put_ahead(3600.0, [os.getpid()]) == 0
+    assert clocks.put_ahead(3600.0) == 0
 
 
 def test_what_was_in_the_path_stays_there(clocks: Clocks) -> None:

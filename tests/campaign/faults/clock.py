@@ -21,14 +21,14 @@ def clock_step(stage: Stage, chance: random.Random, fault: Fault) -> None:
     if clocks is None:
         raise Skipped("the cluster's processes have no clock of their own")
     pids = None if where == EVERYWHERE else _processes(stage, where)
-    fault.detail["processes"] = clocks.step(seconds, pids)
+    fault.detail["processes"] = clocks.put_ahead(seconds, pids)
     if not fault.detail["processes"]:
         raise Skipped(f"no process with a clock of its own in {where}")
     fault.struck = time.monotonic()
     try:
         stage.over.wait(lasts_s)
     finally:
-        clocks.step(-seconds, pids)
+        clocks.put_ahead(0.0, pids)
 
 
 def _processes(stage: Stage, region: str) -> list[int]:
