@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,7 @@ from tests.campaign.record import Record
 ROOT = Path(__file__).parents[2]
 TABLE = ROOT / "benchmarks/results/campaign-defects.md"
 SEEDS = (1, 2, 3)
-RUN_S = 420.0
+RUN_S = 1800.0  # of a run, and of the wait for the lock
 _START, _END = "<!-- results: ", " -->"
 
 
@@ -77,9 +78,16 @@ def _run(defect: Defect, tree: Path, run: Path, seed: int, lock: Sequence[str]) 
     options = ["--seed", str(seed), "--minutes", str(defect.minutes), "--faults", defect.faults, "--folder", str(run)]
     command = [*lock, sys.executable, "-m", "tests.campaign", *options, "--gap", "3,5"]
     environment = {**os.environ, "PYTHONPATH": str(tree)}
-    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=RUN_S * 3, check=False)
-    if done.returncode not in (0, 1):
-        return {}, (done.stdout + done.stderr)[-500:]
+    process = subprocess.Popen(
+        command, cwd=tree, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        output, _ = process.communicate(timeout=RUN_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGTERM)  # it takes its cluster down
+        output, _ = process.communicate()
+    if process.returncode not in (0, 1):
+        return {}, output[-500:]
     return dict(Counter(violation.rule for violation in check(Record.from_folder(run)))), ""
 
 
