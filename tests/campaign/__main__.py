@@ -54,6 +54,14 @@ def select(names: str, network: bool) -> dict[str, Kind]:
     return found
 
 
+def gap_s(text: str) -> tuple[float, float]:
+    try:
+        least, most = (float(number) for number in text.split(","))
+    except ValueError:
+        raise CampaignError(f"--gap: {text!r} is not two numbers of seconds with a comma between them") from None
+    return least, most
+
+
 def new_folder(name: str) -> Path:
     if not name:
         return Path(tempfile.mkdtemp(prefix="c-", dir="/tmp")) / "r"
@@ -163,15 +171,12 @@ def campaign(words: argparse.Namespace) -> int:
         if words.shrink is not None:
             return find_smallest(words.replay, plan, settings, words.shrink, words.runs)
     else:
-        least, most = (float(number) for number in words.gap.split(","))
-        plan = draw_up(
-            words.seed, 60 * words.minutes, select(words.faults, words.network), gap_s=(least, most), pairs=words.pairs
-        )
+        kinds = select(words.faults, words.network)
+        plan = draw_up(words.seed, 60 * words.minutes, kinds, gap_s=gap_s(words.gap), pairs=words.pairs)
     return bool(perform(plan, settings, new_folder(words.folder)).violations)
 
 
 def main(words: list[str] | None = None) -> int:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the cluster is taken down then, too
     try:
         return campaign(parse(words))
     except (CampaignError, OSError) as error:
@@ -182,4 +187,5 @@ def main(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the cluster is taken down then, too
     sys.exit(main())

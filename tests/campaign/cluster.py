@@ -61,8 +61,8 @@ class Settings:
     def from_facts(cls, facts: dict[str, float]) -> Settings:
         """Of a run before: what it does not name has its default."""
         values: dict[str, Any] = {one.name: facts[one.name] for one in fields(cls) if one.name in facts}
-        values |= {name: int(values[name]) for name in ("instances", "gateways", "network") if name in values}
-        return cls(**values)
+        values |= {name: int(values[name]) for name in ("instances", "gateways") if name in values}
+        return cls(**{**values, "network": bool(values.get("network"))})
 
 
 REGIONS = (HEAD, "eu-west-1", "ap-southeast-1")
