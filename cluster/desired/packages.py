@@ -18,7 +18,7 @@ import time
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,10 +112,12 @@ def check(package: Package) -> None:
 
 
 class Packages:
-    """The Controller's packages, one file each."""
+    """The Controller's packages, one file each. `clock`: monotonic seconds; the times of files are by the clock of the disk's
+    host, which may differ."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self._folder, self._clock = folder, clock
+        self._since: dict[str, float] = {}  # digest -> its last upload, or when this Controller first saw it
 
     def get(self, digest: str) -> bytes | None:
         if not DIGEST.fullmatch(digest):
@@ -132,6 +134,7 @@ class Packages:
         """Raises DamagedPackage, or StateNotSaved when it cannot be written."""
         if not DIGEST.fullmatch(package.digest):
             raise DamagedPackage(f"{package.digest!r} is not the digest of a package")
+        self._since[package.digest] = self._clock()
         if self.has(package.digest):
             return
         check(package)
@@ -141,10 +144,13 @@ class Packages:
 
     def drop_all_but(self, wanted: Collection[str]) -> None:
         """Delete packages that are not `wanted`, except recent uploads: their version may be about to be deployed."""
+        now = self._clock()
         for file in self._folder.glob("*.zip"):
-            with contextlib.suppress(OSError):  # deleted meanwhile, or on a folder that cannot be written
-                if file.stem not in wanted and time.time() - file.stat().st_mtime > WAITING_S:
+            since = self._since.setdefault(file.stem, now)
+            if file.stem not in wanted and now - since > WAITING_S:
+                with contextlib.suppress(OSError):  # deleted meanwhile, or on a folder that cannot be written
                     file.unlink()
+                    del self._since[file.stem]
 
     def _file(self, digest: str) -> Path:
         return self._folder / f"{digest}.zip"

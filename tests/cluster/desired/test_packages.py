@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cluster.desired.gitignore import IgnoreRules
-from cluster.desired.packages import CannotPack, DamagedPackage, Package, Packages, files_of, pack, unpack
+from cluster.desired.packages import WAITING_S, CannotPack, DamagedPackage, Package, Packages, files_of, pack, unpack
 
 
 def tree(folder: Path, files: dict[str, str]) -> Path:
@@ -133,17 +133,35 @@ def test_content_that_is_not_that_of_the_name_is_not_unpacked(tmp_path: Path) ->
 
 
 def test_a_package_stays_for_as_long_as_it_is_wanted(tmp_path: Path) -> None:
-    store = Packages(tmp_path / "packages")
+    now = [0.0]
+    store = Packages(tmp_path / "packages", lambda: now[0])
     made = pack(tree(tmp_path / "a", {"shop.py": "x = 1"}))
     assert store.get(made.digest) is None and not store.has(made.digest)
     store.put(made)
     assert store.get(made.digest) == made.content
     store.drop_all_but([])
     assert store.has(made.digest), "it has just come: its version may be about to be deployed"
-    old = time.time() - 3600
-    os.utime(tmp_path / "packages" / f"{made.digest}.zip", (old, old))
+    now[0] = WAITING_S + 1
     store.drop_all_but([made.digest])
     assert store.has(made.digest)
+    store.put(made)
+    store.drop_all_but([])
+    assert store.has(made.digest), "it was uploaded again"
+    now[0] += WAITING_S + 1
+    store.drop_all_but([])
+    assert not store.has(made.digest)
+
+
+def test_the_clock_of_the_disk_has_no_say_in_how_long_a_package_stays(tmp_path: Path) -> None:
+    now = [0.0]
+    made, path = pack(tree(tmp_path / "a", {"shop.py": "x = 1"})), tmp_path / "packages"
+    Packages(path).put(made)
+    for modified in (time.time() - 7200, time.time() + 7200):
+        store = Packages(path, lambda: now[0])  # of the next Controller
+        os.utime(path / f"{made.digest}.zip", (modified, modified))
+        store.drop_all_but([])
+        assert store.has(made.digest), "this Controller has only just seen it"
+    now[0] = WAITING_S + 1
     store.drop_all_but([])
     assert not store.has(made.digest)
 
