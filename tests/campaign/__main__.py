@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 from tests.campaign import record
@@ -183,6 +184,8 @@ def main(words: list[str] | None = None) -> int:
         print(f"the campaign failed: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print("the campaign was interrupted", file=sys.stderr)
+    except Exception:  # else Python's exit status would be that of violations
+        traceback.print_exc()
     return 2
 
 
