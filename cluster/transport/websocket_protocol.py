@@ -13,6 +13,7 @@ import fcntl
 import termios
 from typing import Any
 
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from cluster.transport.running_clock import running_clock
@@ -27,9 +28,15 @@ class NotingWebSocketProtocol(WebSocketsSansIOProtocol):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        self._application, self.app = self.app, self._run
         self._clock = running_clock()
         self._received_at = 0.0  # when the newest bytes arrived
         self._pinged_at = 0.0  # when this side last sent a ping
+
+    async def _run(self, scope: Any, receive: Any, send: Any) -> None:
+        await self._application(scope, receive, send)
+        if self.disconnected and not self.handshake_complete:
+            raise ClientDisconnected  # uvicorn would log that the handshake was not completed
 
     def data_received(self, data: bytes) -> None:
         self._received_at = self._clock.now()

@@ -12,11 +12,13 @@ from urllib.parse import unquote
 
 from cluster.messages import APP_PREFIX, ORIGIN_HEADER, SESSION_HEADER
 from deployments.instance.hosted_agent import AsgiApp
+from deployments.instance.named_errors import only_disconnects
 from deployments.request.client_address import HOST_HEADER, PREFIX_HEADER
-from deployments.request.exchange import Exchange
+from deployments.request.exchange import ClientDisconnected, Exchange
 from deployments.types import Message, Scope
 
 _STARTS = frozenset(("http.response.start", "websocket.accept", "websocket.http.response.start"))
+_ENDS = frozenset(("http.disconnect", "websocket.disconnect"))
 _NOT_SHOWN = frozenset((ORIGIN_HEADER, SESSION_HEADER))
 
 
@@ -28,14 +30,28 @@ class MountedApp:
         self._root = f"/agents/{agent}"
 
     async def answer(self, exchange: Exchange) -> None:
-        """Raises what the app raises."""
+        """Raises what the app raises, but ClientDisconnected for what only says that its client has left."""
+
+        async def receive() -> Message:
+            message = await exchange.receive()
+            exchange.client_left = exchange.client_left or message["type"] in _ENDS
+            return message
 
         async def send(message: Message) -> None:
             if message["type"] in _STARTS:
                 exchange.started = True
-            await exchange.send(message)
+            try:
+                await exchange.send(message)
+            except OSError:  # as ASGI has it: the client has disconnected
+                exchange.client_left = True
+                raise
 
-        await self._app(self._scope(exchange.scope), exchange.receive, send)
+        try:
+            await self._app(self._scope(exchange.scope), receive, send)
+        except Exception as error:
+            if exchange.client_left and only_disconnects(error):
+                raise ClientDisconnected from error
+            raise
 
     def _scope(self, scope: Scope) -> Scope:
         headers = scope["headers"]

@@ -16,6 +16,9 @@ from http import HTTPStatus
 from typing import Any, Protocol, runtime_checkable
 
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.websockets import WebSocketDisconnect
+from uvicorn.protocols.utils import ClientDisconnected
 
 from deployments.instance import reply_values
 from deployments.request.responses import parse_retry_after
@@ -44,6 +47,14 @@ def named_error(error: BaseException) -> SwiftClawError | None:
         named = [named for member in members if (named := named_error(member)) is not None]
         return max(named, key=lambda member: member.status) if len(named) == len(members) else None
     return _of_client_package(error)
+
+
+def only_disconnects(error: BaseException) -> bool:
+    """Whether the error says no more than that the client has left; of a group: whether every member does."""
+    members = getattr(error, "exceptions", ())  # ExceptionGroup: Python 3.11
+    if isinstance(members, (list, tuple)) and members:
+        return all(only_disconnects(member) for member in members)
+    return isinstance(error, (WebSocketDisconnect, ClientDisconnect, ClientDisconnected))
 
 
 def _of_http_exception(error: HTTPException) -> SwiftClawError | None:

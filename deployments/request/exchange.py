@@ -89,6 +89,7 @@ class Exchange:
         self._timer: asyncio.TimerHandle | None = None
         self._clock: RunningClock | None = None
         self._ends_at = 0.0
+        self.client_left = False  # and the mounted app has learned of it
         self._late = False  # has run longer than WATCH_AFTER_S
         self._interrupted: type[Exception] | None = None
         self.body_failure: Exception | None = None  # why a streamed body ended early
