@@ -12,11 +12,12 @@ import json
 import logging
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cluster.desired.bounded_write import BoundedWrites
 from cluster.desired.rollout_transitions import Rollout, dump, restored
 
 log = logging.getLogger("swiftclaw.state")
@@ -142,6 +143,8 @@ class Store:
         self._folder = folder
         self._file = folder / "state.json"
         self._saved = ""
+        self._write_state = BoundedWrites(self._file, write_private)
+        self._write_keys = BoundedWrites(folder / "session-keys", write_private)
         folder.mkdir(parents=True, exist_ok=True)
 
     def load(self) -> State | None:
@@ -161,7 +164,7 @@ class Store:
         content = json.dumps(state.to_json(), indent=1)
         if again or content != self._saved:
             with writing(self._folder):
-                write_private(self._file, content)
+                self._write_state(content)
             self._saved = content
 
     def key(self) -> str:
@@ -185,12 +188,15 @@ class Store:
         """Put a new key in front; only the previous one is still accepted."""
         keys = (secrets.token_hex(32), *old[:1])
         with writing(self._folder):
-            write_private(self._folder / "session-keys", "\n".join(keys) + "\n")
+            self._write_keys("\n".join(keys) + "\n")
         return keys
 
 
-def write_private(file: Path, content: str | bytes) -> None:
-    """Write atomically, with mode 0600; on disk when it returns. After an error the old file is whole and nothing is left."""
+def write_private(file: Path, content: str | bytes, go_on: Callable[[], bool] = lambda: True) -> None:
+    """Write atomically, with mode 0600; on disk when it returns. After an error the old file is whole and nothing is left.
+
+    `go_on` is asked when all is written, before the new file replaces the old one.
+    """
     beside = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -198,7 +204,10 @@ def write_private(file: Path, content: str | bytes) -> None:
             opened.write(content.encode() if isinstance(content, str) else content)
             opened.flush()
             os.fsync(opened.fileno())
-        beside.replace(file)
+        if go_on():
+            beside.replace(file)
+        else:
+            beside.unlink()
     except OSError:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
