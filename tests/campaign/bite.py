@@ -23,6 +23,7 @@ from pathlib import Path
 from tests.campaign.checker import check
 from tests.campaign.defects import DEFECTS, Defect, find
 from tests.campaign.record import Record
+from tests.campaign.report import group
 
 ROOT = Path(__file__).parents[2]
 TABLE = ROOT / "benchmarks/results/campaign-defects.md"
@@ -88,7 +89,10 @@ def _run(defect: Defect, tree: Path, run: Path, seed: int, lock: Sequence[str]) 
         output, _ = process.communicate()
     if process.returncode not in (0, 1):
         return {}, output[-500:]
-    return dict(Counter(violation.rule for violation in check(Record.from_folder(run)))), ""
+    violations = check(Record.from_folder(run))
+    for alike in group([one for one in violations if one.rule not in defect.rules]):
+        sys.stdout.write(f"  also [{alike[0].rule}] {len(alike)} times: {alike[0].text}; {alike[0].client}\n")
+    return dict(Counter(violation.rule for violation in violations)), ""
 
 
 # --- the table ---------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -23,6 +24,11 @@ def test_a_sound_record_breaks_no_rule() -> None:
 
 def test_every_rule_has_a_broken_record_and_a_near_miss() -> None:
     assert {rule for rule, _ in BROKEN} == {rule for rule, _ in NEAR_MISSES} == set(RULES)
+
+
+def test_every_rule_is_explained_to_users() -> None:
+    page = (Path(__file__).parents[2] / "docs/reliability.md").read_text("utf-8")
+    assert [rule for rule in RULES if f"`{rule}`" not in page] == []
 
 
 def names(cases: list[tuple[str, Change]]) -> list[str]:

@@ -32,6 +32,21 @@ def a_broken_connection_that_was_counted(record: Record) -> None:
     record.facts.counted_after["200"] += 1
 
 
+@keeps("counts")
+def a_websocket_whose_gateway_was_killed_after_its_last_message(record: Record) -> None:
+    record.facts.counted_kill = {"pid": 13, "at": FAULTS_OVER + 11.0}
+    die(record, 13, FAULTS_OVER + 11.1, "gateway")
+    add_request(record, "ws", FAULTS_OVER + 8.9, counted=True, seconds=2.5, status=101)
+    record.facts.counted_after["101"] -= 1
+
+
+@breaks("counts")
+def a_websocket_that_ended_before_its_gateway_was_killed(record: Record) -> None:
+    a_websocket_whose_gateway_was_killed_after_its_last_message(record)
+    record.facts.counted_kill["at"] += 2.0
+    record.deaths[-1].at += 2.0
+
+
 def _two_lives(record: Record, lost: int) -> None:
     before = record.facts.counted_before["200"]
     half = before // 2
