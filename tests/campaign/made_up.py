@@ -134,6 +134,7 @@ def kill_instance(record: Record, pid: int, at: float, kind: str = "kill_instanc
 def die(record: Record, pid: int, at: float, role: str = "instance") -> None:
     record.deaths.append(Death(at, pid, role))
     for one in record.samples:
+        one.gateways = [gateway for gateway in one.gateways if gateway != pid or one.at <= at + 3]
         if one.at > at + 5:
             one.instances = [instance_row(pid + 100) if row.pid == pid else row for row in one.instances]
         elif one.at > at + 1:

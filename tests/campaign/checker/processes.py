@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from tests.campaign.checker.findings import Findings
 from tests.campaign.checker.history import LEAVING, UNWELL, History, touches_controller, variant
 from tests.campaign.record import Death, InstanceRow
@@ -92,9 +94,15 @@ def _silence(history: History, findings: Findings, start: float, end: float) -> 
 def _dead_shown(history: History, findings: Findings) -> None:
     """A dead process may be shown for some seconds, longer when the Controller was away and has to learn of it."""
     for pid, died in history.deaths.items():
-        shown = [at for at, row in history.rows_of(pid) if row.state not in (*LEAVING, *UNWELL)]
-        away = [one.at for one in history.record.samples if one.away and one.at >= died - 1]
-        allowed = max([died, *(at for at in away if at <= died + history.slack.admin_s)]) + history.slack.dead_shown_s
-        if shown and shown[-1] > allowed:
-            text = f"process {pid} is shown as an instance {shown[-1] - died:.1f} s after it ended"
-            findings.violation("status", text, died, shown[-1], processes=[pid])
+        away = (one.at for one in history.record.samples if one.away and died - 1 <= one.at <= died + history.slack.admin_s)
+        allowed = max([died, *away]) + history.slack.dead_shown_s
+        last = max(_last_shown(history, pid), default=0.0)
+        if last > allowed:
+            text = f"process {pid} is shown as running {last - died:.1f} s after it ended"
+            findings.violation("status", text, died, last, processes=[pid])
+
+
+def _last_shown(history: History, pid: int) -> Iterator[float]:
+    """When the process was shown as an instance that may take requests, or as a gateway."""
+    yield from (at for at, row in history.rows_of(pid) if row.state not in (*LEAVING, *UNWELL))
+    yield from (one.at for one in history.samples if pid in one.gateways)

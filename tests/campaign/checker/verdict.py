@@ -26,7 +26,7 @@ RULES = {
     "noticed": "an instance whose health check reports unhealthy is shown as unhealthy",
     "in-rotation": "no new request runs on an instance that is shown as unhealthy",
     "admin": "the admin port answers unless the Controller was killed or frozen",
-    "status": "a process that is dead is not shown as healthy",
+    "status": "a process that is dead is not shown as running",
     # operators
     "exit": "a command succeeds, or is refused with a reason; it prints no traceback and ends in time",
     "effect": "a command that succeeded has its effect",

@@ -102,6 +102,19 @@ def a_dead_instance_shown_as_healthy(record: Record) -> None:
             add_instance(Record(samples=[sample]), 101, 0.0)
 
 
+@breaks("status")
+def a_dead_gateway_shown_among_the_others(record: Record) -> None:
+    a_dead_gateway_that_is_forgotten(record)
+    for sample in record.samples:
+        sample.gateways = [11, 12, 13] if sample.whole else []
+
+
+@keeps("status")
+def a_dead_gateway_that_is_forgotten(record: Record) -> None:
+    die(record, 12, AT, "gateway")
+    add_fault(record, "kill_gateway", AT - 0.1, pids=[12])
+
+
 @keeps("status")
 def a_dead_instance_shown_for_a_moment(record: Record) -> None:
     kill_instance(record, 101, AT)
