@@ -9,6 +9,7 @@ from pathlib import Path
 
 TEMPERS = ("well", "import", "unwell", "fails", "slow", "dies")
 SLOW_S = 0.5  # what every call of a slow version adds: the latency ratio of the canary analysis trips
+DEATHS = 4  # processes of a version that die; those after them live, as the version may be promoted before it dies
 
 _TEXT = """
 import asyncio, json, os, threading, time
@@ -20,7 +21,7 @@ from starlette.routing import Route, WebSocketRoute
 
 from swiftclaw import Agent
 
-CODE, TEMPER, FOLDER, SLOW_S = {code!r}, {temper!r}, {folder!r}, {slow_s!r}
+CODE, TEMPER, FOLDER, SLOW_S, DEATHS = {code!r}, {temper!r}, {folder!r}, {slow_s!r}, {deaths!r}
 if TEMPER == "import":
     raise RuntimeError("this version cannot be imported")
 
@@ -38,9 +39,19 @@ def executed(kind, request_id, conversation="-", turn=0):
         raise ValueError("this version fails")
 
 
+def may_die():
+    for number in range(DEATHS):
+        try:
+            os.close(os.open(f"{{FOLDER}}/flags/dies-{{CODE}}-{{number}}", os.O_CREAT | os.O_EXCL))
+            return True
+        except FileExistsError:
+            pass
+    return False
+
+
 @agent.on_start
 def start():
-    if TEMPER == "dies":
+    if TEMPER == "dies" and may_die():
         timer = threading.Timer(8 + os.getpid() % 8, os._exit, (1,))
         timer.daemon = True
         timer.start()
@@ -102,4 +113,4 @@ def agent_code(code: str, temper: str, folder: Path) -> str:
     """The source of version `code`. `folder` holds executions/ and flags/."""
     if temper not in TEMPERS:
         raise ValueError(f"temper: {temper!r} is not one of {', '.join(TEMPERS)}")
-    return _TEXT.format(code=code, temper=temper, folder=str(folder), slow_s=SLOW_S)
+    return _TEXT.format(code=code, temper=temper, folder=str(folder), slow_s=SLOW_S, deaths=DEATHS)

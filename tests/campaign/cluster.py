@@ -112,6 +112,7 @@ class Cluster:
         self.ray: dict[str, str] = {}  # the environment of the Ray cluster to join
         self.node_pids: dict[str, int] = {}  # region -> the process that started its Ray node
         self.start_node: Callable[[str], None] | None = None  # of a region; else `swiftclaw up` starts it
+        self.temper = "well"  # of the newest version of the agent
         self._codes = 0
 
     @property
@@ -144,6 +145,7 @@ class Cluster:
 
     def write_agent(self, temper: str) -> str:
         """Put a new version of the agent into app/; the name of its code."""
+        self.temper = temper
         self._codes += 1
         code = f"code{self._codes}"
         (self.app / "chaos_agent.py").write_text(agent_code(code, temper, self.folder))

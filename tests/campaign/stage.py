@@ -9,7 +9,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import psutil
@@ -19,6 +19,7 @@ from tests.campaign.cluster import Cluster, finish
 from tests.campaign.record import Fault
 from tests.campaign.sampler import Sampler
 
+COMMANDS_AT_ONCE = 2  # each takes seconds of CPU
 KEPT = 2000  # characters of a command's output that are kept in the record; all of it is in commands/
 
 
@@ -30,8 +31,8 @@ class Stage:
     def __init__(self, cluster: Cluster, sampler: Sampler) -> None:
         self.cluster, self.sampler = cluster, sampler
         self.over = threading.Event()  # the part of the run with faults has ended: what waits returns
-        self.applying = threading.Lock()  # one `swiftclaw up` at a time, with the file that belongs to it
-        self._commands = threading.Semaphore(2)  # each takes seconds of CPU
+        self._commands = threading.Semaphore(COMMANDS_AT_ONCE)
+        self._packing = threading.Lock()  # the folder of cluster.yaml is as one command needs it
         self._running: set[subprocess.Popen[str]] = set()
         self._frozen: set[int] = set()
 
@@ -92,19 +93,35 @@ class Stage:
                 self.signal(pid, signal.SIGCONT)
             self._frozen.discard(pid)
 
-    def command(self, fault: Fault, *words: str, timeout: float) -> str:
-        """Run `swiftclaw WORDS…`, and keep exit status and output in the fault. Its output."""
-        with self._commands:
+    @contextlib.contextmanager
+    def turn(self, fault: Fault, packing: bool = False) -> Iterator[None]:
+        """Wait for the turn to run a command; only then the fault begins. `packing`: it packs the folder of cluster.yaml."""
+        with self._held(self._commands), self._held(self._packing) if packing else contextlib.nullcontext():
+            fault.began = time.monotonic() if not fault.struck else fault.began
+            yield
+
+    @contextlib.contextmanager
+    def _held(self, lock: threading.Lock | threading.Semaphore) -> Iterator[None]:
+        while not lock.acquire(timeout=0.2):
             if self.over.is_set():
-                raise Skipped("the faults were over before the command began")
-            fault.command, began = list(words), time.monotonic()
-            fault.struck = fault.struck or began
-            process = self.cluster.start(*words)
-            self._running.add(process)
-            try:
-                fault.exit_status, output = finish(process, timeout)
-            finally:
-                self._running.discard(process)
+                raise Skipped("the faults were over before its turn")
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def command(self, fault: Fault, *words: str, timeout: float) -> str:
+        """Run `swiftclaw WORDS…`, and keep exit status and output in the fault. Its output. Wait for the `turn` first."""
+        if self.over.is_set():
+            raise Skipped("the faults were over before the command began")
+        fault.command, began = list(words), time.monotonic()
+        fault.struck = fault.struck or began
+        process = self.cluster.start(*words)
+        self._running.add(process)
+        try:
+            fault.exit_status, output = finish(process, timeout)
+        finally:
+            self._running.discard(process)
         fault.output, fault.detail["command_s"] = output[-KEPT:], round(time.monotonic() - began, 2)
         log = self.cluster.folder / record.COMMANDS / f"{fault.number}-{words[0]}.txt"
         log.write_text(f"$ swiftclaw {' '.join(words)}\n{output}\n-> {fault.exit_status}\n")

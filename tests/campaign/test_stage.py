@@ -114,6 +114,31 @@ def test_no_command_begins_when_the_faults_are_over(stage: Stage) -> None:
         stage.command(Fault(1, "scale", 0.0), "scale", timeout=10)
 
 
+def test_a_fault_that_waits_for_its_turn_begins_with_it(stage: Stage) -> None:
+    waiting, fault = threading.Event(), Fault(1, "scale", 0.0)
+
+    def wait() -> None:
+        waiting.set()
+        with stage.turn(fault, packing=True):
+            pass
+
+    with stage.turn(Fault(2, "retune", 0.0), packing=True):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        waiting.wait(10)
+        assert fault.began == 0.0
+        moment = time.monotonic()
+    thread.join(10)
+    assert fault.began >= moment
+
+
+def test_a_fault_that_never_has_its_turn_is_skipped(stage: Stage) -> None:
+    with stage.turn(Fault(1, "retune", 0.0), packing=True):
+        stage.end()
+        with pytest.raises(Skipped, match="its turn"), stage.turn(Fault(2, "retune", 0.0), packing=True):
+            pass
+
+
 def drive(stage: Stage, file: Path, seconds: float, **kinds: FaultFunction) -> list[Fault]:
     """One fault of each kind, a tenth of a second apart."""
     planned = tuple(PlannedFault(number, 0.1 * number, kind, number) for number, kind in enumerate(kinds, 1))

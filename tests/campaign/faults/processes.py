@@ -61,7 +61,7 @@ def kill_node(stage: Stage, chance: random.Random, fault: Fault) -> None:
     stage.kill(fault, raylet)
     stage.over.wait(chance.uniform(4, 8))
     stage.cluster.start_lost_nodes()
-    with stage.applying:
+    with stage.turn(fault, packing=True):
         stage.command(fault, "up", "--timeout", "60", timeout=75)
 
 
