@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 from collections.abc import Mapping
 from socket import SO_RCVBUF, SOL_SOCKET
 from typing import cast
@@ -119,7 +120,8 @@ def _classify(request: Request, answer: Answer) -> None:
         return
     read_headers(request, answer)
     if answer.status < 400:
-        request.outcome = "ok"
+        if reply := re.search(rf"{request.id}\|(\d+)\|([^|;]+)\|", answer.text):
+            request.outcome, request.pid, request.code = "ok", int(reply[1]), reply[2]
         return
     read_error(request, answer.text)
     request.outcome = "error"  # with or without a name: what cannot be parsed has no request to name one for

@@ -174,6 +174,7 @@ async def test_a_misbehaving_client_ends_and_no_request_of_it_is_sent_twice(kind
         for seed, request in enumerate(requests):
             await MisbehavingClients(gateway.port, random.Random(seed), hurry=20).send(request)
     assert {one.outcome for one in requests} <= {"left", "ok", "error"}
+    assert {one.pid for one in requests if one.outcome == "ok"} <= {PID}
     sent = Counter(asked.headers.get("x-request-id", "garbage") for asked in gateway.asked)
     assert all(count == 1 for name, count in sent.items() if name != "garbage")
 
