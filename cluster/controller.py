@@ -83,7 +83,7 @@ class Controller:
         self._breakers = SharedBreakers()
         self._totals = MetricTotals()
         self._autoscaling = Autoscaling(self.registry, self._state.counts)
-        self._analysis = CanaryAnalysis(self._totals, self._is_tripped)
+        self._analysis = CanaryAnalysis(self._totals, self._is_tripped, self._crash_loops.crashes)
         self._gateways = Gateways(self._recorder, self._totals, self._changed, running_time)
         self._reconciler = Reconciler(
             self._desired, placement, self.registry, self._gateways, self._autoscaling, self._analysis, self._crash_loops,

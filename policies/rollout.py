@@ -68,13 +68,15 @@ class Turns:
 class VersionStats:
     """The results of one version over a period. `latency_ms`: the same figure for both (median, mean …); None: unknown.
 
-    `is_tripped`: the circuit breakers of all its instances have opened, so that it receives hardly any requests.
+    `is_tripped`: the circuit breakers of all its instances have opened, so that it receives hardly any requests. `crashes`: how
+    often one of its instances has crashed in a row, each time soon after its start (policies/lifecycle/crash_backoff.py).
     """
 
     requests: int
     errors: int
     latency_ms: float | None = None
     is_tripped: bool = False
+    crashes: int = 0
 
     @property
     def error_percent(self) -> float:
@@ -93,11 +95,17 @@ def judge(
     """The canary against stable over the same time. `max_error_rate` in percent, `max_latency_ratio` times stable's.
 
     A canary whose breakers have all opened is judged by the requests that opened them: it would never reach `min_requests`.
+    One that crashes answers well in between: after its first crash it has to run without one, the second in a row is too many.
     """
+    crashes = canary.crashes > stable.crashes
+    if crashes and canary.crashes > 1:
+        return Judgement("worse", f"an instance of the canary has crashed {canary.crashes} times in a row soon after its start")
     if canary.requests < min_requests and not (canary.is_tripped and canary.errors):
         return Judgement("inconclusive", f"the canary has answered {canary.requests} of the {min_requests} requests needed")
     if canary.error_percent > max_error_rate:
         return _over_error_rate(canary, stable, max_error_rate)
+    if crashes:
+        return Judgement("inconclusive", "an instance of the canary has crashed once soon after its start")
     if canary.requests < min_requests:
         return Judgement("inconclusive", "the circuit breakers of all the canary's instances are open")
     if stable.requests < min_requests:

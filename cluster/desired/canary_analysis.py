@@ -41,9 +41,15 @@ class _Begun:
 class CanaryAnalysis:
     """Call `look` once a second. Times are monotonic seconds."""
 
-    def __init__(self, ledger: MetricTotals, is_tripped: Callable[[str, str], bool]) -> None:
-        """`is_tripped(agent, version)`: whether the breakers of all instances of that version are open."""
-        self._ledger, self._is_tripped = ledger, is_tripped
+    def __init__(
+        self,
+        ledger: MetricTotals,
+        is_tripped: Callable[[str, str], bool],
+        crashes: Callable[[str, str, float], int] = lambda agent, version, now: 0,
+    ) -> None:
+        """`is_tripped(agent, version)`: whether the breakers of all instances of that version are open. `crashes(agent,
+        version, now)`: how often one of its instances has crashed in a row."""
+        self._ledger, self._is_tripped, self._crashes = ledger, is_tripped, crashes
         self._begun: dict[str, _Begun] = {}
         self.notes: dict[str, str] = {}  # agent -> the current verdict and its reason
 
@@ -68,8 +74,8 @@ class CanaryAnalysis:
             self._begun[agent] = _Begun(canary.version.name, canary.percent, now, self._counted(agent))
             return None
         judgement = judge(
-            self._since(agent, canary.version.name, begun.counted),
-            self._since(agent, stable, begun.counted),
+            self._since(agent, canary.version.name, begun.counted, now),
+            self._since(agent, stable, begun.counted, now),
             max_error_rate=terms.max_error_rate,
             max_latency_ratio=terms.max_latency_ratio,
             min_requests=terms.min_requests,
@@ -92,7 +98,7 @@ class CanaryAnalysis:
             if key[0] == agent
         }
 
-    def _since(self, agent: str, version: str, before: Counted) -> VersionStats:
+    def _since(self, agent: str, version: str, before: Counted, now: float) -> VersionStats:
         requests, errors, seconds = 0, 0, 0.0
         for key, counted in self._counted(agent).items():
             if key[1] == version:
@@ -101,4 +107,5 @@ class CanaryAnalysis:
                 errors += counted[1] - earlier[1]
                 seconds += counted[2] - earlier[2]
         latency_ms = 1000 * seconds / requests if requests else None
-        return VersionStats(requests, errors, latency_ms, self._is_tripped(agent, version))
+        tripped, crashes = self._is_tripped(agent, version), self._crashes(agent, version, now)
+        return VersionStats(requests, errors, latency_ms, tripped, crashes)

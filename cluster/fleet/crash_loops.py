@@ -136,6 +136,15 @@ class CrashLoops:
         """The instances that have crashed repeatedly and do not run now."""
         return sorted((slot for slot in self._slots() if slot.crashes >= LOOP), key=lambda slot: slot.key)
 
+    def crashes(self, agent: str, version: str, now: float) -> int:
+        """The most crashes in a row of an instance of that version; a process that runs stably has ended its row."""
+        rows = [slot.crashes for slot in self._slots() if (slot.agent, slot.version) == (agent, version)]
+        for process in self._running.values():
+            slot, ran_s = process.slot, now - (process.started_at or now)
+            if (slot.agent, slot.version) == (agent, version) and ran_s < self._backoff.stable_s:
+                rows.append(slot.crashes)
+        return max(rows, default=0)
+
     def starting(self, app: str) -> int:
         """How many processes of the app exist that are not registered yet."""
         return sum(process.slot.app == app for process in self._starting.values())

@@ -22,7 +22,7 @@ from websockets.uri import WebSocketURI
 
 from cluster.transport.running_clock import running_clock
 from deployments.types import Headers, SentHeaders
-from deployments.upstream.connection import ConnectionBroken
+from deployments.upstream.connection import ConnectionBroken, NotConnected
 
 ABNORMAL, NO_STATUS = 1006, 1005
 CLOSE_S = 5.0  # for the instance to confirm that the WebSocket is closed
@@ -74,7 +74,10 @@ class InstanceWebSocket(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     async def open(self, path: str, headers: Headers, subprotocols: list[str]) -> None:
-        """Once connected: the handshake. Raises HandshakeDeclined, ConnectionBroken."""
+        """Once connected: the handshake. Raises HandshakeDeclined, ConnectionBroken; NotConnected if nothing could be sent."""
+        if self._transport is None or self._transport.is_closing():
+            self._handshake.cancel()
+            raise NotConnected("the connection was closed before the handshake")
         offered = [(b"sec-websocket-protocol", ", ".join(subprotocols).encode())] if subprotocols else []
         lines = [f"GET {path} HTTP/1.1".encode("latin-1")]
         lines += [
@@ -88,8 +91,7 @@ class InstanceWebSocket(asyncio.Protocol):
                 *offered,
             )
         ]
-        if self._transport is not None:
-            self._transport.write(b"\r\n".join(lines) + b"\r\n\r\n")
+        self._transport.write(b"\r\n".join(lines) + b"\r\n\r\n")
         await self._handshake
 
     async def receive(self) -> str | bytes | Closed:

@@ -107,6 +107,10 @@ def judged(canary: VersionStats, stable: VersionStats = GOOD) -> Judgement:
             "better-or-equal",
             "0 % errors in 50 requests; the canary takes 100 ms, the stable version 100 ms",
         ),
+        (VersionStats(100, 0, 100, crashes=1), GOOD, "inconclusive", "has crashed once"),
+        (VersionStats(100, 6, 100, crashes=1), GOOD, "worse", "requests failed"),
+        (VersionStats(0, 0, crashes=2), GOOD, "worse", "has crashed 2 times in a row"),
+        (VersionStats(100, 0, 100, crashes=2), VersionStats(1000, 0, 100, crashes=2), "better-or-equal", "0 % errors"),
         (VersionStats(100, 5, 150), GOOD, "better-or-equal", "5 % errors"),
         (VersionStats(100, 6, 100), GOOD, "worse", "6 % of the canary's 100 requests failed (allowed: 5 %)"),
         (

@@ -22,7 +22,10 @@ class Side:
         self.settings = parse({"agents": {"a": agent}}, Path("/"))
         self.ledger, self.now = MetricTotals(), 0.0
         self.tripped: set[str] = set()
-        self.analysis = CanaryAnalysis(self.ledger, lambda _, version: version in self.tripped)
+        self.crashes: dict[str, int] = {}
+        self.analysis = CanaryAnalysis(
+            self.ledger, lambda _, version: version in self.tripped, lambda _, version, now: self.crashes.get(version, 0)
+        )
         self.rollout = advance(bring_in(Rollout(Version("v1"), "v1"), Version("v2"), percent, {}, 0.0), True, "", 0.0)
         assert self.look() == []
 
@@ -132,3 +135,24 @@ def test_nothing_is_done_without_a_block_or_while_it_pauses() -> None:
     assert paused.look() == [], "it begins to compare anew"
     paused.answered("v2", 0, 100)
     assert [step.percent for step in paused.look(after=1)] == [None]
+
+
+def test_one_that_crashes_is_held_after_the_first_time_and_goes_back_after_the_second() -> None:
+    """In between it answers well: its errors alone would let it pass."""
+    side = Side()
+    side.answered("v1", 900)
+    side.answered("v2", 100)
+    side.crashes["v2"] = 1
+    assert side.look(after=60) == []
+    assert side.analysis.notes["a"] == "inconclusive: an instance of the canary has crashed once soon after its start"
+    side.crashes["v2"] = 2
+    (step,) = side.look(after=1)
+    assert step.percent is None and "crashed 2 times in a row" in step.reason
+
+
+def test_one_that_crashes_as_the_stable_version_does_is_compared_by_its_requests() -> None:
+    side = Side()
+    side.answered("v1", 900)
+    side.answered("v2", 100)
+    side.crashes = {"v1": 2, "v2": 2}
+    assert [step.percent for step in side.look(after=31)] == [25]

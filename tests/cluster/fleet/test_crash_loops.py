@@ -237,3 +237,18 @@ def test_there_are_never_more_loops_than_instances_and_no_wait_is_longer_than_th
         assert len(slots) + len(fleet.registry.of("shop")) <= desired
         names = [slot.id for slot in slots] + [record.id for record in fleet.registry.of("shop")]
         assert len(set(names)) == len(names)
+
+
+def test_a_version_has_crashed_as_often_as_the_worst_of_its_instances_until_that_one_runs_stably() -> None:
+    fleet = Fleet()
+    assert fleet.loops.crashes("shop", "v1", fleet.now) == 0
+    fleet.life()
+    fleet.life()
+    assert fleet.loops.crashes("shop", "v1", fleet.now) == 2
+    assert fleet.loops.crashes("shop", "v2", fleet.now) == 0
+    replica, permit = fleet.begin()
+    fleet.now += permit.wait_s
+    fleet.ask(replica)
+    fleet.register(replica)
+    assert fleet.loops.crashes("shop", "v1", fleet.now + 59) == 2
+    assert fleet.loops.crashes("shop", "v1", fleet.now + 60) == 0

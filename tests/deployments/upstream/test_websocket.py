@@ -15,6 +15,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Frame, Opcode
 
+from deployments.upstream.connection import NotConnected
+from deployments.upstream.websocket_connection import InstanceWebSocket
 from swiftclaw import Agent
 from tests.deployments.conftest import DataPlane
 from tests.deployments.helpers import until
@@ -316,3 +318,22 @@ class TestKeepalive:
         async with opened(plane, "/echo", ping_interval=None) as socket:
             socket.protocol.recv_frame = lambda frame: socket.protocol.events.append(frame)  # type: ignore[method-assign]
             await until(lambda: plane.active() == 0)
+
+
+class ClosedTransport(asyncio.Transport):
+    """A connection that ended between connecting and the handshake: uvloop's raises RuntimeError on a write."""
+
+    def is_closing(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> None:
+        raise RuntimeError("the handler is closed")
+
+
+async def test_a_connection_that_is_closed_before_the_handshake_has_sent_nothing() -> None:
+    """So that another instance is tried."""
+    socket = InstanceWebSocket()
+    socket.connection_made(ClosedTransport())
+    socket.connection_lost(ConnectionResetError())
+    with pytest.raises(NotConnected, match="before the handshake"):
+        await socket.open("/", [], [])
