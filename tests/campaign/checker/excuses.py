@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from tests.campaign.checker.history import History
+from tests.campaign.checker.verdict import Tolerances
 from tests.campaign.record import Fault, Request
 
 REFUSED = ("no_healthy_instance", "circuit_open", "overloaded")  # no instance has begun
@@ -18,15 +19,15 @@ def why_broken(history: History, request: Request) -> str:
     slack, counted = history.slack, history.facts.counted_kill
     for fault in history.faults:
         killed = "gateway" in fault.kind and fault.kills and fault.struck and history.may_be_with(fault, request)
-        if killed and _around(request, fault.began, fault.struck, slack.break_s):
+        if killed and _around(request, fault.began, fault.struck, slack):
             return "its gateway was killed" + ("" if request.client_port in fault.client_ports else " (by the time)")
-    if counted and _around(request, counted["at"] - 0.1, counted["at"], slack.break_s):
+    if counted and _around(request, counted["at"] - 0.1, counted["at"], slack):
         return "its gateway was killed (by the time)"
     return ""
 
 
-def _around(request: Request, listed: float, struck: float, break_s: float) -> bool:
-    return request.began <= struck + 0.3 and listed - 0.3 <= request.ended <= struck + break_s
+def _around(request: Request, listed: float, struck: float, slack: Tolerances) -> bool:
+    return request.began <= struck + slack.closing_s and listed - 0.3 <= request.ended <= struck + slack.break_s
 
 
 def why_failed(history: History, request: Request) -> str:

@@ -55,6 +55,7 @@ class Tolerances:
     late_s: float = 1.0  # beyond a request's time
     early_s: float = 0.6  # before it: clients and gateways do not start their clocks at once
     break_s: float = 2.0  # from a gateway's death to when the client has seen it
+    closing_s: float = 1.0  # from a gateway's kill to when its sockets, with the connections that wait in them, are closed
     listing_s: float = 1.0  # a connection as young as this when the clients of a gateway were listed may be missing there
     death_s: float = 0.7  # before a process's death was noted: clients may have seen it
     ending_s: float = 1.5  # from a process's noted death to when its last thread, and with it its sockets, is gone
