@@ -120,4 +120,6 @@ def _lost_node(history: History, request: Request, pids: set[int]) -> str:
 def _why_refused(history: History, request: Request) -> str:
     """Refused by name, as at that moment, as far as a gateway could know, no instance was well."""
     samples = history.between(request.ended - history.slack.learn_s, request.ended)
-    return "no instance could take it" if samples and any(not history.well(sample) for sample in samples) else ""
+    last = [one for one in samples if one.at <= request.ended][-1:]  # which of those died since?
+    none = any(not history.well(one) for one in samples) or any(not history.well(one, request.ended) for one in last)
+    return "no instance could take it" if none else ""

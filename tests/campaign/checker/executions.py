@@ -6,7 +6,7 @@ from collections import Counter
 
 from tests.campaign.checker.excuses import REFUSED
 from tests.campaign.checker.findings import Findings
-from tests.campaign.checker.history import History
+from tests.campaign.checker.history import MISBEHAVING, History
 from tests.campaign.record import Execution, Request
 
 
@@ -14,7 +14,7 @@ def check_executions(history: History, findings: Findings) -> None:
     for request in history.requests:
         runs = history.executions.get(request.id, [])
         pids = [run.pid for run in runs]
-        if request.outcome == "ok" and request.pid not in pids:
+        if request.outcome == "ok" and (request.pid or request.kind not in MISBEHAVING) and request.pid not in pids:
             findings.request("who-ran", request, f"was answered by {request.pid}; it ran on {pids or 'none'}", processes=pids)
         if request.repeatable:
             _repeats(history, findings, request, pids)

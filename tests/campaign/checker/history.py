@@ -32,7 +32,8 @@ class History:
         self.requests = [*record.requests, *record.counted]
         self.samples = sorted((one for one in record.samples if not one.away), key=lambda one: one.at)
         self._times = [sample.at for sample in self.samples]
-        self.deaths = {death.pid: death.at for death in record.deaths}
+        self.deaths = {death.pid: death.at for death in sorted(record.deaths, key=lambda one: -one.at)}  # the first of each
+        self._looks = sorted(one.at for one in record.samples)  # at the admin port; at the processes just before each
         self._killers: dict[int, Fault | None] = {}
         self.executions: dict[str, list[Execution]] = defaultdict(list)
         self._codes: dict[int, set[str]] = defaultdict(set)
@@ -83,9 +84,11 @@ class History:
         return None
 
     def gone_since(self, pid: int) -> float | None:
-        """From when on the process takes no more requests: its kill, else its death as it was noted, which may be later."""
-        killer = self.killer(pid)
-        return killer.struck if killer is not None and killer.kills else self.deaths.get(pid)
+        """From when on the process may be gone: its kill, else the last look before its death was noted."""
+        killer, died = self.killer(pid), self.deaths.get(pid)
+        if killer is not None and killer.kills:
+            return killer.struck
+        return None if died is None else self.look_before(died)
 
     def _drilled(self, fault: Fault, died: float) -> set[int]:
         return {*fault.pids, *self.pids_of(fault.instance, fault.began, died)}
@@ -146,14 +149,20 @@ class History:
         """Whether it was seen draining before it ended."""
         return any(row.state in LEAVING for _, row in self.rows_of(pid))
 
-    def well(self, sample: Sample) -> set[int]:
-        """Processes that could take a request at that moment: shown as healthy, and neither dead, frozen nor cut off."""
+    def look_before(self, moment: float) -> float:
+        """When the sampler last looked before this moment; an admin port that does not answer holds it up."""
+        place = bisect.bisect_left(self._looks, moment)
+        return self._looks[place - 1] if place else moment
+
+    def well(self, sample: Sample, at: float = 0.0) -> set[int]:
+        """Processes that could take a request: shown as healthy, and `at` that moment neither dead, frozen nor cut off."""
+        at = at or sample.at
         return {
             row.pid
             for row in sample.instances
             if row.state == "healthy" and row.circuit != "open"
-            if (self.gone_since(row.pid) or sample.at + 1) > sample.at
-            if not self.frozen(sample.at, sample.at, [row.pid]) and not self.cut(sample.at, sample.at, {row.region})
+            if (self.gone_since(row.pid) or at + 1) > at
+            if not self.frozen(at, at, [row.pid]) and not self.cut(at, at, {row.region})
         }
 
     # --- versions ---

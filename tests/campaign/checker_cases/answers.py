@@ -152,6 +152,26 @@ def a_timeout_behind_a_cut_network(record: Record) -> None:
     add_failure(record, "plain", AT, "request_timeout", seconds=6.1, ran=101, status=504)
 
 
+@keeps("may-fail")
+def a_failure_whose_death_was_noted_late(record: Record) -> None:
+    add_fault(record, "rollout", AT - 5, what="deploy dies", code="code2")
+    add_instance(record, 107, AT - 3, version="v2")
+    record.samples = [one for one in record.samples if not AT + 0.3 < one.at < AT + 2.8]
+    request = add_failure(record, "plain", AT, "instance_failed", message="instance-7 closed the connection")
+    add_execution(record, request, 107, code="code2")
+    die(record, 107, AT + 2.7)
+    for sample in record.samples:
+        sample.instances = [row for row in sample.instances if row.pid != 207]
+
+
+@keeps("may-fail")
+def a_refusal_when_the_last_instance_had_died_a_moment_ago(record: Record) -> None:
+    for pid in PIDS[1:]:
+        add_fault(record, "freeze_instance", AT - 1, 4.0, pids=[pid], instance=f"instance-{pid % 100}")
+    kill_instance(record, 101, AT + 0.1)
+    add_failure(record, "plain", AT + 0.2, "no_healthy_instance", status=503, seconds=0.1)
+
+
 @breaks("not-early")
 def a_timeout_before_its_time(record: Record) -> None:
     add_fault(record, "freeze_instance", AT - 1, 8.0, pids=[101], instance="instance-1")
