@@ -25,6 +25,7 @@ class Sampler(threading.Thread):
             Lines(cluster.folder / f"{name}.jsonl") for name in (record.SAMPLES, record.DEATHS, record.SIZES)
         )
         self._alive: dict[int, tuple[str, psutil.Process]] = {}
+        self._dead: set[int] = set()  # the admin port may show them for a while
         self._stop_event = threading.Event()
         self.latest: list[InstanceRow] = []
 
@@ -68,7 +69,7 @@ class Sampler(threading.Thread):
         sample.whole = True
 
     def _observe(self, pid: int, role: str) -> None:
-        if pid and pid not in self._alive:
+        if pid and pid not in self._alive and pid not in self._dead:
             with contextlib.suppress(psutil.Error):
                 self._alive[pid] = role, psutil.Process(pid)
 
@@ -80,6 +81,7 @@ class Sampler(threading.Thread):
                 alive = False
             if not alive:
                 del self._alive[pid]
+                self._dead.add(pid)
                 self._deaths.write(Death(time.monotonic(), pid, role))
 
     def _write_sizes(self) -> None:
