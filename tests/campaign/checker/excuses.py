@@ -15,7 +15,7 @@ RETRIES = 3  # of a gateway at once, always allowed; more is a matter of retry.b
 
 
 def why_broken(history: History, request: Request) -> str:
-    """Which kill of its gateway broke this connection; "": none."""
+    """Which kill of its gateway broke this connection, or of its instance after the answer had begun; "": none."""
     slack, counted = history.slack, history.facts.counted_kill
     for fault in history.faults:
         killed = "gateway" in fault.kind and fault.kills and fault.struck and history.may_be_with(fault, request)
@@ -23,6 +23,9 @@ def why_broken(history: History, request: Request) -> str:
             return "its gateway was killed" + ("" if request.client_port in fault.client_ports else " (by the time)")
     if counted and _around(request, counted["at"] - 0.1, counted["at"], slack):
         return "its gateway was killed (by the time)"
+    begun = request.status == 200 and request.first_byte  # what is left of an answer of known length cannot name an error
+    if begun and any(history.killer(pid) and _died_under(history, request, pid) for pid in processes(history, request)):
+        return "its instance was killed within the answer"
     return ""
 
 

@@ -182,3 +182,21 @@ def a_timeout_before_its_time(record: Record) -> None:
 def a_timeout_on_a_frozen_instance(record: Record) -> None:
     add_fault(record, "freeze_instance", AT - 1, 8.0, pids=[101], instance="instance-1")
     add_failure(record, "plain", AT, "request_timeout", seconds=6.1, ran=101, status=504)
+
+
+@keeps("named")
+def broken_within_the_answer_as_its_instance_was_killed(record: Record) -> None:
+    kill_instance(record, 101, AT + 0.4)
+    add_failure(record, "plain", AT, "", outcome="broken", status=200, seconds=0.5, first_byte=AT + 0.3, ran=101)
+
+
+@breaks("named")
+def broken_within_the_answer_of_an_instance_that_lives(record: Record) -> None:
+    kill_instance(record, 101, AT + 0.4)
+    add_failure(record, "plain", AT, "", outcome="broken", status=200, seconds=0.5, first_byte=AT + 0.3, ran=102)
+
+
+@breaks("named")
+def broken_before_the_answer_as_its_instance_was_killed(record: Record) -> None:
+    kill_instance(record, 101, AT + 0.4)
+    add_failure(record, "plain", AT, "", outcome="broken", status=0, seconds=0.5, first_byte=0.0, ran=101)
