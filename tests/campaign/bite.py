@@ -129,7 +129,7 @@ def _row(defect: Defect, result: Result | None) -> str:
     if result is None:
         return f"| {defect.name} | {defect.what} | not tried yet | |"
     rules = ", ".join(f"`{rule}` ({times})" for rule, times in result.violations.items())
-    by = rules if result.found else f"NOT FOUND ({rules or result.failed or 'no violation'})"
+    by = rules if result.found else f"NOT FOUND ({rules or 'no violation'})"
     return f"| {defect.name} | {defect.what} | {by} | {result.seeds if result.found else ''} |"
 
 
@@ -146,8 +146,11 @@ def main(words: list[str] | None = None) -> int:
     results = {result.defect: result for result in read_table(TABLE)}
     for defect in [find(name) for name in chosen.names] or DEFECTS:
         result = attempt(defect, SEEDS[: chosen.seeds], lock)
+        if result.failed:  # the table keeps what it had
+            sys.stdout.write(f"{defect.name}: the run failed: {result.failed}\n")
+            return 2
         results[defect.name] = result
-        sys.stdout.write(f"{defect.name}: {'found' if result.found else 'NOT FOUND'} {result.violations} {result.failed}\n")
+        sys.stdout.write(f"{defect.name}: {'found' if result.found else 'NOT FOUND'} {result.violations}\n")
         sys.stdout.flush()
         TABLE.write_text(table(list(results.values()), chosen.about), "utf-8")
     return 0 if all(result.found for result in results.values()) else 1
