@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket as sockets
 import time
+from urllib.parse import urlsplit
 
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
@@ -23,8 +25,9 @@ async def talk(
     """Its outcome is in the request. With `leave_after`, the client drops the connection after so many messages."""
     request.method = "WS"
     try:
-        async with connect(uri, open_timeout=open_timeout, ping_interval=None, proxy=None, close_timeout=5) as socket:
-            request.client_port = socket.local_address[1]
+        raw = await _connected(uri)
+        request.client_port = raw.getsockname()[1]  # also of a handshake that fails
+        async with connect(uri, sock=raw, open_timeout=open_timeout, ping_interval=None, proxy=None, close_timeout=5) as socket:
             headers = dict(socket.response.headers.raw_items()) if socket.response else {}
             read_headers(request, Answer(101, {name.lower(): value for name, value in headers.items()}, "", time.monotonic()))
             for number in range(MESSAGES):
@@ -48,6 +51,18 @@ async def talk(
         _read_close(request, error.rcvd)
     except (OSError, InvalidHandshake, EOFError, ValueError) as error:
         request.outcome, request.message = "broken", f"{type(error).__name__}: {error}"
+
+
+async def _connected(uri: str) -> sockets.socket:
+    place = urlsplit(uri)
+    raw = sockets.socket()
+    raw.setblocking(False)
+    try:
+        await asyncio.get_running_loop().sock_connect(raw, (place.hostname, place.port))
+    except BaseException:
+        raw.close()
+        raise
+    return raw
 
 
 def _read_close(request: Request, close: Close | None) -> None:
