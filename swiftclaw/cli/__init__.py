@@ -29,6 +29,7 @@ from swiftclaw.cli.commands.schema import schema
 from swiftclaw.cli.commands.status import status
 from swiftclaw.cli.commands.test import test
 from swiftclaw.cli.commands.up import up
+from swiftclaw.cli.ray_cluster import driver
 
 COMMANDS: dict[str, click.Command] = {
     "up": up,
@@ -100,4 +101,9 @@ def _unexpected(error: Exception) -> int:
 
 
 def main() -> None:
-    sys.exit(run())
+    status = run()
+    if "ray" in sys.modules and driver.is_leaving():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)

@@ -161,7 +161,7 @@ def campaign(words: argparse.Namespace) -> int:
     if words.publish:
         print(*publish(words.publish), sep="\n")
         return 0
-    settings = Settings(rate=words.rate, slack=words.slack, network=words.network)
+    settings = Settings(rate=words.rate, slack=words.slack, breaker=2 * words.slack, network=words.network)
     if words.soak:
         return soak(draw_up(words.seed, 60 * SOAK_MINUTES, select(",".join(SOAK), False), gap_s=SOAK_GAP_S, pairs=0), settings,
                     new_folder(words.folder))  # fmt: skip

@@ -7,6 +7,8 @@ import json
 import os
 import signal
 import time
+from collections.abc import Iterable
+from urllib.parse import urlsplit
 
 import aiohttp
 import psutil
@@ -16,6 +18,8 @@ from tests.integration.conftest import Cluster, my_agent, until
 from tests.integration.load import NO_ANSWER, Load, note
 
 pytestmark = pytest.mark.cluster
+
+IDLE_S = 5  # of a kept connection
 
 MOMENT = """
 import asyncio, os, pathlib
@@ -43,7 +47,8 @@ def faulty(shared: Cluster) -> Cluster:
     """The example with an agent that takes a moment, so that requests are in flight when something dies."""
     (shared.folder / "moment.py").write_text(MOMENT.replace("FOLDER", str(shared.folder)))
     checks = {"interval": "1s", "unhealthyThreshold": 2, "healthyThreshold": 1}
-    shared.write({"my-agent": my_agent(agent="moment:agent", healthCheck=checks)})
+    agent = my_agent(agent="moment:agent", healthCheck=checks, timeouts={"idle": f"{IDLE_S}s"})
+    shared.write({"my-agent": agent})
     shared.up()
     return shared
 
@@ -106,6 +111,67 @@ async def test_a_killed_gateway_loses_what_it_had_in_flight_and_leaves_new_conne
             assert (await load.one(client)).ok
     until(lambda: {g["pid"] for g in faulty.gateways()} - {pid} and len(faulty.gateways()) == 2, "a second gateway again", 60)
     until(faulty.nothing_in_flight, "all counts back at 0", 60)
+
+
+async def _frozen(pids: Iterable[int], seconds: float) -> None:
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        await asyncio.sleep(seconds)
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+async def test_gateways_that_were_frozen_answer_what_has_arrived_on_connections_that_were_about_to_expire(
+    faulty: Cluster,
+) -> None:
+    port = urlsplit(faulty.url).port
+    body = b'{"message": "x"}'
+    request = b"POST /agents/my-agent/messages HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+
+    async def answered(reader: asyncio.StreamReader) -> None:
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+        assert head.startswith(b"HTTP/1.1 200"), head
+        (length,) = [line[15:] for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+        await reader.readexactly(int(length))
+
+    connections = [await asyncio.open_connection("127.0.0.1", port) for _ in range(20)]
+    try:
+        for _, writer in connections:
+            writer.write(request)
+        await asyncio.gather(*(answered(reader) for reader, _ in connections))
+        await asyncio.sleep(IDLE_S - 2)
+        freezing = asyncio.create_task(_frozen([gateway["pid"] for gateway in faulty.gateways()], 3))
+        await asyncio.sleep(0.3)
+        for _, writer in connections:
+            writer.write(request)
+        await freezing
+        await asyncio.gather(*(answered(reader) for reader, _ in connections))
+    finally:
+        for _, writer in connections:
+            writer.transport.abort()
+    until(faulty.nothing_in_flight, "all counts back at 0", 30)
+
+
+async def test_a_controller_that_was_frozen_takes_no_instance_out_of_rotation(faulty: Cluster) -> None:
+    before = faulty.healthy()
+    load = Load(faulty.url)
+    await load.run(8, lambda: _frozen([faulty.controller_pid()], 6))
+    assert load.failed() == []
+    ends = time.monotonic() + 6  # another silence of the Controller's
+    while time.monotonic() < ends:
+        assert faulty.healthy() == before and len(faulty.gateways()) == 2
+        await asyncio.sleep(0.1)
+
+
+async def test_an_instance_that_was_frozen_for_a_moment_loses_no_request(faulty: Cluster) -> None:
+    before = faulty.healthy()
+    load = Load(faulty.url)
+    await load.run(6, lambda: _frozen([next(iter(before.values()))], 3))
+    assert load.failed() == []
+    until(lambda: faulty.healthy() == before, "the same instances in rotation", 30)
+    until(faulty.nothing_in_flight, "all counts back at 0", 30)
 
 
 async def test_an_instance_whose_own_check_fails_is_left_alone_not_restarted_and_comes_back(faulty: Cluster) -> None:

@@ -11,7 +11,8 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from swiftclaw.cli import files
@@ -21,6 +22,8 @@ from swiftclaw.cli.ray_cluster.cluster_record import ClusterRecord
 
 NAMESPACE = "swiftclaw"
 REACHABLE_S = 3.0
+DISCONNECT_S = 10.0
+LEAVING = "leaving the Ray cluster"
 
 
 def auth_mode() -> str:
@@ -84,7 +87,19 @@ def connected(address: str, auth_mode: str = "") -> Iterator[None]:
         with contextlib.redirect_stdout(io.StringIO()):  # Ray prints reports on its actors there
             yield
     finally:
-        ray.shutdown()
+        disconnect(ray.shutdown)
+
+
+def disconnect(leave: Callable[[], object], seconds: float = DISCONNECT_S) -> None:
+    """Leave the cluster. Ray waits for a node that does not answer, however long: the command does not (`is_leaving`)."""
+    thread = threading.Thread(target=leave, name=LEAVING, daemon=True)
+    thread.start()
+    thread.join(seconds)
+
+
+def is_leaving() -> bool:
+    """Whether `disconnect` gave up waiting: then Ray would also hold up the end of this process."""
+    return any(thread.name == LEAVING for thread in threading.enumerate())
 
 
 @contextlib.contextmanager

@@ -31,7 +31,18 @@ def _asked_for(history: History, death: Death) -> bool:
     rows = history.rows_of(pid)
     never_ready = bool(rows) and all(row.state == "starting" for _, row in rows)
     bad = history.codes_of(pid) & history.bad_code("dies", "unwell", "import")
-    return history.left(pid) or bool(bad and ("dies" in _variants(history, bad) or never_ready))
+    return history.left(pid) or _withdrawn(history, pid) or bool(bad and ("dies" in _variants(history, bad) or never_ready))
+
+
+def _withdrawn(history: History, pid: int) -> bool:
+    """Whether its version was deployed and given up before all its instances were healthy: then it had no traffic to drain."""
+    first = min((at for at, _ in history.rows_of(pid)), default=0.0)
+    died = history.deaths.get(pid, 0.0)
+    return any(
+        fault.kind == "rollout" and fault.exit_status == 1 and fault.began <= first
+        and (fault.ended or died) - history.slack.effect_s <= died <= (fault.ended or died) + history.slack.heal_s
+        for fault in history.faults
+    )  # fmt: skip
 
 
 def _variants(history: History, codes: set[str]) -> set[str]:

@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -221,6 +222,34 @@ def test_down_reports_that_the_joined_cluster_is_unreachable(
     assert cli.run(["down"]) == 0
     assert "no Ray cluster is reachable at 127.0.0.1:1" in capsys.readouterr().err
     assert cluster_record.load(tmp_path / ".swiftclaw") is None
+
+
+def test_a_command_ends_although_the_cluster_cannot_be_left() -> None:
+    """Ray waits for a node that was frozen, however long."""
+    held = threading.Event()
+    driver.disconnect(held.wait, 0.01)
+    assert driver.is_leaving()
+    held.set()
+    deadline = time.monotonic() + 10
+    while driver.is_leaving() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not driver.is_leaving()
+    driver.disconnect(lambda: None)
+    assert not driver.is_leaving()
+
+
+def test_the_exit_status_is_that_of_the_command_when_ray_would_hold_up_the_end() -> None:
+    program = """
+import sys, threading, types
+from swiftclaw import cli
+from swiftclaw.cli.ray_cluster import driver
+sys.modules["ray"] = types.ModuleType("ray")
+cli.run = lambda: (print("done"), driver.disconnect(threading.Event().wait, 0.01), 3)[-1]
+threading.Thread(target=threading.Event().wait).start()  # as Ray's: the interpreter would wait for it
+cli.main()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout) == (3, "done\n"), ended.stderr
 
 
 def test_steps_are_undone_only_when_a_later_one_fails() -> None:
