@@ -32,6 +32,21 @@ def a_version_that_never_started(record: Record) -> None:
     die(record, 107, AT)
 
 
+@keeps("alive")
+def a_version_that_was_given_up_as_its_last_instances_did_not_start(record: Record) -> None:
+    add_fault(record, "rollout", AT - 20, 25.0, what="deploy canary", code="code2", exit_status=1)
+    for sample in record.samples:
+        if AT - 10 <= sample.at <= AT:
+            add_instance(Record(samples=[sample]), 107, 0.0, version="v2")
+    die(record, 107, AT)
+
+
+@breaks("alive")
+def an_instance_that_ended_as_another_version_was_given_up(record: Record) -> None:
+    add_fault(record, "rollout", AT - 20, 25.0, what="deploy canary", code="code2", exit_status=1)
+    die(record, 101, AT)
+
+
 @breaks("healthy")
 def a_circuit_that_opened_without_cause(record: Record) -> None:
     show(record, 101, AT, AT + 1, circuit="open")
