@@ -6,12 +6,17 @@ Exit status: 0 no violation, 1 violations, 2 the run itself failed, or the comma
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
+import os
 import random
 import signal
 import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
+from math import inf
 from pathlib import Path
 
 from tests.campaign import record
@@ -20,7 +25,7 @@ from tests.campaign.cluster import Settings
 from tests.campaign.faults import FAULTS, Kind
 from tests.campaign.plan import Plan, draw_up
 from tests.campaign.publish import publish, publish_soak
-from tests.campaign.record import Record
+from tests.campaign.record import DamagedRecord, Record
 from tests.campaign.report import write_report
 from tests.campaign.run import CampaignError, Run
 from tests.campaign.shrink import shrink
@@ -67,16 +72,30 @@ def new_folder(name: str) -> Path:
     if not name:
         return Path(tempfile.mkdtemp(prefix="c-", dir="/tmp")) / "r"
     folder = Path(name).absolute()
-    if folder.exists() or len(str(folder)) > LONGEST_FOLDER:
-        raise CampaignError(f"--folder: {folder} exists, or its path has more than {LONGEST_FOLDER} characters")
+    if folder.exists():
+        raise CampaignError(f"--folder: {folder} exists; name one that does not")
+    if len(str(folder)) > LONGEST_FOLDER:
+        raise CampaignError(f"--folder: {folder} has more than {LONGEST_FOLDER} characters, too many for Ray's sockets")
     return folder
 
 
 def perform(plan: Plan, settings: Settings, folder: Path) -> Verdict:
     """A run and its verdict, with a report of it."""
     say(f"seed {plan.seed}, {plan.seconds:g} s of faults: {folder}")
-    Run(folder, plan, settings, say)()
+    with alone():
+        Run(folder, plan, settings, say)()
     return report(folder)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Two campaigns at once would judge each other. Raises CampaignError."""
+    with (Path(tempfile.gettempdir()) / f"swiftclaw-campaign-{os.getuid()}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CampaignError("another campaign runs on this machine, and each needs it for itself") from None
+        yield
 
 
 def report(folder: Path) -> Verdict:
@@ -155,7 +174,30 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
+def _wrong(words: argparse.Namespace) -> str:
+    """What makes no sense, before anything starts; "": nothing."""
+    try:
+        least, most = (float(number) for number in words.gap.split(","))
+    except ValueError:
+        return f"--gap: {words.gap!r} is not two numbers with a comma, such as 5,8"
+    senses = {
+        "--minutes: must be above 0": 0 < words.minutes < inf,
+        "--rate: must be above 0": 0 < words.rate < inf,
+        "--slack: must be 0 or more": 0 <= words.slack < inf,
+        "--pairs: must be from 0 to 1": 0 <= words.pairs <= 1,
+        "--runs: must be 1 or more": words.runs >= 1,
+        "--gap: must be two numbers above 0, the smaller first": 0 < least <= most < inf,
+        "--shrink: needs --replay FOLDER": words.shrink is None or words.replay is not None,
+        "--soak, --replay, --check and --publish: only one of them": sum(
+            map(bool, (words.soak, words.replay, words.check, words.publish))
+        ) <= 1,
+    }  # fmt: skip
+    return next((problem for problem, sensible in senses.items() if not sensible), "")
+
+
 def campaign(words: argparse.Namespace) -> int:
+    if wrong := _wrong(words):
+        raise CampaignError(wrong)
     if words.check:
         return bool(report(words.check).violations)
     if words.publish:
@@ -180,7 +222,7 @@ def campaign(words: argparse.Namespace) -> int:
 def main(words: list[str] | None = None) -> int:
     try:
         return campaign(parse(words))
-    except (CampaignError, OSError) as error:
+    except (CampaignError, DamagedRecord, OSError) as error:
         print(f"the campaign failed: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print("the campaign was interrupted", file=sys.stderr)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -171,9 +171,14 @@ class Facts:
     tracebacks: dict[str, int] = field(default_factory=dict)  # "log: last line" -> how often
     events: list[dict[str, Any]] = field(default_factory=list)
     status: dict[str, Any] = field(default_factory=dict)  # /api/status in the end
+    entries: dict[str, int] = field(default_factory=dict)  # how many the record held of each when the run was over
     machine: str = ""
     commit: str = ""
     date: str = ""
+
+
+class DamagedRecord(Exception):
+    """A file of the record cannot be read."""
 
 
 class Lines:
@@ -195,10 +200,17 @@ Entry = TypeVar("Entry")
 
 
 def read(path: Path, kind: type[Entry]) -> Iterator[Entry]:
-    """The entries of a file of JSON lines; none if it does not exist."""
+    """The entries of a file of JSON lines; none if it does not exist. Raises DamagedRecord."""
     if path.exists():
-        for line in path.read_text().splitlines():
-            yield _entry(json.loads(line), kind)
+        yield from _parsed(path, lambda line: _entry(json.loads(line), kind))
+
+
+def _parsed(path: Path, parse: Callable[[str], Entry]) -> Iterator[Entry]:
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            yield parse(line)
+        except (ValueError, TypeError, KeyError):
+            raise DamagedRecord(f"{path}, line {number}, is damaged: the record is not whole") from None
 
 
 def _entry(values: dict[str, Any], kind: type[Entry]) -> Entry:
@@ -224,24 +236,37 @@ class Record:
     deaths: list[Death] = field(default_factory=list)
     sizes: list[Size] = field(default_factory=list)
 
+    @property
+    def entries(self) -> dict[str, int]:
+        """How many it holds of each."""
+        return {one.name: len(getattr(self, one.name)) for one in fields(self) if one.name != "facts"}
+
     @classmethod
     def from_folder(cls, folder: Path) -> Record:
+        """Raises DamagedRecord."""
+        file = folder / FACTS
+        try:
+            values = json.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            raise DamagedRecord(f"{file} cannot be read ({error}): this is no record of a run that is over") from None
         names = {one.name for one in fields(Facts)}
-        facts = {name: value for name, value in json.loads((folder / FACTS).read_text()).items() if name in names}
+        try:
+            return cls._of(folder, Facts(**{name: value for name, value in values.items() if name in names}))
+        except OSError as error:
+            raise DamagedRecord(f"{folder} is not a whole record: {error}") from None
+
+    @classmethod
+    def _of(cls, folder: Path, facts: Facts) -> Record:
         return cls(
-            Facts(**facts),
+            facts,
             requests=list(read(folder / f"{REQUESTS}.jsonl", Request)),
             counted=list(read(folder / f"{COUNTED}.jsonl", Request)),
-            executions=[execution(line) for file in sorted((folder / EXECUTIONS).iterdir()) for line in _lines(file)],
+            executions=[one for file in sorted((folder / EXECUTIONS).iterdir()) for one in _parsed(file, execution)],
             faults=list(read(folder / f"{FAULTS}.jsonl", Fault)),
             samples=list(read(folder / f"{SAMPLES}.jsonl", Sample)),
             deaths=list(read(folder / f"{DEATHS}.jsonl", Death)),
             sizes=list(read(folder / f"{SIZES}.jsonl", Size)),
         )
-
-
-def _lines(file: Path) -> list[str]:
-    return file.read_text().splitlines()
 
 
 def execution(line: str) -> Execution:

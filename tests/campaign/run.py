@@ -20,7 +20,7 @@ from tests.campaign.faults import FAULTS
 from tests.campaign.faults.driver import Driver
 from tests.campaign.load.arrivals import PATIENCE_S
 from tests.campaign.plan import Plan
-from tests.campaign.record import Facts, Lines, write_facts
+from tests.campaign.record import Facts, Lines, Record, write_facts
 from tests.campaign.remains import files_left, orphans, tracebacks
 from tests.campaign.sampler import Sampler
 from tests.campaign.settle import tidy, wait_until_settled
@@ -200,6 +200,8 @@ class Run:
             facts.files_left = files_left(self.folder, self._session)
             self._cluster.close()
             facts.tracebacks = tracebacks(self._cluster.logs)
+            write_facts(self.folder, facts)
+            facts.entries = Record.from_folder(self.folder).entries
             write_facts(self.folder, facts)
 
 

@@ -35,6 +35,9 @@ def _whole(history: History, findings: Findings) -> None:
         sent = record.facts.sent.get(name, len(requests))
         if sent != len(requests):
             findings.violation("has-end", f"{name}: {sent} requests began, {len(requests)} have an end")
+    for name, entries in record.facts.entries.items():
+        if entries != record.entries.get(name):
+            findings.violation("has-end", f"the run wrote {entries} {name}, the record holds {record.entries.get(name, 0)}")
     for what, there in (("request", record.requests), ("execution", record.executions), ("sample", history.samples)):
         if not there:
             findings.violation("has-end", f"the record holds no {what}")
