@@ -113,3 +113,20 @@ def test_what_is_measured_is_left_out_of_the_tests_and_run_by_a_command_of_its_o
     options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
     assert "-m 'not measures'" in options["addopts"]
     assert "-m measures" in (ROOT / "scripts/measure").read_text()
+
+
+def test_an_environment_of_another_tree_is_not_changed_through_a_link(tmp_path: Path) -> None:
+    """It would be made anew, and cleared first."""
+    other = tmp_path / "other"
+    (other / "bin").mkdir(parents=True)
+    (other / ".swiftclaw-installed").write_text(f"1 2 {other}")
+    tree = tmp_path / "tree"
+    (tree / "scripts").mkdir(parents=True)
+    for name in ("scripts/venv", "requirements.lock", "pyproject.toml"):
+        (tree / name).write_bytes((ROOT / name).read_bytes())
+    (tree / ".venv").symlink_to(other)
+    done = subprocess.run(
+        ["bash", "-c", f"source {tree}/scripts/venv"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1 and "remove the link" in done.stderr
+    assert (other / "bin").is_dir() and (other / ".swiftclaw-installed").exists()
