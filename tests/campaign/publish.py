@@ -109,10 +109,11 @@ def soak_page(run: Figures, lines: Sequence[Trend]) -> str:
 def _made(runs: Sequence[Figures], command: str) -> str:
     days = sorted({str(run["date"])[:10] for run in runs})
     commits, machines = (sorted({str(run[name]) for run in runs}) for name in ("commit", "machine"))
+    loads = " or ".join(sorted({f"{run['rate']:g} requests per second with a slack of {run['slack']:g} s" for run in runs}))
     minutes = sorted({f"{run['seconds'] / 60:g}" for run in runs})
     return (
         f"{' to '.join(days[:: max(1, len(days) - 1)])}; {'; '.join(machines)}; commit {', '.join(commits)}; "
-        f"{' or '.join(minutes)} minutes of faults each. Made by `{command}`."
+        f"{' or '.join(minutes)} minutes of faults each, {loads}. Made by `{command}`."
     )
 
 

@@ -33,6 +33,8 @@ def figures(record: Record, verdict: Verdict) -> dict[str, Any]:
     return {
         "seed": facts.seed,
         "seconds": facts.seconds,
+        "rate": facts.settings.get("rate"),
+        "slack": facts.settings.get("slack"),
         "date": facts.date,
         "machine": facts.machine,
         "commit": facts.commit,

@@ -12,7 +12,8 @@ from tests.campaign.trends import Trend
 
 def figures(**changes: Any) -> dict[str, Any]:
     return {
-        "seed": 7, "seconds": 300.0, "date": "2026-01-02T03:04:05+00:00", "machine": "Linux", "commit": "abc", "requests": 1000,
+        "seed": 7, "seconds": 300.0, "rate": 80.0, "slack": 1.0,
+        "date": "2026-01-02T03:04:05+00:00", "machine": "Linux", "commit": "abc", "requests": 1000,
         "answered": 990, "excused": {"instance_failed: its instance was killed": 10}, "faults": 50, "sessions": 40,
         "faults_by_kind": {"kill_instance": 50}, "double_executions": 0, "sessions_moved_without_cause": 0,
         "settled_after_s": 1.5, "violations": [], **changes,
