@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 from rich.text import Text
 
 from swiftclaw.cli import files
 from swiftclaw.cli.admin_api import AdminApi
+from swiftclaw.cli.errors import AdminUnreachable
 from swiftclaw.cli.output import show, tables
 from swiftclaw.cli.program import program
 
@@ -17,15 +21,33 @@ if TYPE_CHECKING:
     from swiftclaw.cli.ray_cluster.cluster_record import ClusterRecord
 
 
+Answer = TypeVar("Answer")
+
+PATIENCE_S = 20.0  # a Controller that dies at this moment is back sooner
+AGAIN_S = 0.5
+
+
+def patiently(read: Callable[[], Answer], seconds: float = PATIENCE_S) -> Answer:
+    """Everything has been started: a Controller that is away for a moment is no failure. Raises AdminUnreachable."""
+    ends = time.monotonic() + seconds
+    while True:
+        try:
+            return read()
+        except AdminUnreachable:
+            if time.monotonic() >= ends:
+                raise
+            time.sleep(min(AGAIN_S, seconds / 10))
+
+
 def welcome(settings: Settings, cluster: ClusterRecord, api: AdminApi) -> None:
     out = show.out()
     for name in settings.agents:
         out.print(Text(name, style="bold"))
-        out.print(tables.instances(api.instances(name)))
+        out.print(tables.instances(patiently(partial(api.instances, name))))
         out.print()
     for label, address in addresses(settings, cluster, api.url):
         click.echo(f"{label:<14} {address}")
-    for warning in api.status()["warnings"]:
+    for warning in patiently(api.status)["warnings"]:
         click.echo(f"warning: {warning}", err=True)
     if settings.agents:
         click.echo(f"\nTry it:\n  {curl(settings)}")
