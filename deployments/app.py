@@ -8,6 +8,7 @@ everything that can be tested without Ray, is elsewhere.
 from __future__ import annotations
 
 import os
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,7 @@ class Served:
     """What Serve starts and stops. Serve awaits `__del__` even when `__init__` failed; what was not wired is not stopped."""
 
     wired = False
-
-    async def stop(self) -> None:
-        raise NotImplementedError
+    stop: Callable[[], Awaitable[None]]
 
     async def __del__(self) -> None:
         if self.wired:

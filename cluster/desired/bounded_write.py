@@ -40,13 +40,13 @@ class BoundedWrites:
 class _Attempt:
     def __init__(self) -> None:
         self.over = threading.Event()
-        self.error: OSError | None = None
+        self.error: Exception | None = None
         self._given_up = False
 
     def run(self, write: Write, file: Path, content: str) -> None:
         try:
             write(file, content, lambda: not self._given_up)
-        except OSError as error:
+        except Exception as error:  # raised again by the caller: without it, nothing was written
             self.error = error
         finally:
             self.over.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 from cluster.transport.running_clock import LEAST_SLEEP_S, running_clock
@@ -114,10 +115,14 @@ class WebSocketForwarder:
         exchange.status = 101
         try:
             headers = await self._returned(call, lease, head)
+
             # Counted before its client can know that it is over: a gateway that is killed then has counted it.
-            exchange.scope[ON_CLOSE] = lambda: lease.count(101, time.monotonic())
+            def count() -> None:
+                lease.count(101, time.monotonic())
+
+            exchange.scope[ON_CLOSE] = count
             await exchange.send({"type": "websocket.accept", "subprotocol": socket.subprotocol, "headers": headers})
-            await _Relay(exchange, socket, call.pool.settings.timeouts.idle_s).run()
+            await _Relay(exchange, socket, call.pool.settings.timeouts.idle_s, count).run()
         finally:
             socket.abort()
 
@@ -136,8 +141,9 @@ class WebSocketForwarder:
 class _Relay:
     """Runs until either side closes or fails, or until neither has shown life for `idle_s`."""
 
-    def __init__(self, exchange: Exchange, socket: InstanceWebSocket, idle_s: float) -> None:
-        self._exchange, self._socket, self._idle_s = exchange, socket, idle_s
+    def __init__(self, exchange: Exchange, socket: InstanceWebSocket, idle_s: float, count: Callable[[], None]) -> None:
+        """`count`: called before the client learns that it is over."""
+        self._exchange, self._socket, self._idle_s, self._count = exchange, socket, idle_s, count
         self._clock = running_clock()
         self._started_at = self._clock.now()
 
@@ -178,6 +184,6 @@ class _Relay:
         await self._socket.close()
 
     async def _close_client(self, code: int, reason: str) -> None:
-        self._exchange.scope[ON_CLOSE]()
+        self._count()
         closing: dict[str, Any] = {"type": "websocket.close", "code": code, "reason": reason}
         await self._exchange.send(closing)

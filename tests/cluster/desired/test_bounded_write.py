@@ -109,3 +109,11 @@ async def test_the_event_loop_runs_on_while_the_disk_hangs(tmp_path: Path, disk:
             store.save(State(started_with="one"), again=True)
         await asyncio.sleep(0)
     assert not disk.answers.is_set(), "none of them has waited for the disk"
+
+
+def test_whatever_a_write_raises_is_no_success(tmp_path: Path) -> None:
+    def fail(file: Path, content: str, go_on: Callable[[], bool]) -> None:
+        raise ValueError("not an OSError")
+
+    with pytest.raises(ValueError, match="not an OSError"):
+        BoundedWrites(tmp_path / "state.json", fail)("new")
