@@ -13,19 +13,21 @@ from tests.campaign.record import InstanceRow, Request
 def check_sessions(history: History, findings: Findings) -> None:
     conversations: dict[str, list[Request]] = defaultdict(list)
     for request in history.requests:
-        if request.conversation and request.outcome == "ok":
+        if request.conversation:
             conversations[request.conversation].append(request)
     for turns in conversations.values():
         turns.sort(key=lambda one: one.turn)
-        _homes(history, findings, turns)
-        _memory(history, findings, turns)
+        answered = [turn for turn in turns if turn.outcome == "ok"]
+        _homes(history, findings, answered, [turn for turn in turns if turn.outcome != "ok"])
+        _memory(history, findings, answered)
 
 
-def _homes(history: History, findings: Findings, turns: list[Request]) -> None:
+def _homes(history: History, findings: Findings, answered: list[Request], failed: list[Request]) -> None:
     away_from: set[int] = set()  # homes that are still the session's, though it was served elsewhere
-    for before, after in pairwise(turns):
+    for before, after in pairwise(answered):
         if before.pid == after.pid:
             continue
+        away_from |= {pid for turn in failed if turn.turn < after.turn for pid in _placed(history, turn)}
         why = why_moved(history, before, after)
         if not why and after.pid in away_from:
             why = "back at its home, after a request that was served elsewhere once"
@@ -40,6 +42,12 @@ def _homes(history: History, findings: Findings, turns: list[Request]) -> None:
                 f"turn {after.turn} at {_place(after)}, and its home could have taken it",
                 processes=(before.pid, after.pid),
             )
+
+
+def _placed(history: History, turn: Request) -> set[int]:
+    """Where a turn that failed may have given its session a home: the processes that ran it, or whose name the error has."""
+    named = history.pids_of(turn.instance, turn.began, turn.ended) if turn.instance else set()
+    return {run.pid for run in history.executions.get(turn.id, ())} | named
 
 
 def _place(turn: Request) -> str:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from tests.campaign.checker_cases.registry import AT, breaks, keeps
 from tests.campaign.made_up import add_fault, add_turn, fall_ill, kill_instance, show
-from tests.campaign.record import Record
+from tests.campaign.record import Record, Request
 
 
 def _session(record: Record, *pids: int) -> None:
     for turn, pid in enumerate(pids, start=1):
         add_turn(record, "s", turn, AT + 2 * turn, pid)
+
+
+def _fails(turn: Request, error: str) -> None:
+    turn.outcome, turn.status, turn.error, turn.pid, turn.code = "error", 504 if "timeout" in error else 502, error, 0, ""
+    if error == "request_timeout":
+        turn.ended = turn.began + 6.0
 
 
 @breaks("home")
@@ -41,6 +47,20 @@ def a_session_whose_homes_circuit_was_open_for_one_turn(record: Record) -> None:
     add_fault(record, "freeze_instance", AT + 3, 1.0, pids=[101], instance="instance-1")
     show(record, 101, AT + 3, AT + 5, circuit="open")
     _session(record, 101, 102, 101)
+
+
+@keeps("home")
+def a_session_whose_first_turn_failed_at_its_home(record: Record) -> None:
+    add_fault(record, "freeze_instance", AT + 2, 5.0, pids=[101], instance="instance-1")
+    _session(record, 101, 102, 102, 101)
+    _fails(record.requests[-4], "request_timeout")
+
+
+@breaks("home")
+def a_session_that_moved_to_where_no_turn_of_it_was(record: Record) -> None:
+    kill_instance(record, 101, AT + 2.02)
+    _session(record, 101, 102, 102, 103)
+    _fails(record.requests[-4], "instance_failed")
 
 
 @breaks("memory")
