@@ -75,11 +75,7 @@ class Sampler(threading.Thread):
 
     def _write_deaths(self) -> None:
         for pid, (role, process) in list(self._alive.items()):
-            try:
-                alive = process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-            except psutil.Error:
-                alive = False
-            if not alive:
+            if not lives(process):
                 del self._alive[pid]
                 self._dead.add(pid)
                 self._deaths.write(Death(time.monotonic(), pid, role))
@@ -98,6 +94,14 @@ class Sampler(threading.Thread):
                 files, threads = process.num_fds(), process.num_threads()
                 cpu_s = round(cpu.user + cpu.system, 2)
                 self._sizes.write(Size(time.monotonic(), pid, role, rss_kib, files, threads, cpu_s, tasks.get(pid, 0)))
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether any thread of it does. On a full machine the first may end seconds before the last, with which sockets close."""
+    try:
+        return process.is_running() and (process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1)
+    except psutil.Error:
+        return False
 
 
 def instance_row(row: dict[str, Any]) -> InstanceRow:

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import psutil
+
 from tests.campaign.cluster import AGENT, Cluster
 from tests.campaign.record import Death, Sample, Size, read
-from tests.campaign.sampler import Sampler
+from tests.campaign.sampler import Sampler, lives
 
 
 class FakeCluster:
@@ -78,3 +80,24 @@ def test_every_third_sample_is_a_whole_one_and_sizes_are_read(tmp_path: Path) ->
     assert [sample.whole for sample in samples(tmp_path)[:7]] == [True, False, False, True, False, False, True]
     assert samples(tmp_path)[0].rollout == {"stable": "v1", "canary": None}
     assert {(size.pid, size.role) for size in read(tmp_path / "sizes.jsonl", Size)} == {(process.pid, "instance")}
+
+
+FIRST_THREAD_ENDS = """
+import ctypes, platform, threading, time
+threading.Thread(target=time.sleep, args=(60,)).start()
+ctypes.CDLL(None).syscall({"x86_64": 60, "aarch64": 93}[platform.machine()], 0)  # exit: of this thread alone
+"""
+
+
+def test_a_process_lives_until_its_last_thread_has_ended() -> None:
+    with subprocess.Popen([sys.executable, "-c", FIRST_THREAD_ENDS]) as child:
+        process = psutil.Process(child.pid)
+        ends = time.monotonic() + 20
+        while process.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < ends
+            time.sleep(0.02)
+        assert lives(process)
+        child.kill()
+        while lives(process):  # its parent has not asked for its status: it is a zombie to the end
+            assert time.monotonic() < ends
+            time.sleep(0.02)

@@ -63,7 +63,7 @@ def stop(started: Iterable[StartedProcess], grace_s: float, mark: str = "") -> i
 
 
 def _wait(processes: Iterable[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """The processes that still run after that time. A zombie does not run: it only waits for its parent to reap it."""
+    """The processes that still run after that time."""
     deadline, left = time.monotonic() + seconds, list(processes)
     while (left := [process for process in left if _runs(process)]) and time.monotonic() < deadline:
         time.sleep(POLL_S)
@@ -71,8 +71,9 @@ def _wait(processes: Iterable[psutil.Process], seconds: float) -> list[psutil.Pr
 
 
 def _runs(process: psutil.Process) -> bool:
+    """Whether any thread of it does, and with it its sockets: then a zombie does not only wait for its parent to reap it."""
     try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+        return bool(process.is_running() and (process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1))
     except psutil.NoSuchProcess:
         return False
 

@@ -58,7 +58,7 @@ class Tolerances:
     closing_s: float = 1.0  # from a gateway's kill to when its sockets, with the connections that wait in them, are closed
     listing_s: float = 1.0  # a connection as young as this when the clients of a gateway were listed may be missing there
     death_s: float = 0.7  # before a process's death was noted: clients may have seen it
-    ending_s: float = 1.5  # from a process's noted death to when its last thread, and with it its sockets, is gone
+    ending_s: float = 0.5  # from when a process, with its sockets, is gone to when its death was noted
     seen_s: float = 5.0  # from an instance's death to when the last of its requests has failed
     breaker_s: float = 3.0  # after a freeze began or ended, in which gateways learn of it
     learn_s: float = 2.0  # in which a gateway learns what the Controller shows
