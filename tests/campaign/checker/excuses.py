@@ -111,7 +111,16 @@ def _why_timed_out(history: History, request: Request) -> str:
         return "its gateway was frozen"
     if cut := history.cut(began, ended, history.regions_of(pids)):
         return f"its region's network was hit ({cut.kind})"
-    return _lost_node(history, request, pids)
+    return _lost_node(history, request, pids) or _ends_slowly(history, request, pids)
+
+
+def _ends_slowly(history: History, request: Request, pids: set[int]) -> str:
+    """A killed process may take seconds to end on a full machine: its sockets stay open, and nobody answers there."""
+    for pid in pids or history.deaths:
+        killed, died = history.gone_since(pid), history.deaths.get(pid)
+        if killed and died and history.killer(pid) and killed <= request.ended and request.began <= died:
+            return "its instance was killed, and took seconds to end" + ("" if pids else " (by the time)")
+    return ""
 
 
 def _lost_node(history: History, request: Request, pids: set[int]) -> str:

@@ -179,6 +179,12 @@ class History:
         """The version with this code; "" if no request reached it."""
         return next((self._version(pid) for pid, codes in self._codes.items() if code in codes and self._version(pid)), "")
 
+    def withdrawn(self, pid: int, start: float, end: float) -> bool:
+        """Whether a rollout had ended for its version in that time, or shortly after: gateways may act before it is shown."""
+        version, until = self._version(pid), end + self.slack.learn_s
+        rollouts = [one.rollout for one in self.between(start, until) if one.whole and one.rollout]
+        return bool(version) and any(version not in (shown.get("stable"), shown.get("canary")) for shown in rollouts)
+
     def bad_code(self, *variants: str) -> set[str]:
         """The codes of versions that were deployed to behave so."""
         return {fault.code for fault in self.faults if fault.kind == "rollout" and fault.code and variant(fault) in variants}

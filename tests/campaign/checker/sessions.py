@@ -68,6 +68,8 @@ def _why_lost(history: History, before: Request, after: Request) -> str:
     for state in (*LEAVING, *UNWELL):
         if state in states:
             return f"its home was {state}"
+    if history.withdrawn(pid, start, end):
+        return "its home's version was replaced or rolled back"
     return "its home was flagged as unhealthy" if _flagged(history, pid, start, end) else ""
 
 

@@ -200,3 +200,17 @@ def broken_within_the_answer_of_an_instance_that_lives(record: Record) -> None:
 def broken_before_the_answer_as_its_instance_was_killed(record: Record) -> None:
     kill_instance(record, 101, AT + 0.4)
     add_failure(record, "plain", AT, "", outcome="broken", status=0, seconds=0.5, first_byte=0.0, ran=101)
+
+
+@keeps("may-fail")
+def timed_out_as_a_killed_process_took_long_to_end(record: Record) -> None:
+    add_fault(record, "kill_node", AT, pids=[101], region="us-east-1")
+    die(record, 101, AT + 8)
+    add_failure(record, "plain", AT + 1, "request_timeout", seconds=6.2, status=504)
+
+
+@breaks("may-fail")
+def timed_out_after_a_killed_process_had_ended(record: Record) -> None:
+    add_fault(record, "kill_node", AT - 10, pids=[101], region="us-east-1")
+    die(record, 101, AT - 2)
+    add_failure(record, "plain", AT + 1, "request_timeout", seconds=6.2, status=504)

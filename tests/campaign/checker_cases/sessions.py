@@ -43,6 +43,16 @@ def a_session_whose_home_was_killed(record: Record) -> None:
 
 
 @keeps("home")
+def a_session_of_a_version_that_was_rolled_back(record: Record) -> None:
+    for sample in record.samples:
+        if sample.at >= AT + 6 and sample.whole:
+            sample.rollout = {"stable": "v1", "canary": None}
+        for row in sample.instances:
+            row.version = "v2" if row.pid == 101 else "v1"
+    _session(record, 101, 101, 102)
+
+
+@keeps("home")
 def a_session_whose_homes_circuit_was_open_for_one_turn(record: Record) -> None:
     add_fault(record, "freeze_instance", AT + 3, 1.0, pids=[101], instance="instance-1")
     show(record, 101, AT + 3, AT + 5, circuit="open")
