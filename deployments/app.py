@@ -20,7 +20,7 @@ from cluster.controller import Controller
 from cluster.controller_api import ControlApi
 from cluster.desired.apps import GATEWAY_DRAIN_S
 from cluster.messages import GatewayHello, InstanceSpec
-from cluster.placement.serve import QUIET, Placement
+from cluster.placement.serve import CHECKED_WITHIN_S, QUIET, Placement
 from cluster.placement.serve_internals import logs_folder
 from cluster.transport.listener import Listener, PortInUse, bind
 from cluster.transport.rpc import RpcClient
@@ -56,7 +56,7 @@ def build(args: dict[str, Any]) -> serve.Application:
         max_ongoing_requests=10_000,
         ray_actor_options={"num_cpus": 0, "resources": {HEAD_NODE: 0.001}},
         health_check_period_s=2,
-        health_check_timeout_s=30,
+        health_check_timeout_s=CHECKED_WITHIN_S,
         graceful_shutdown_timeout_s=10,
         graceful_shutdown_wait_loop_s=0.1,
         logging_config=QUIET,

@@ -20,7 +20,9 @@ from cluster.placement.serve_internals import end_unstarted, free_per_node, repl
 INSTANCE_DEPLOYMENT = "Instance"
 GATEWAY_DEPLOYMENT = "Gateway"
 ENDING_S = 45.0  # after a drain's deadline: to answer the requests that it cut off, and for the agent's stop hooks
-WEDGED_AFTER_S = 10.0  # Serve's check of an instance runs on its event loop; three without an answer in time: restarted
+# Serve's check of a replica runs on its event loop: three without an answer in time, and the replica is restarted. A death that
+# Ray has not reported, as while its GCS was away, is found by the next check.
+CHECKED_WITHIN_S = 10.0
 QUIET = {"enable_access_log": False}  # Serve would log a line for each call of a gateway to the Controller
 
 
@@ -95,7 +97,7 @@ class Placement:
             ray_actor_options=actor_options,
             max_ongoing_requests=10_000,
             health_check_period_s=2,
-            health_check_timeout_s=WEDGED_AFTER_S if instance else 30,
+            health_check_timeout_s=CHECKED_WITHIN_S,
             graceful_shutdown_timeout_s=spec.drain_s + ENDING_S,
             graceful_shutdown_wait_loop_s=0.1,
             logging_config=QUIET,

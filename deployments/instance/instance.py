@@ -14,8 +14,9 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from typing import TypeVar
 
 import psutil
 
@@ -35,6 +36,8 @@ from deployments.instance.threads import Threads
 from deployments.instance.watchdog import LoopWatchdog
 from policies.lifecycle.draining import Drain, DrainTerms
 
+Result = TypeVar("Result")
+
 log = logging.getLogger("swiftclaw.instance")
 
 # For connections of gateways: kept open longer than gateways keep them, with room for the headers that a gateway adds; and
@@ -44,6 +47,7 @@ ASK_AGAIN_S = 1.0  # an operator's change lets a waiting instance start at once
 UNWATCHED_S = 5.0  # without a watch of the Controller for this long, the instance registers again
 PACKAGE_S = 120.0  # for code over a slow network
 TO_THREAD_THREADS = 1024  # of asyncio.to_thread in the agent's code; Python's own default is the number of CPUs + 4
+PATIENCE_S = 120.0  # an instance that starts waits so long for a Controller that is away, which costs less than another start
 CLOSING_S = 0.3  # a request on its way is better refused than met by a closed connection
 # For the mounted app's shutdown (at most half of it) and the stop hooks; below what Serve gives the replica after a drain
 # (ENDING_S in cluster/placement/serve.py).
@@ -117,7 +121,7 @@ class InstanceReplica:
                 raise
             clear = isinstance(error, NotAnAgent | CodeUnavailable | StartupFailed)
             reason = str(error) if clear else f"on_start raised {type(error).__name__}: {error}"
-            await self._controller.call(ControlApi.cannot_start, self._app, self._replica, reason)
+            await patiently(lambda: self._controller.call(ControlApi.cannot_start, self._app, self._replica, reason))
             raise RuntimeError(reason) from error
         return agent
 
@@ -139,7 +143,7 @@ class InstanceReplica:
             package=spec.package,
             crashes=self._crashes,
         )
-        reply = await self._controller.call(ControlApi.register, self._registration)
+        reply = await patiently(lambda: self._controller.call(ControlApi.register, self._registration))
         self._terms = reply.drain
         self._serve_allows_s = reply.drain.drain_timeout_s  # Serve keeps the timeout that the replica was started with
         return reply
@@ -194,7 +198,7 @@ class InstanceReplica:
         self._server.unwatched_since = time.monotonic()
 
     async def _fetch_package(self, digest: str) -> bytes | None:
-        return await self._controller.call(ControlApi.package, digest, timeout_s=PACKAGE_S)
+        return await patiently(lambda: self._controller.call(ControlApi.package, digest, timeout_s=PACKAGE_S))
 
     # --- stop -----------------------------------------------------------------------------------------------------
 
@@ -241,3 +245,16 @@ class InstanceReplica:
 
     async def _deregister(self) -> DrainTerms | None:
         return await self._controller.call(ControlApi.deregister_instance, self._replica, self._spec.agent)
+
+
+async def patiently(call: Callable[[], Awaitable[Result]]) -> Result:
+    """The result of a call to the Controller, repeated while it is away. Raises ControllerUnavailable after PATIENCE_S."""
+    ends_at = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return await call()
+        except ControllerUnavailable as error:
+            if time.monotonic() > ends_at:
+                raise
+            log.info("waiting for the Controller: %s", error)
+        await asyncio.sleep(ASK_AGAIN_S)

@@ -305,3 +305,34 @@ async def test_one_that_waits_for_its_permit_is_stopped_without_delay_and_keeps_
         await asyncio.gather(starting, return_exceptions=True)
     await process.stop()
     assert made.calls == [("deregister_instance", "r1", "shop")]
+
+
+async def test_one_that_starts_waits_for_a_controller_that_is_away(
+    tmp_path: Path, controller: tuple[AnsweringController, RpcClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "patient.py").write_text(AGENT)
+    monkeypatch.setattr(instance, "ASK_AGAIN_S", 0.01)
+    made, client = controller
+    call, away = client.call, iter(range(3))
+
+    async def away_at_first(method: Any, *args: Any, timeout_s: float = 20.0) -> Any:
+        if method.__name__ == "register" and next(away, None) is not None:
+            raise ControllerUnavailable("restarting")
+        return await call(method, *args, timeout_s=timeout_s)
+
+    monkeypatch.setattr(client, "call", away_at_first)
+    process = replica(tmp_path, client, "patient:agent")
+    await process.start()
+    assert len(made.registrations) == 1
+    await process.stop()
+
+
+async def test_its_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(instance, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(instance, "ASK_AGAIN_S", 0.01)
+
+    async def away() -> None:
+        raise ControllerUnavailable("restarting")
+
+    with pytest.raises(ControllerUnavailable, match="restarting"):
+        await instance.patiently(away)
