@@ -21,7 +21,7 @@ from cluster.admin.ray_metrics import RayMetrics
 from cluster.admin.sampler import Sampler
 from cluster.config import parse
 from cluster.config.agent_settings import HealthCheck
-from cluster.controller_api import OperatorApi, control_methods, method_names
+from cluster.controller_api import ControlApi, OperatorApi, control_methods, method_names
 from cluster.desired.autoscaling import Autoscaling
 from cluster.desired.canary_analysis import CanaryAnalysis
 from cluster.desired.desired import DesiredState
@@ -98,7 +98,7 @@ class Controller:
         self._watch = LivenessWatch(self.registry, self._instances)
         self._checks = HealthChecker(self.registry, self._instances, self._health_check_of, Random())
         self._take_away = FaultInjector(self.registry, self._instances, self._crash_loops.stopped)
-        self._control = RpcServer(control_methods(self), self._key)
+        self._control = RpcServer(control_methods(self), self._key, interrupted=[ControlApi.next_snapshot.__name__])
         self._admin: Listener | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._down_within_s: float | None = None  # set by `down`: time limit for requests in flight
@@ -169,7 +169,12 @@ class Controller:
         """Wait for a snapshot newer than the gateway's `version`; None when there is none in time."""
         self._gateways.observe(hello, version)
         self._reconciler.problems.pop(hello.app, None)
-        if not await self._gateways.wait_for_change(version, self._reconciler.is_ready):
+        try:
+            changed = await self._gateways.wait_for_change(version, self._reconciler.is_ready)
+        except asyncio.CancelledError:  # its connection broke
+            self._gateways.suspect(hello.gateway)
+            raise
+        if not changed:
             return None
         return self._snapshots.build(self._session_keys, time.monotonic())
 

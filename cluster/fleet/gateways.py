@@ -1,7 +1,8 @@
 """Which gateways exist, which snapshot has each, and when does its request for the next one get an answer?
 
 A gateway always has one request for a snapshot open (a long poll). It is answered when the newest snapshot differs from the
-gateway's own, or empty after a while, which shows that both are alive. A gateway that neither asks nor reports is removed.
+gateway's own, or empty after a while, which shows that both are alive. A gateway that neither asks nor reports is removed,
+sooner if the connection of its request broke.
 What a snapshot contains: cluster/snapshot.py. Here it is only a version, which rises with every change.
 """
 
@@ -19,6 +20,7 @@ from cluster.telemetry.totals import MetricTotals
 
 POLL_S = 10.0  # a request for a snapshot is answered after this long even when there is no other
 GATEWAY_GONE_S = 12.0  # a gateway asks every 10 s, and reports what it counted every second
+BROKEN_S = 3.0  # one whose connection broke, and which neither asks nor reports again, has ended
 RECHECK_S = 0.5  # while the Controller itself recovers
 
 
@@ -73,6 +75,12 @@ class Gateways:
             hello, _, version = self.present[gateway]
             self.present[gateway] = (hello, self._clock(), version)
 
+    def suspect(self, gateway: str) -> None:
+        """The gateway's connection broke while it waited for a snapshot: it has ended, or it asks again at once."""
+        if gateway in self.present:
+            hello, last_call, version = self.present[gateway]
+            self.present[gateway] = (hello, min(last_call, self._clock() - GATEWAY_GONE_S + BROKEN_S), version)
+
     async def wait_for_change(self, version: str | None, ready: Callable[[], bool]) -> bool:
         """Whether the newest snapshot is another than `version`. It waits while `ready` says that none would be right yet."""
         deadline = self._clock() + POLL_S
@@ -99,7 +107,7 @@ class Gateways:
         now = self._clock()
         for gateway, (_, last_call, _) in list(self.present.items()):
             if now - last_call > GATEWAY_GONE_S:
-                self.forget(gateway, f"is no longer available: no contact for {GATEWAY_GONE_S:g} s")
+                self.forget(gateway, "is no longer available: it neither asks for snapshots nor reports")
 
     def forget(self, gateway: str, change: str) -> None:
         """Remove a gateway; `change` completes the event's sentence."""

@@ -12,7 +12,7 @@ import hashlib
 import hmac
 import logging
 import pickle
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import aiohttp
@@ -46,6 +46,10 @@ class ControllerUnavailable(Exception):
     """The Controller cannot be reached or failed; a call may reach another Controller process later."""
 
 
+class CallerLeft(Exception):
+    """The caller disconnected before its call was answered."""
+
+
 class UnknownMethod(ControllerUnavailable):
     """The Controller has no such method: it runs another release."""
 
@@ -57,8 +61,9 @@ def sign(key: str, purpose: bytes, content: bytes) -> bytes:
 class RpcServer:
     """The Controller's side: an ASGI app that calls `methods` and nothing else."""
 
-    def __init__(self, methods: Methods, key: str) -> None:
-        self._methods, self._key = dict(methods), key
+    def __init__(self, methods: Methods, key: str, interrupted: Collection[str] = ()) -> None:
+        """`interrupted`: the methods that are cancelled when their caller disconnects; the others run to their end."""
+        self._methods, self._key, self._interrupted = dict(methods), key, frozenset(interrupted)
         self._listener: Listener | None = None
         self.address = RpcAddress("", 0, key)
 
@@ -89,7 +94,10 @@ class RpcServer:
             await _answer(send, 404, b"", b"")
             return
         try:
-            result = await method(*pickle.loads(content))
+            called = method(*pickle.loads(content))
+            result = await (_while_connected(receive, called) if name in self._interrupted else called)
+        except CallerLeft:
+            return
         except Exception:
             log.exception("call of %s failed", name)
             await _answer(send, 500, b"", b"")
@@ -164,6 +172,28 @@ class RpcClient:
         if not hmac.compare_digest(answer_signature, sign(to.key, b"answer " + signature, answer)):
             raise ControllerUnavailable(f"the answer to {name} is not signed by the Controller")
         return pickle.loads(answer)
+
+
+async def _while_connected(receive: Any, called: Awaitable[Result]) -> Result:
+    """The result of a call, which is cancelled when its caller disconnects. Raises CallerLeft."""
+    call, disconnected = asyncio.ensure_future(called), asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait({call, disconnected}, return_when=asyncio.FIRST_COMPLETED)
+    except asyncio.CancelledError:
+        call.cancel()
+        raise
+    finally:
+        disconnected.cancel()
+    if call.done():
+        return call.result()
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
+    raise CallerLeft
+
+
+async def _disconnected(receive: Any) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _body(receive: Any) -> bytes:

@@ -20,6 +20,7 @@ from tests.campaign.record import Fault
 from tests.campaign.sampler import Sampler
 
 COMMANDS_AT_ONCE = 2  # each takes seconds of CPU
+SLOW_S = 30.0  # more for a command, per second of slack: a Ray node that starts on a full machine takes as long
 KEPT = 2000  # characters of a command's output that are kept in the record; all of it is in commands/
 
 
@@ -119,7 +120,7 @@ class Stage:
         process = self.cluster.start(*words)
         self._running.add(process)
         try:
-            fault.exit_status, output = finish(process, timeout)
+            fault.exit_status, output = finish(process, timeout + SLOW_S * self.cluster.settings.slack)
         finally:
             self._running.discard(process)
         fault.output, fault.detail["command_s"] = output[-KEPT:], round(time.monotonic() - began, 2)

@@ -12,7 +12,7 @@ import pytest
 from cluster.config import GatewaySettings
 from cluster.fleet import gateways
 from cluster.fleet.event_recorder import EventRecorder
-from cluster.fleet.gateways import GATEWAY_GONE_S, Gateways
+from cluster.fleet.gateways import BROKEN_S, GATEWAY_GONE_S, Gateways
 from cluster.messages import GatewayHello, Observation, Peer
 from cluster.telemetry.events import Events
 from cluster.telemetry.totals import MetricTotals
@@ -110,7 +110,26 @@ def test_a_silent_gateway_is_removed_with_its_current_values(world: World) -> No
     world.gateways.present["g1"] = (ONE, time.monotonic() - GATEWAY_GONE_S - 1, None)
     world.gateways.forget_silent()
     assert list(world.gateways.present) == ["g2"] and world.ledger.queued("a") == 0
-    assert world.messages()[-1].endswith("is no longer available: no contact for 12 s") and world.changes == 3
+    assert (
+        world.messages()[-1].endswith("is no longer available: it neither asks for snapshots nor reports")
+        and world.changes == 3
+    )
+
+
+def test_a_gateway_whose_connection_broke_is_removed_soon_unless_it_calls_again(world: World) -> None:
+    now = [100.0]
+    world.gateways._clock = lambda: now[0]
+    world.gateways.observe(ONE, None)
+    world.gateways.observe(TWO, None)
+    for gateway in ("g1", "g2", "unknown"):
+        world.gateways.suspect(gateway)
+    now[0] += BROKEN_S - 0.1
+    world.gateways.forget_silent()
+    assert list(world.gateways.present) == ["g1", "g2"]
+    world.gateways.acknowledge("g2")
+    now[0] += 0.2
+    world.gateways.forget_silent()
+    assert list(world.gateways.present) == ["g2"]
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])

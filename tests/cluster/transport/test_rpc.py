@@ -92,6 +92,29 @@ async def test_one_that_waits_for_news_keeps_nobody_from_being_answered(link: Rp
     waiting.cancel()
 
 
+async def test_a_call_that_may_be_interrupted_ends_when_its_caller_disconnects(caplog: pytest.LogCaptureFixture) -> None:
+    controller = Controller()
+    ended = asyncio.Event()
+
+    async def news(who: str, version: str | None) -> None:
+        controller.asked.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    server = RpcServer({"news": news}, "secret", interrupted=["news"])
+    await server.open("127.0.0.1")
+    link = RpcClient(lambda: found(server))
+    waiting = asyncio.create_task(link.call(Api.news, "g1", None))
+    await controller.asked.wait()
+    waiting.cancel()
+    await asyncio.wait_for(ended.wait(), 20)
+    await link.close()
+    await server.close()
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 async def test_what_the_controller_could_not_do_is_said_and_not_what_it_raised(link: RpcClient) -> None:
     with pytest.raises(ControllerUnavailable, match="answered register with status 500"):
         await link.call(Api.register, 1)
