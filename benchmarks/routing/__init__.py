@@ -1,0 +1,1 @@
+"""The parts of `routers.py`: the stub agent, the routers in front of it, the measures, and the report."""

@@ -1,0 +1,184 @@
+"""Writes the results: every run as JSON, and a Markdown page with the tables and what they do not show."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+TITLES = {
+    "direct": "the stub, called directly",
+    "haproxy": "HAProxy",
+    "nginx": "nginx",
+    "vllm-router": "vllm-router (Rust)",
+    "sglang-router": "sglang-router (Rust)",
+    "swiftclaw": "SwiftClaw, 1 gateway",
+    "swiftclaw-2": "SwiftClaw, 2 gateways",
+    "instance": "SwiftClaw's instance, called directly",
+}
+Figures = Mapping[str, float]
+Table = Mapping[tuple[str, str], Mapping[str, Any]]  # (contender, measure) -> the row of the document
+Column = tuple[str, str, str, str]  # heading, measure, figure, format
+REQUESTS: Sequence[Column] = (
+    ("req/s, 1 conn.", "requests-1", "per_second", ",.0f"),
+    ("p50 ms, 1 conn.", "requests-1", "p50_ms", ".2f"),
+    ("p99 ms, 1 conn.", "requests-1", "p99_ms", ".2f"),
+    ("req/s, 16 conn.", "requests-16", "per_second", ",.0f"),
+    ("p99 ms, 16 conn.", "requests-16", "p99_ms", ".2f"),
+    ("req/s, 64 conn.", "requests-64", "per_second", ",.0f"),
+    ("p99 ms, 64 conn.", "requests-64", "p99_ms", ".2f"),
+    ("p50 ms at a fixed rate", "paced", "p50_ms", ".2f"),
+    ("p99 ms at a fixed rate", "paced", "p99_ms", ".2f"),
+)
+STREAMS: Sequence[Column] = (
+    ("first chunk p50 ms", "first_p50_ms", "", ".2f"),
+    ("p99", "first_p99_ms", "", ".2f"),
+    ("last chunk p50 ms", "last_p50_ms", "", ".1f"),
+    ("p99", "last_p99_ms", "", ".1f"),
+    ("chunk delay p50 ms", "delay_p50_ms", "", ".2f"),
+    ("p99", "delay_p99_ms", "", ".2f"),
+    ("chunks lost", "lost_chunks", "", ",.0f"),
+    ("streams out of order", "disordered", "", ",.0f"),
+)
+COST: Sequence[Column] = (
+    ("CPU s per 1,000 requests, 1 conn.", "requests-1", "cpu_s_per_1000", ".3f"),
+    ("16 conn.", "requests-16", "cpu_s_per_1000", ".3f"),
+    ("64 conn.", "requests-64", "cpu_s_per_1000", ".3f"),
+    ("CPU s per 1,000 streams, 20 at a time", "streams-20", "cpu_s_per_1000", ".2f"),
+    ("500 at a time", "streams-500", "cpu_s_per_1000", ".2f"),
+    ("RSS MB at the start", "memory", "start_mb", ".0f"),
+    ("after the load", "memory", "end_mb", ".0f"),
+)
+FAILOVER: Sequence[Column] = (
+    ("requests", "failover", "requests", ",.0f"),
+    ("failed", "failover", "failed", ",.0f"),
+    ("ran twice", "failover", "ran_twice", ",.0f"),
+    ("slowest request ms", "failover", "slowest_ms", ",.0f"),
+    ("longest time without an answer ms", "failover", "gap_ms", ",.0f"),
+)
+READING = """\
+How to read it:
+
+- Each figure is the median of the rounds; errors, lost chunks and what failed or ran twice are sums, `slowest` and `longest`
+  the worst of all rounds. routers.json has every run, and the range of each figure.
+- The agent is a bare ASGI app under uvicorn, in two instances, and answers at once. Each router is in front of two such
+  processes; SwiftClaw's instances mount the same app, and SwiftClaw adds its own server to it. `SwiftClaw's instance, called
+  directly` is therefore the base of SwiftClaw's latency, and `the stub, called directly` that of the others.
+- wrk calls only one of the two instances directly, so that the two `directly` rows show a base at 1 connection and are no
+  limit at 16 and 64.
+- The fixed rate is timed from the moment at which each request was due. A chunk's delay is the time from the agent's `send`
+  to the client, clocks of one machine. `last chunk` has the agent's own {least_ms:.0f} ms between the first and the last in
+  it.
+- 500 streams of 200 chunks a second are more than the two stubs and the client can do on a few cores: there everybody queues,
+  and the row of the direct call shows how much of it is not the router's.
+- CPU and RSS are those of the router's own processes (nginx: master and workers; SwiftClaw: gateways and their children). RSS
+  counts memory that processes share in each of them.
+- Failover: `kill -9` of one of the two instances at {rate} requests per second, each of which works for 50 ms, so that about
+  five are under way in it. Those five cannot be saved without risk: a router that fails them leaves the decision to the
+  client, and one that sends them again runs a POST twice. `ran twice` counts the requests that the agent began more than
+  once.
+
+What it does not show:
+
+- The agent does nothing. With a model call of a second, the differences of a millisecond between these routers are noise;
+  what is left is their CPU time, their memory, and what they do when an instance fails or is full.
+- One machine: load, router and agents share its cores, and a router that is cheap leaves more of them to the others. More
+  cores raise the figures, those of routers that use several threads most. HAProxy and nginx have {threads} thread(s) here,
+  vllm-router and sglang-router as many as there are cores, a SwiftClaw gateway one.
+- Equal settings are not equal work. SwiftClaw keeps retries, circuit breakers, health checks, limits, deadlines, metrics and
+  the exchange between gateways on, as by default. HAProxy and nginx do no accounting of sessions, and their passive checks
+  are what is configured; the Rust routers have retries and circuit breakers on, as by default. No access log anywhere.
+- SwiftClaw also needs Ray and its Controller, which the others do not have. They are not in the CPU and RSS above, but they
+  run: {beside}. The others need whatever starts and watches the agents, which is not here either.
+- Not measured: TLS, WebSockets, large bodies, slow clients, sessions, many instances, days of running.
+- Settings beyond the defaults: round-robin; `maxConnectionsPerInstance` 1000 of SwiftClaw (100 is the default, and would make
+  300 of the 500 streams wait); for HAProxy `http-reuse always`, `option redispatch` and `check`; for nginx `proxy_buffering
+  off`, HTTP/1.1 and kept connections to the agents; for the Rust routers a log level of warnings."""
+
+
+def tables(document: Mapping[str, Any]) -> list[str]:
+    """All tables, as Markdown."""
+    table: Table = {(row["contender"], row["measure"]): row for row in document["table"]}
+    settings = document["settings"]
+    ranges = [(f"req/s, {count} conn.", f"requests-{count}", "per_second", ",.0f") for count in settings["connections"]]
+    lines = ["## Requests", "", *_table(table, REQUESTS, _median), ""]
+    lines += ["Range of the rounds, and errors of all:", "", *_table(table, ranges, _range, _errors), ""]
+    for concurrent, total in settings["streams"].items():
+        columns = [(heading, f"streams-{concurrent}", figure, spec) for heading, figure, _, spec in STREAMS]
+        lines += [f"## {concurrent} streams at a time, {total:,} in each round", "", *_table(table, columns, _median), ""]
+    lines += ["## Cost of the router", "", *_table(table, COST, _median), ""]
+    lines += ["## One of two instances is killed", "", *_table(table, FAILOVER, _median)]
+    return lines
+
+
+def as_markdown(document: Mapping[str, Any]) -> str:
+    machine, settings = document["machine"], document["settings"]
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    lines = [
+        "# SwiftClaw and other routers on one machine",
+        "",
+        f"{document['made']}; {machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['system']}; "
+        f"{versions}.",
+        f"{settings['rounds']} rounds, interleaved (A B C A B C …), one contender at a time; "
+        f"{settings['seconds']} s of each load, after {settings['warm_up_s']} s of warm-up; the fixed rate is "
+        f"{settings['rate']} requests per second. Made by `python benchmarks/routers.py`; every run is in `routers.json`.",
+        "",
+        "![Requests per second, CPU time, first chunk and memory of each router](routers.svg)",
+        "",
+        *tables(document),
+        "",
+        *(f"Left out: {why}\n" for why in document["skipped"].values()),
+        READING.format(rate=settings["rate"], threads=settings["threads"], beside=_beside(document["table"]), least_ms=19 * 5),
+        "",
+        f"Load average before the start: {machine['load_before']}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def write(folder: Path, document: Mapping[str, Any]) -> None:
+    """routers.json, routers.md and, where matplotlib is installed, routers.svg."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "routers.json").write_text(json.dumps(document, indent=1) + "\n")
+    (folder / "routers.md").write_text(as_markdown(document))
+    if importlib.util.find_spec("matplotlib") is not None:
+        from routing import plots
+
+        plots.draw(folder / "routers.svg", document["table"])
+
+
+Cell = Callable[[Mapping[str, Any] | None, str, str], str]
+
+
+def _table(table: Table, columns: Sequence[Column], cell: Cell, last: Callable[[Table, str], str] | None = None) -> list[str]:
+    """A row per contender that has any of the figures."""
+    headings = ["", *(heading for heading, *_ in columns), *(["errors"] if last else [])]
+    lines = [f"| {' | '.join(headings)} |", f"| --- |{' ---: |' * (len(headings) - 1)}"]
+    for contender, title in TITLES.items():
+        rows = [table.get((contender, measure)) for _, measure, _, _ in columns]
+        cells = [cell(row, figure, spec) for row, (_, _, figure, spec) in zip(rows, columns, strict=True)]
+        if any(one != "-" for one in cells):
+            lines.append(f"| {' | '.join([title, *cells, *([last(table, contender)] if last else [])])} |")
+    return lines
+
+
+def _median(row: Mapping[str, Any] | None, figure: str, spec: str) -> str:
+    return format(row["figures"][figure], spec) if row is not None and figure in row["figures"] else "-"
+
+
+def _range(row: Mapping[str, Any] | None, figure: str, spec: str) -> str:
+    return f"{row['lowest'][figure]:{spec}} to {row['highest'][figure]:{spec}}" if row is not None else "-"
+
+
+def _errors(table: Table, contender: str) -> str:
+    """Of all loads of requests but failover."""
+    return f"{sum(row['figures'].get('errors', 0) for (name, _), row in table.items() if name == contender):,.0f}"
+
+
+def _beside(table: Sequence[Mapping[str, Any]]) -> str:
+    found = {row["measure"]: row["figures"] for row in table if row["contender"] == "swiftclaw"}
+    if "memory" not in found or "requests-16" not in found:
+        return "not measured in this run"
+    return f"{found['memory']['beside_mb']:,.0f} MB and {found['requests-16']['beside_cores']:.2f} of a core while requests run"
