@@ -8,7 +8,7 @@ nginx, HAProxy, vllm-router, sglang-router, and SwiftClaw in a running cluster w
 directly. The same chat request and the same 20-chunk stream through each: rate and latency at 1, 16 and 64 connections and at
 200 requests per second, 20 and 500 streams at a time, the router's CPU time and memory, and what clients notice of `kill -9`.
 
-Needs `wrk`. What else is missing is fetched into benchmarks/.routers, or left out with a sentence
+Needs `wrk`. What else is missing is fetched into .routers, or left out with a sentence
 (benchmarks/routing/installed.py). The rounds are interleaved (A B C A B C …); each contender is started for its turn and
 stopped after it. Writes routers.md, routers.json and routers.svg to benchmarks/results/ (--quick: only to the --output
 folder). Nothing else should run on the machine.

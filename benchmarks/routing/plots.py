@@ -19,7 +19,7 @@ PANELS = (  # title, measure, figure, format; longer is better only in the first
     ("CPU s of the router per 1,000 requests", "requests-16", "cpu_s_per_1000", ".3f"),
     ("CPU s of the router per 1,000 streams", "streams-20", "cpu_s_per_1000", ".2f"),
     ("first chunk, p50 ms, 20 streams", "streams-20", "first_p50_ms", ".2f"),
-    ("RSS of the router in MB", "memory", "end_mb", ".0f"),
+    ("RSS of the router in MB", "standing", "end_mb", ".0f"),
 )
 COLOURS = {"swiftclaw": "#3182bd", "direct": "#d0d0d0", "instance": "#d0d0d0"}  # by the first word of the name
 OTHERS = "#8c8c8c"

@@ -48,8 +48,9 @@ COST: Sequence[Column] = (
     ("64 conn.", "requests-64", "cpu_s_per_1000", ".3f"),
     ("CPU s per 1,000 streams, 20 at a time", "streams-20", "cpu_s_per_1000", ".2f"),
     ("500 at a time", "streams-500", "cpu_s_per_1000", ".2f"),
-    ("RSS MB at the start", "memory", "start_mb", ".0f"),
-    ("after the load", "memory", "end_mb", ".0f"),
+    ("RSS MB at the start", "standing", "start_mb", ".0f"),
+    ("after the load", "standing", "end_mb", ".0f"),
+    ("of a core without load", "standing", "idle_cores", ".1%"),
 )
 FAILOVER: Sequence[Column] = (
     ("requests", "failover", "requests", ",.0f"),
@@ -179,6 +180,8 @@ def _errors(table: Table, contender: str) -> str:
 
 def _beside(table: Sequence[Mapping[str, Any]]) -> str:
     found = {row["measure"]: row["figures"] for row in table if row["contender"] == "swiftclaw"}
-    if "memory" not in found or "requests-16" not in found:
+    if "standing" not in found or "requests-16" not in found:
         return "not measured in this run"
-    return f"{found['memory']['beside_mb']:,.0f} MB and {found['requests-16']['beside_cores']:.2f} of a core while requests run"
+    return (
+        f"{found['standing']['beside_mb']:,.0f} MB and {found['requests-16']['beside_cores']:.2f} of a core while requests run"
+    )
