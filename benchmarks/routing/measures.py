@@ -98,4 +98,4 @@ def fail_over(router: Router, plan: Plan, round: int) -> Run:
     ids = f"{router.name}-{round}-"
     samples = paced.run(router.targets, rate=plan.rate, seconds=plan.failover_s, ids=ids, work_ms=WORK_MS, events=events)
     time.sleep(1)  # a retry that is still under way
-    return Run(router.name, "failover", round, paced.failover(samples, (id for id, _ in router.executions())))
+    return Run(router.name, "failover", round, paced.failover(samples, (id for id, _ in router.executions()), KILL_AT_S))

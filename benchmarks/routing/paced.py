@@ -117,16 +117,19 @@ def latency(samples: Sequence[Sample]) -> dict[str, float]:
     }
 
 
-def failover(samples: Sequence[Sample], executions: Iterable[str]) -> dict[str, float]:
-    """What clients noticed of the kill. `executions`: the id of each execution.
+def failover(samples: Sequence[Sample], executions: Iterable[str], kill_at_s: float) -> dict[str, float]:
+    """What clients noticed of the kill. `executions`: the id of each execution; `kill_at_s`: after the first request was due.
 
-    `slowest_ms`: the longest that a request took, failed ones included. `gap_ms`: the longest time without an answer of 200.
+    `under_way`: requests that waited for their answer at the kill, from either instance. `slowest_ms`: the longest that a
+    request took, failed ones included. `gap_ms`: the longest time without an answer of 200.
     """
     answered = sorted(sample.ended_ns for sample in samples if sample.status == 200)
     gaps = [(later - earlier) / 1e6 for earlier, later in itertools.pairwise(answered)]
     runs = Counter(executions)
+    killed_ns = samples[0].due_ns + kill_at_s * 1e9
     return {
         "requests": len(samples),
+        "under_way": sum(sample.due_ns <= killed_ns < sample.ended_ns for sample in samples),
         "failed": sum(sample.status != 200 for sample in samples),
         "slowest_ms": max((sample.ms for sample in samples), default=0.0),
         "gap_ms": max(gaps, default=0.0),

@@ -1,4 +1,4 @@
-"""Writes the results: every run as JSON, and a Markdown page with the tables and what they do not show."""
+"""Writes the results: every run as JSON, and a Markdown page with the tables and the notes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from routing import notes
 
 TITLES = {
     "direct": "the stub, called directly",
@@ -54,49 +56,12 @@ COST: Sequence[Column] = (
 )
 FAILOVER: Sequence[Column] = (
     ("requests", "failover", "requests", ",.0f"),
+    ("under way at the kill", "failover", "under_way", ",.0f"),
     ("failed", "failover", "failed", ",.0f"),
     ("ran twice", "failover", "ran_twice", ",.0f"),
     ("slowest request ms", "failover", "slowest_ms", ",.0f"),
     ("longest time without an answer ms", "failover", "gap_ms", ",.0f"),
 )
-READING = """\
-How to read it:
-
-- Each figure is the median of the rounds; errors, lost chunks and what failed or ran twice are sums, `slowest` and `longest`
-  the worst of all rounds. routers.json has every run, and the range of each figure.
-- The agent is a bare ASGI app under uvicorn, in two instances, and answers at once. Each router is in front of two such
-  processes; SwiftClaw's instances mount the same app, and SwiftClaw adds its own server to it. `SwiftClaw's instance, called
-  directly` is therefore the base of SwiftClaw's latency, and `the stub, called directly` that of the others.
-- wrk calls only one of the two instances directly, so that the two `directly` rows show a base at 1 connection and are no
-  limit at 16 and 64.
-- The fixed rate is timed from the moment at which each request was due. A chunk's delay is the time from the agent's `send`
-  to the client, clocks of one machine. `last chunk` has the agent's own {least_ms:.0f} ms between the first and the last in
-  it.
-- 500 streams of 200 chunks a second are more than the two stubs and the client can do on a few cores: there everybody queues,
-  and the row of the direct call shows how much of it is not the router's.
-- CPU and RSS are those of the router's own processes (nginx: master and workers; SwiftClaw: gateways and their children). RSS
-  counts memory that processes share in each of them.
-- Failover: `kill -9` of one of the two instances at {rate} requests per second, each of which works for 50 ms, so that about
-  five are under way in it. Those five cannot be saved without risk: a router that fails them leaves the decision to the
-  client, and one that sends them again runs a POST twice. `ran twice` counts the requests that the agent began more than
-  once.
-
-What it does not show:
-
-- The agent does nothing. With a model call of a second, the differences of a millisecond between these routers are noise;
-  what is left is their CPU time, their memory, and what they do when an instance fails or is full.
-- One machine: load, router and agents share its cores, and a router that is cheap leaves more of them to the others. More
-  cores raise the figures, those of routers that use several threads most. HAProxy and nginx have {threads} thread(s) here,
-  vllm-router and sglang-router as many as there are cores, a SwiftClaw gateway one.
-- Equal settings are not equal work. SwiftClaw keeps retries, circuit breakers, health checks, limits, deadlines, metrics and
-  the exchange between gateways on, as by default. HAProxy and nginx do no accounting of sessions, and their passive checks
-  are what is configured; the Rust routers have retries and circuit breakers on, as by default. No access log anywhere.
-- SwiftClaw also needs Ray and its Controller, which the others do not have. They are not in the CPU and RSS above, but they
-  run: {beside}. The others need whatever starts and watches the agents, which is not here either.
-- Not measured: TLS, WebSockets, large bodies, slow clients, sessions, many instances, days of running.
-- Settings beyond the defaults: round-robin; `maxConnectionsPerInstance` 1000 of SwiftClaw (100 is the default, and would make
-  300 of the 500 streams wait); for HAProxy `http-reuse always`, `option redispatch` and `check`; for nginx `proxy_buffering
-  off`, HTTP/1.1 and kept connections to the agents; for the Rust routers a log level of warnings."""
 
 
 def tables(document: Mapping[str, Any]) -> list[str]:
@@ -105,7 +70,9 @@ def tables(document: Mapping[str, Any]) -> list[str]:
     settings = document["settings"]
     ranges = [(f"req/s, {count} conn.", f"requests-{count}", "per_second", ",.0f") for count in settings["connections"]]
     lines = ["## Requests", "", *_table(table, REQUESTS, _median), ""]
-    lines += ["Range of the rounds, and errors of all:", "", *_table(table, ranges, _range, _errors), ""]
+    more = (("errors", _errors), ("adds to p50 ms, 1 conn.", _added))
+    lines += ["Range of the rounds, errors of all, and what the router adds to its direct call:", ""]
+    lines += [*_table(table, ranges, _range, more), ""]
     for concurrent, total in settings["streams"].items():
         columns = [(heading, f"streams-{concurrent}", figure, spec) for heading, figure, _, spec in STREAMS]
         lines += [f"## {concurrent} streams at a time, {total:,} in each round", "", *_table(table, columns, _median), ""]
@@ -122,7 +89,7 @@ def as_markdown(document: Mapping[str, Any]) -> str:
         "",
         f"{document['made']}; {machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['system']}; "
         f"{versions}.",
-        f"{settings['rounds']} rounds, interleaved (A B C A B C …), one contender at a time; "
+        f"{settings['rounds']} round(s), interleaved (A B C A B C …), one contender at a time; "
         f"{settings['seconds']} s of each load, after {settings['warm_up_s']} s of warm-up; the fixed rate is "
         f"{settings['rate']} requests per second. Made by `python benchmarks/routers.py`; every run is in `routers.json`.",
         "",
@@ -131,7 +98,7 @@ def as_markdown(document: Mapping[str, Any]) -> str:
         *tables(document),
         "",
         *(f"Left out: {why}\n" for why in document["skipped"].values()),
-        READING.format(rate=settings["rate"], threads=settings["threads"], beside=_beside(document["table"]), least_ms=19 * 5),
+        notes.text(settings["rate"], settings["threads"], _beside(document["table"])),
         "",
         f"Load average before the start: {machine['load_before']}.",
         "",
@@ -153,15 +120,18 @@ def write(folder: Path, document: Mapping[str, Any]) -> None:
 Cell = Callable[[Mapping[str, Any] | None, str, str], str]
 
 
-def _table(table: Table, columns: Sequence[Column], cell: Cell, last: Callable[[Table, str], str] | None = None) -> list[str]:
-    """A row per contender that has any of the figures."""
-    headings = ["", *(heading for heading, *_ in columns), *(["errors"] if last else [])]
+def _table(
+    table: Table, columns: Sequence[Column], cell: Cell, more: Sequence[tuple[str, Callable[[Table, str], str]]] = ()
+) -> list[str]:
+    """A row per contender that has any of the columns' figures. `more`: headings and cells of other columns."""
+    headings = ["", *(heading for heading, *_ in columns), *(heading for heading, _ in more)]
     lines = [f"| {' | '.join(headings)} |", f"| --- |{' ---: |' * (len(headings) - 1)}"]
     for contender, title in TITLES.items():
         rows = [table.get((contender, measure)) for _, measure, _, _ in columns]
         cells = [cell(row, figure, spec) for row, (_, _, figure, spec) in zip(rows, columns, strict=True)]
         if any(one != "-" for one in cells):
-            lines.append(f"| {' | '.join([title, *cells, *([last(table, contender)] if last else [])])} |")
+            cells += [of(table, contender) for _, of in more]
+            lines.append(f"| {' | '.join([title, *cells])} |")
     return lines
 
 
@@ -176,6 +146,16 @@ def _range(row: Mapping[str, Any] | None, figure: str, spec: str) -> str:
 def _errors(table: Table, contender: str) -> str:
     """Of all loads of requests but failover."""
     return f"{sum(row['figures'].get('errors', 0) for (name, _), row in table.items() if name == contender):,.0f}"
+
+
+def _added(table: Table, contender: str) -> str:
+    """The median at one connection beyond that of the direct call."""
+    direct = "instance" if contender.startswith("swiftclaw") else "direct"
+    found = [table.get((name, "requests-1")) for name in (contender, direct)]
+    if contender in ("direct", "instance") or None in found:
+        return "-"
+    own, base = (row["figures"]["p50_ms"] for row in found if row is not None)
+    return f"{own - base:.3f}"
 
 
 def _beside(table: Sequence[Mapping[str, Any]]) -> str:

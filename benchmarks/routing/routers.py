@@ -34,7 +34,7 @@ ROOM = 1000  # requests at a time per instance; SwiftClaw's default of 100 would
 SWIFTCLAW: Mapping[str, Mapping[str, object]] = {  # contender -> settings of its `gateways` entry
     "swiftclaw": {"replicas": 1},
     "swiftclaw-2": {"replicas": 2},
-    # With gateways[].workers, what is compared with it is one line each: "swiftclaw-w1": {"workers": 1}, 2 and 4.
+    # With gateways[].workers, one line each here and in report.TITLES: "swiftclaw-w1": {"workers": 1}, 2 and 4.
 }
 HAPROXY_CONFIG = """\
 global

@@ -96,8 +96,8 @@ def test_failover_counts_failures_stalls_and_what_ran_twice() -> None:
         Sample("c", 10 * ms, 90 * ms, 200),
         Sample("d", 90 * ms, 100 * ms, 200),
     ]
-    found = paced.failover(samples, ["a", "b", "c", "c", "d", "other", "other"])
-    assert found == {"requests": 4, "failed": 1, "slowest_ms": 395, "gap_ms": 80, "ran_twice": 1}
+    found = paced.failover(samples, ["a", "b", "c", "c", "d", "other", "other"], 0.007)
+    assert found == {"requests": 4, "under_way": 2, "failed": 1, "slowest_ms": 395, "gap_ms": 80, "ran_twice": 1}
 
 
 # streams
@@ -226,7 +226,7 @@ def document(**more: Any) -> dict[str, Any]:
         Run("swiftclaw", "requests-16", 1, {"per_second": 8_000.0, "p50_ms": 2, "p99_ms": 5, "errors": 2, "beside_cores": 0.3}),
         Run("swiftclaw", "standing", 1, standing),
         Run("haproxy", "streams-20", 1, streams.figures([streams.read(answer((1, b"".join(CHUNKS) + stub.END)))])),
-        Run("swiftclaw", "failover", 1, paced.failover([Sample("a", 0, 2_000_000, 200)], ["a"])),
+        Run("swiftclaw", "failover", 1, paced.failover([Sample("a", 0, 2_000_000, 200)], ["a"], 0.001)),
     ]
     table = [vars(row) for row in summarize(runs)]
     made = {"made": "today", "machine": MACHINE, "settings": SETTINGS, "skipped": {}, "table": table}
@@ -238,7 +238,7 @@ def test_the_page_has_a_row_for_what_was_measured_and_none_for_the_rest() -> Non
     assert "| HAProxy | - | - | - | 33,000 | 2.00 | - | - | - | - |" in page
     assert "| SwiftClaw, 1 gateway | - | 8,000 to 8,000 | - | 2 |" in page
     assert "## 20 streams at a time, 1,000 in each round" in page
-    assert "| SwiftClaw, 1 gateway | 1 | 0 | 0 | 2 | 0 |" in page
+    assert "| SwiftClaw, 1 gateway | 1 | 1 | 0 | 0 | 2 | 0 |" in page
     assert "nginx 1.22.1" in page and "980 MB and 0.30 of a core" in page
     assert "vllm-router (Rust)" not in page
 
