@@ -34,7 +34,8 @@ from typing import Any
 
 import uvloop
 from comparison import machine
-from comparison.load import Load, NoWrk, find_wrk
+from comparison.load import Load
+from comparison.wrk import NoWrk, find_wrk
 
 from cluster.config import parse
 from cluster.controller_api import ControlApi

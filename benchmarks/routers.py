@@ -10,8 +10,8 @@ directly. The same chat request and the same 20-chunk stream through each: rate 
 
 Needs `wrk`. What else is missing is fetched into .routers, or left out with a sentence
 (benchmarks/routing/installed.py). The rounds are interleaved (A B C A B C …); each contender is started for its turn and
-stopped after it. Writes routers.md, routers.json and routers.svg to benchmarks/results/ (--quick: only to the --output
-folder). Nothing else should run on the machine.
+stopped after it. Writes routers.md, routers.json and routers.svg to benchmarks/results/ (--quick and --only: only
+to the --output folder). Nothing else should run on the machine.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import argparse
 import contextlib
 import resource
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import psutil
 from comparison import machine
 from comparison.processes import CannotStart
 from comparison.wrk import NoWrk, WrongAnswer, find_wrk
@@ -40,6 +42,7 @@ from routing.routers import TURNS, fielded
 
 RESULTS = Path(__file__).parent / "results"
 SETTLE_S = 3  # after a start
+FAILURES = (CannotStart, WrongAnswer, OSError, psutil.Error, subprocess.TimeoutExpired)  # of one turn, in one round
 NAMES = tuple(name for turn in TURNS for name in turn)
 
 
@@ -54,22 +57,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     described = machine.describe(installed.haproxy(), wrk)
     plan = QUICK if options.quick else Plan()
-    output = options.output or (None if options.quick else RESULTS)
+    is_whole = not options.quick and options.only == NAMES
+    output = options.output or (RESULTS if is_whole else None)
     runs: list[Run] = []
-    skipped: dict[str, str] = {}  # contender -> why
+    left_out: list[str] = []
+    absent: set[str] = set()
     began = time.monotonic()
     for number in range(1, options.rounds + 1):
         for turn in TURNS:
             asked = tuple(name for name in turn if name in options.only)
-            if not asked or turn[0] in skipped:
+            if not asked or turn[0] in absent:
                 continue
             _say(began, f"round {number}: starting {' and '.join(asked)}")
             try:
                 runs += _turn(turn, asked, plan, wrk, number, options.threads, began)
-            except (NotInstalled, CannotStart, WrongAnswer) as error:
-                skipped[turn[0]] = f"round {number}: {error}"
+            except NotInstalled as error:
+                absent.add(turn[0])
+                left_out.append(str(error))
                 _say(began, f"left out: {error}")
-        document = _document(options, plan, described, skipped, runs)
+            except FAILURES as error:
+                left_out.append(f"{' and '.join(asked)} in round {number}: {error}")
+                _say(began, f"left out: {left_out[-1]}")
+        document = _document(options, plan, described, left_out, runs)
         if output is not None:
             report.write(output, document)
     print("\n".join(report.tables(document)))
@@ -136,7 +145,7 @@ def _turn(
 
 
 def _document(
-    options: argparse.Namespace, plan: Plan, described: dict[str, Any], skipped: dict[str, str], runs: Sequence[Run]
+    options: argparse.Namespace, plan: Plan, described: dict[str, Any], left_out: list[str], runs: Sequence[Run]
 ) -> dict[str, Any]:
     versions = {**described["versions"], "nginx": _nginx_version()}
     versions |= {package: installed.version(package) for package in ("vllm-router", "sglang-router")}
@@ -144,7 +153,7 @@ def _document(
         "made": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": {**described, "versions": versions},
         "settings": {"rounds": options.rounds, "threads": options.threads, **asdict(plan)},
-        "skipped": skipped,
+        "left_out": left_out,
         "table": [asdict(row) for row in figures.summarize(runs)],
         "runs": [asdict(run) for run in runs],
     }

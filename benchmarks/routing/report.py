@@ -97,7 +97,7 @@ def as_markdown(document: Mapping[str, Any]) -> str:
         "",
         *tables(document),
         "",
-        *(f"Left out: {why}\n" for why in document["skipped"].values()),
+        *(f"Left out: {why}\n" for why in document["left_out"]),
         notes.text(settings["rate"], settings["threads"], _beside(document["table"])),
         "",
         f"Load average before the start: {machine['load_before']}.",
