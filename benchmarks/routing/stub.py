@@ -33,7 +33,7 @@ ANSWER = json.dumps({**ABOUT, "object": "chat.completion", "choices": [CHOICE], 
 END = b"data: [DONE]\n\n"
 MODELS = {"object": "list", "data": [{"id": MODEL, "object": "model", "created": 1790000000, "owned_by": "stub"}]}
 INFO = {"served_model_name": MODEL, "is_generation": True, "tp_size": 1, "dp_size": 1, "version": "0.5.0"}
-PAGES = {  # what the routers of model servers ask their workers for
+PAGES = {  # what the routers of model servers ask their workers for; with the path of a tokenizer they would fetch it
     "/health": b"",
     "/v1/models": json.dumps(MODELS).encode(),
     "/version": b'{"version": "0.11.0"}',
