@@ -364,7 +364,7 @@ class Controller:
         self._desired.save()
         self._recorder.instances(self.registry)
         self._recorder.levels(self._desired.settings, self.registry)
-        self._spawn(self._gateways.announce())
+        self._gateways.announce()
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.create_task(work)

@@ -9,6 +9,7 @@ What a snapshot contains: cluster/snapshot.py. Here it is only a version, which 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -40,7 +41,7 @@ class Gateways:
         self.present: dict[str, tuple[GatewayHello, float, str | None]] = {}
         self._epoch = secrets.token_hex(4)
         self._revision = 0
-        self._change = asyncio.Condition()
+        self._change = asyncio.Event()  # the next one; not a Condition, whose lock a cancelled wait may leave locked
 
     @property
     def version(self) -> str:
@@ -84,24 +85,22 @@ class Gateways:
     async def wait_for_change(self, version: str | None, ready: Callable[[], bool]) -> bool:
         """Whether the newest snapshot is another than `version`. It waits while `ready` says that none would be right yet."""
         deadline = self._clock() + POLL_S
-        async with self._change:
-            while not ready() or version == self.version:
-                left = deadline - self._clock()
-                if left <= 0:
-                    return False
-                try:
-                    await asyncio.wait_for(self._change.wait(), left if ready() else min(left, RECHECK_S))
-                except asyncio.TimeoutError:
-                    continue
+        while not ready() or version == self.version:
+            left = deadline - self._clock()
+            if left <= 0:
+                return False
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._change.wait(), left if ready() else min(left, RECHECK_S))
         return True
 
     def count_change(self) -> None:
         """The content of snapshots has changed; to be followed by `announce`."""
         self._revision += 1
 
-    async def announce(self) -> None:
-        async with self._change:
-            self._change.notify_all()
+    def announce(self) -> None:
+        """Wake every request that waits for a change."""
+        change, self._change = self._change, asyncio.Event()
+        change.set()
 
     def forget_silent(self) -> None:
         now = self._clock()

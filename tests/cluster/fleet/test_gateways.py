@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import replace
+from random import Random
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ class World:
 
     async def change(self) -> None:
         self._changed()
-        await self.gateways.announce()
+        self.gateways.announce()
 
     def ask(self, seen: str | None) -> asyncio.Task[bool]:
         return asyncio.create_task(self.gateways.wait_for_change(seen, self.knows))
@@ -60,6 +61,27 @@ async def test_a_gateway_with_the_newest_version_is_answered_when_it_changes(wor
     assert not waiting.done()
     await world.change()
     assert await asyncio.wait_for(waiting, 5)
+
+
+async def test_requests_that_break_off_at_any_moment_hold_up_nobody(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when that coincides with the end of a wait, or with a change."""
+    monkeypatch.setattr(gateways, "RECHECK_S", 0.01)
+    rng = Random(1)
+    for _ in range(60):
+        world.known = False
+        waiting = [world.ask(world.gateways.version) for _ in range(5)]
+        await asyncio.sleep(rng.random() * 0.012)
+        changing = asyncio.create_task(world.change())
+        for _ in range(rng.randrange(3)):
+            await asyncio.sleep(0)
+        for task in waiting:
+            task.cancel()
+        world.known = True
+        waited = world.ask(world.gateways.version)
+        await asyncio.sleep(0)
+        await asyncio.wait_for(world.change(), 5)
+        assert await asyncio.wait_for(waited, 5)
+        await asyncio.gather(*waiting, changing, return_exceptions=True)
 
 
 async def test_without_a_change_the_poll_ends_without_a_snapshot(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
