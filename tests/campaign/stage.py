@@ -68,6 +68,13 @@ class Stage:
 
     # --- what a fault does ------------------------------------------------------------------------------------------
 
+    @staticmethod
+    def children(pid: int) -> list[int]:
+        """The processes below this one, however deep."""
+        with contextlib.suppress(psutil.Error):
+            return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+        return []
+
     def signal(self, pid: int, number: int) -> None:
         """Refuses a process that is not the cluster's."""
         if not self.cluster.owns(pid):

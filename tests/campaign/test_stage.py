@@ -181,3 +181,19 @@ def test_what_cannot_happen_is_recorded_with_the_reason(stage: Stage, tmp_path: 
 def test_a_fault_that_takes_long_is_ended_and_recorded(stage: Stage, tmp_path: Path) -> None:
     (fault,) = drive(stage, tmp_path / "faults", 0.3, wait=wait)
     assert 0.3 <= fault.ended - fault.began < 10
+
+
+def test_the_processes_below_another_one_are_found_however_deep() -> None:
+    inner = "import subprocess, sys; subprocess.run(['sleep', '60'])"
+    with subprocess.Popen(
+        [sys.executable, "-c", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"]
+    ) as top:
+        try:
+            ends = time.monotonic() + 20
+            while len(found := Stage.children(top.pid)) < 2:
+                assert time.monotonic() < ends
+                time.sleep(0.02)
+        finally:
+            for pid in [*Stage.children(top.pid), top.pid]:
+                os.kill(pid, signal.SIGKILL)
+    assert len(found) == 2 and Stage.children(top.pid) == []

@@ -57,7 +57,7 @@ def kill_gateway_and_instance(stage: Stage, chance: random.Random, fault: Fault)
 def kill_node(stage: Stage, chance: random.Random, fault: Fault) -> None:
     """A region's raylet, with which all its workers end. Only `swiftclaw up` brings a node back."""
     raylet = _raylet(stage, chance, fault)
-    fault.pids = [raylet, *(row.pid for row in stage.sampler.latest if row.region == fault.region)]
+    fault.pids = [raylet, *stage.children(raylet)]  # the admin port may not show all of them
     stage.kill(fault, raylet)
     stage.over.wait(chance.uniform(4, 8))
     stage.cluster.start_lost_nodes()
