@@ -27,6 +27,7 @@ import time
 import timeit
 from collections.abc import Iterator
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -50,6 +51,8 @@ from deployments.gateway.counts_file import CountsFile
 from deployments.gateway.edge import Edge
 from deployments.gateway.reporter import Reporter
 from deployments.instance.server import InstanceServer
+from deployments.proxy.client import Arrived, ClientSide, RequestSide
+from deployments.proxy.client_connection import ClientConnection
 from deployments.upstream.connection_pool import ConnectionPool
 from swiftclaw import Agent
 
@@ -103,8 +106,10 @@ async def gateway(first: int, second: int, adder: int) -> None:
         reporter = Reporter(agents, CountsFile(Path(folder), "g1"))
         reporter.track(agents.apply(_snapshot(first, second)))
         connections, link = ConnectionPool(), RpcClient(find)
-        edge = Counted(Edge(agents, reporter, connections, "local"))
-        listener = Listener(edge, bind("127.0.0.1", 0), date=True, grace_s=0)
+        routes = Edge(agents, reporter, connections, "local")
+        edge = Counted(routes)
+        protocol = partial(ClientConnection, edge.receive)
+        listener = Listener(routes, bind("127.0.0.1", 0), date=True, grace_s=0, protocol=protocol)
         await listener.start()
         print(json.dumps(listener.port), flush=True)
         await asyncio.to_thread(sys.stdin.readline)  # when the load begins
@@ -120,14 +125,14 @@ async def gateway(first: int, second: int, adder: int) -> None:
 
 
 class Counted:
-    """The edge, and how many requests it has answered, whatever else counts them."""
+    """The edge, and how many requests it has received, whatever else counts them."""
 
     def __init__(self, edge: Edge) -> None:
         self._edge, self.requests = edge, 0
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        await self._edge(scope, receive, send)
+    def receive(self, arrived: Arrived, client: ClientSide) -> RequestSide:
         self.requests += 1
+        return self._edge.receive(arrived, client)
 
 
 async def _slices(runs: list[dict[str, Any]], edge: Counted, reporter: Reporter, link: RpcClient) -> None:

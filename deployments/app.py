@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from deployments.gateway.homes_file import open_homes_file
 from deployments.gateway.peers import Peers
 from deployments.gateway.reporter import Reporter
 from deployments.instance.instance import InstanceReplica
+from deployments.proxy.client_connection import ClientConnection
 from deployments.request import access_log
 from deployments.serve_series import GatewaySeries, InstanceSeries
 from deployments.upstream.connection_pool import ConnectionPool
@@ -105,7 +107,10 @@ class ServedGateway(Gateway, Served):
         connections = ConnectionPool()
         edge = Edge(agents, reporter, connections, settings.region)
         tls = certificate.context if certificate else None
-        listener = Listener(edge, listening, tls=tls, date=True, grace_s=GATEWAY_DRAIN_S, on_rejected=reporter.rejected)
+        listener = Listener(
+            edge, listening, tls=tls, date=True, grace_s=GATEWAY_DRAIN_S, on_rejected=reporter.rejected,
+            protocol=partial(ClientConnection, edge.receive),
+        )  # fmt: skip
         peers = Peers(name, agents, edge.rate_limits, connections)
         edge.share_homes(peers)
         hello = GatewayHello(name, app, settings, _node(), os.getpid(), host, await peers.open(host))

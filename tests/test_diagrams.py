@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from deployments.proxy.proxied_request import RequestState
 from docs.diagrams import render
 
 ROOT = Path(__file__).parents[1]
@@ -42,6 +43,11 @@ def test_the_files_of_the_request_picture_exist() -> None:
         for colour, names in re.findall(r'bgcolor="(#\w+)">([\w/., ]+)</td>', row):
             for name in names.split(", "):
                 assert (ROOT / places[colour] / name).exists(), name
+
+
+def test_the_states_in_the_picture_are_those_in_the_code() -> None:
+    drawn = set(re.findall(r"\b[A-Z]{4,}\b", render.SOURCES["states"]().partition("]\n\n")[2]))
+    assert drawn == set(RequestState.__members__)
 
 
 def test_the_files_of_the_control_picture_exist() -> None:

@@ -8,29 +8,23 @@ closed, as HAProxy and Envoy do. One sweep a second covers all connections: no t
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from email.utils import formatdate
-from http import HTTPStatus
 from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from cluster.transport.request_head import RequestRejected, check_handshake, check_head
 from cluster.transport.running_clock import running_clock
-from policies.errors import BadRequest
 
 log = logging.getLogger("swiftclaw.connections")
 
-_HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*")
-_ABSOLUTE = re.compile(rb"(https?)://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
-IDLE = "swiftclaw.idle_s"  # in a request's scope: how long its connection may be idle after the response
 _UNTIL_CLOSE = 2**63  # the length of a response that has none
-_PIPELINED = 64  # requests waiting for their response on one connection
+PIPELINED = 64  # requests waiting for their response on one connection
+TOO_MANY_PIPELINED = f"too many pipelined requests on this connection (at most {PIPELINED})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +32,7 @@ class ConnectionLimits:
     """Seconds, bytes and counts for one connection."""
 
     head_s: float = 10.0  # from connecting, or from a head's first byte, to the end of the head
-    keep_alive_s: float = 75.0  # idle time between two requests, unless the first one sets `IDLE`
+    keep_alive_s: float = 75.0  # idle time between two requests
     unread_s: float = 60.0  # time without the client reading any of its response
     head_bytes: int = 128 * 1024
     header_count: int = 256
@@ -47,33 +41,6 @@ class ConnectionLimits:
     @property
     def sweep_s(self) -> float:
         return min(1.0, min(self.head_s, self.keep_alive_s, self.unread_s) / 4)
-
-
-class RequestRejected(Exception):
-    """The request is answered with an error, and nothing more is read from its connection."""
-
-    def __init__(self, status: int, reason: str, headers: tuple[str, ...] = ("connection: close",)) -> None:
-        self.status, self.reason, self.headers = status, reason, headers
-
-    def answer(self, *, with_body: bool = True) -> bytes:
-        error = {"type": BadRequest.type, "message": self.reason, "agent": None, "request_id": None}
-        body = json.dumps({"error": error}).encode()
-        lines = (
-            f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}",
-            f"date: {formatdate(usegmt=True)}",
-            "content-type: application/json",
-            f"content-length: {len(body)}",
-            *self.headers,
-            "\r\n",
-        )
-        return "\r\n".join(lines).encode() + (body if with_body else b"")
-
-
-_OTHER_VERSION = RequestRejected(
-    426,
-    "sec-websocket-version: only 13 is supported",
-    ("connection: close, upgrade", "upgrade: websocket", "sec-websocket-version: 13"),
-)
 
 
 class Http10Cycle(RequestResponseCycle):
@@ -108,12 +75,6 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     @property
     def _busy(self) -> bool:
         return self._running is not None and not self._running.response_complete
-
-    @property
-    def _silence_s(self) -> float:
-        """How long the connection may be idle before the next request."""
-        scope: dict[str, Any] = self._running.scope if self._running is not None else {}
-        return float(scope.get(IDLE, self._limits.keep_alive_s))
 
     # --- the connection -------------------------------------------------------------------------------------------
 
@@ -221,7 +182,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         super().on_message_complete()
         self._in_body, self._overhead = False, 0
         if not self._busy:
-            self._wait(self._silence_s)
+            self._wait(self._limits.keep_alive_s)
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         if cycle.scope["http_version"] == "1.0":
@@ -237,67 +198,19 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
         elif not self._in_head:
-            self._wait(self._limits.head_s if self._in_body else self._silence_s)
-
-    # --- which requests are accepted ---------------------------------------------------------------------------------
+            self._wait(self._limits.head_s if self._in_body else self._limits.keep_alive_s)
 
     def _check_head(self) -> None:
         """Raises RequestRejected for a head that is not supported or could be understood in two ways."""
         version, method = self.parser.get_http_version(), self.parser.get_method()
-        if version not in ("1.1", "1.0"):
-            raise RequestRejected(505, f"HTTP/{version} is not supported (HTTP/1.1, HTTP/1.0)")
-        if method in (b"CONNECT", b"TRACE"):
-            raise RequestRejected(501, f"method {method.decode()} is not supported")
-        if len(self.url) > self._limits.target_bytes:
-            raise RequestRejected(414, f"the request target exceeds {self._limits.target_bytes} bytes")
-        if len(self.headers) > self._limits.header_count:
-            raise RequestRejected(431, f"the request exceeds {self._limits.header_count} headers")
-        if len(self.pipeline) >= _PIPELINED:
-            raise RequestRejected(400, f"too many pipelined requests on this connection (at most {_PIPELINED})")
-        hosts, codings, lengths = [], [], []
-        for name, value in self.headers:
-            if name == b"host":
-                hosts.append(value)
-            elif name == b"transfer-encoding":
-                codings.append(value.lower())
-            elif name == b"content-length":
-                lengths.append(value)
-        if len(hosts) > 1 or (not hosts and version == "1.1"):
-            raise RequestRejected(400, "host: exactly one host header is required")
-        if hosts and not _HOST.fullmatch(hosts[0]):
-            raise RequestRejected(400, "host: not a valid host name")
-        if codings and (codings != [b"chunked"] or lengths or version != "1.1"):
-            raise RequestRejected(
-                400, "transfer-encoding: only `chunked` is allowed, once, in HTTP/1.1 and without content-length"
-            )
-        self._check_target(method)
-        has_body = bool(codings) or any(length != b"0" for length in lengths)
+        limits = self._limits
+        if len(self.pipeline) >= PIPELINED:
+            raise RequestRejected(400, TOO_MANY_PIPELINED)
+        self.url = check_head(
+            version, method, self.url, self.headers, target_bytes=limits.target_bytes, header_count=limits.header_count
+        )
         if version == "1.1" and self.parser.should_upgrade() and self._should_upgrade():
-            self._check_handshake(method, has_body)
-
-    def _check_handshake(self, method: bytes, has_body: bool) -> None:
-        if method != b"GET" or has_body:
-            raise RequestRejected(400, "a WebSocket handshake must be a GET request without a body")
-        if [value for name, value in self.headers if name == b"sec-websocket-version"] != [b"13"]:
-            raise _OTHER_VERSION
-
-    def _check_target(self, method: bytes) -> None:
-        absolute = _ABSOLUTE.fullmatch(self.url)
-        if absolute:
-            self._take_authority(absolute[2])
-            rest = absolute[3]
-            if method == b"OPTIONS" and not rest:
-                rest = b"*"  # RFC 9112, section 3.2.4
-            self.url = rest if rest.startswith(b"/") or rest == b"*" else b"/" + rest
-        if b"#" in self.url or not (self.url.startswith(b"/") or (self.url == b"*" and method == b"OPTIONS")):
-            raise RequestRejected(400, "the request target is not a path")
-
-    def _take_authority(self, authority: bytes) -> None:
-        """The target's authority takes the place of the Host header (RFC 9112, section 3.2.2)."""
-        if not authority or not _HOST.fullmatch(authority):
-            raise RequestRejected(400, "the request target has no valid host name")
-        self.headers[:] = [(name, value) for name, value in self.headers if name != b"host"]
-        self.headers.append((b"host", authority.lower()))
+            check_handshake(method, self.headers)
 
     # --- other protocols ------------------------------------------------------------------------------------------
 
@@ -340,7 +253,7 @@ class DeadlineSweeper:
     def sweep(self, now: float) -> None:
         unsent = {}
         for connection in list(self._connections):
-            if isinstance(connection, LimitedHttpProtocol) and now >= connection.until:
+            if now >= getattr(connection, "until", math.inf):  # a WebSocket has none
                 connection.expire()
             size = connection.transport.get_write_buffer_size()
             if not size:

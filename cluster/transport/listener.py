@@ -70,9 +70,10 @@ class _Server(uvicorn.Server):
         limits: ConnectionLimits,
         context: ssl.SSLContext | None,
         on_rejected: Callable[[int], None],
+        protocol: Callable[..., Any],
     ) -> None:
         super().__init__(config)
-        self._limits, self._context, self._on_rejected = limits, context, on_rejected
+        self._limits, self._context, self._on_rejected, self._protocol = limits, context, on_rejected, protocol
         self._exit_requested = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -102,10 +103,8 @@ class _Server(uvicorn.Server):
         self.should_exit = True
         self._exit_requested.set()
 
-    def _connection(self) -> LimitedHttpProtocol:
-        return LimitedHttpProtocol(
-            self._limits, self._on_rejected, config=self.config, server_state=self.server_state, app_state={}
-        )
+    def _connection(self) -> Any:
+        return self._protocol(self._limits, self._on_rejected, config=self.config, server_state=self.server_state, app_state={})
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -126,8 +125,10 @@ class Listener:
         date: bool = False,
         ws_ping_timeout_s: float | None = 20,
         on_rejected: Callable[[int], None] = lambda status: None,
+        protocol: Callable[..., Any] = LimitedHttpProtocol,
     ) -> None:
-        """`ws_ping_timeout_s`: a WebSocket's other side must answer a ping within this time; None: TCP finds a dead one.
+        """`app`: an ASGI application; of WebSockets alone if `protocol`, the class of one connection, serves HTTP itself.
+        `ws_ping_timeout_s`: a WebSocket's other side must answer a ping within this time; None: TCP finds a dead one.
 
         `on_rejected` is called with the status of each request that is answered without the app."""
         self.socket = listening
@@ -154,6 +155,7 @@ class Listener:
             self._limits,
             tls,
             on_rejected,
+            protocol,
         )
         self._sweeping: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None

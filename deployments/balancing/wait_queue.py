@@ -70,13 +70,13 @@ class AgentWaitQueue:
         except NoCapacity:
             return None
 
-    async def wait(
+    def enter(
         self, request: Request, tried: Collection[str], timeout_s: float, before: WaitingRequest | None = None
     ) -> WaitingRequest:
-        """Wait for capacity; the lease is the result of the returned request's future.
+        """Wait for capacity; the future's result is the lease, or raises Overloaded or why the agent can no longer answer.
 
         `before`: the instance that this request was granted refused it as full; it returns to the front of the queue with
-        its deadline. Raises Overloaded, or why the agent can no longer answer.
+        its deadline. Raises Overloaded.
         """
         now = time.monotonic()
         waiting = WaitingRequest(request, tried, asyncio.get_running_loop().create_future())
@@ -86,14 +86,29 @@ class AgentWaitQueue:
             waiting.waiter = self._queue.join(now, timeout_s, waiting, self._lane_of(request))
         if waiting.waiter is None:
             raise self._overloaded(f"the wait queue is full ({len(self._queue)} requests)", now)
+        return waiting
+
+    async def wait(
+        self, request: Request, tried: Collection[str], timeout_s: float, before: WaitingRequest | None = None
+    ) -> WaitingRequest:
+        """`enter`, and wait. Raises Overloaded, or why the agent can no longer answer."""
+        waiting = self.enter(request, tried, timeout_s, before)
         try:
             await waiting.future
         except BaseException:
-            self._queue.leave(waiting.waiter)
-            if waiting.future.done() and not waiting.future.cancelled() and waiting.future.exception() is None:
-                waiting.future.result().release(None, time.monotonic())
+            self.leave(waiting)
             raise
         return waiting
+
+    def leave(self, waiting: WaitingRequest) -> None:
+        """The request no longer waits. A lease that it has been granted already, and did not take, is given back."""
+        if waiting.waiter is not None:
+            self._queue.leave(waiting.waiter)
+        future = waiting.future
+        if not future.done():
+            future.cancel()
+        elif not future.cancelled() and future.exception() is None:
+            future.result().release(None, time.monotonic())
 
     def move(self, now: float) -> None:
         """Grant what capacity there is; called whenever some may have been freed, or the last available instance lost."""

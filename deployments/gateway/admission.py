@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from cluster.messages import AgentView
 from deployments.balancing.agents import AgentTable
-from deployments.request.exchange import READ_AHEAD, Exchange
 from deployments.request.json_body import top_level
+from deployments.request.record import READ_AHEAD, RequestRecord
 from deployments.types import SentHeaders
 from policies.errors import RateLimited
 from policies.rate_limit import LIMITERS, Limiter, RateRule, TightestLimit, admit_all, headers, key_of
@@ -54,10 +54,10 @@ class _Limit:
         self.window_s = rule.window_s
         self.limiter.update(rule.requests, rule.window_s)
 
-    def keys(self, exchange: Exchange, body: Mapping[str, object]) -> list[str]:
+    def keys(self, record: RequestRecord, body: Mapping[str, object]) -> list[str]:
         if self.key is None:
             return [NO_KEY]
-        given = [_text(body.get(self.key)), _header(exchange, self.header)]
+        given = [_text(body.get(self.key)), _header(record, self.header)]
         return list(dict.fromkeys(key for key in given if key != NO_KEY)) or [NO_KEY]
 
 
@@ -80,36 +80,36 @@ class RateLimits:
         offset_s = time.time() - time.monotonic()
         self.clock = clock or (lambda: time.monotonic() + offset_s)
 
-    def admit(self, exchange: Exchange, agent: str, read: Read | None = None) -> None:
+    def admit(self, record: RequestRecord, agent: str, read: Read | None = None) -> None:
         """Count the request with every limit that applies, and add the rate-limit headers to its response.
 
         Raises RateLimited; then the request counts with none. `read`: for messages and chat requests, to which the rules of
         the agent's code apply as well.
         """
-        exchange.agent = agent
+        record.agent = agent
         limits = self._of(agent)
         if limits is None:
             return
-        tightest = admit_all(_asked(limits, exchange, read), self.clock())
+        tightest = admit_all(_asked(limits, record, read), self.clock())
         if tightest is None:
             return
-        exchange.response_headers.extend(_headers(tightest))
+        record.response_headers.extend(_headers(tightest))
         decision, limiter = tightest
         if not decision.allowed:
             key = next(limit.key for limit in limits.all if limit.limiter is limiter)
             allowed = f"{limiter.requests} requests per {limiter.window_s:g} s{f' for each {key}' if key else ''}"
             raise RateLimited(f"rate limit exceeded: {allowed}", agent=agent, retry_after_s=round(decision.retry_after_s, 6))
 
-    def add_headers(self, exchange: Exchange) -> None:
+    def add_headers(self, record: RequestRecord) -> None:
         """The rate-limit headers for a request that was refused before it could be admitted."""
-        limits = self._of(exchange.agent) if exchange.agent is not None and not exchange.response_headers else None
+        limits = self._of(record.agent) if record.agent is not None and not record.response_headers else None
         if limits is None:
             return
         now = self.clock()
         looks = [(limit.limiter, limit.limiter.peek(NO_KEY, now)) for limit in limits.every or limits.rules]
         limiter, look = min(looks, key=lambda each: each[1].remaining)
         uncounted = look._replace(remaining=look.remaining + look.allowed)
-        exchange.response_headers.extend(_headers(TightestLimit(uncounted, limiter)))
+        record.response_headers.extend(_headers(TightestLimit(uncounted, limiter)))
 
     def drain(self) -> list[AdmittedRequest]:
         """The admissions of this gateway since the last call."""
@@ -163,11 +163,11 @@ def in_chat(body: Mapping[str, object], wanted: Collection[str]) -> Mapping[str,
     return {name: inner.get(name) or body.get("user" if name in ("user_id", "session_id") else name) for name in wanted}
 
 
-def _asked(limits: _Agent, exchange: Exchange, read: Read | None) -> list[tuple[Limiter[Any], str]]:
+def _asked(limits: _Agent, record: RequestRecord, read: Read | None) -> list[tuple[Limiter[Any], str]]:
     asked = [(limit.limiter, NO_KEY) for limit in limits.every]
     if read is not None and limits.rules:
         body = read(limits.wanted) if limits.wanted else {}
-        asked += [(limit.limiter, key) for limit in limits.rules for key in limit.keys(exchange, body)]
+        asked += [(limit.limiter, key) for limit in limits.rules for key in limit.keys(record, body)]
     return asked
 
 
@@ -216,9 +216,9 @@ def _text(value: object) -> str:
     return key_of(json.dumps(value)) if isinstance(value, bool | int | float) else NO_KEY
 
 
-def _header(exchange: Exchange, wanted: bytes | None) -> str:
+def _header(record: RequestRecord, wanted: bytes | None) -> str:
     """The last header of that name: a proxy appends its own."""
-    for name, value in reversed(exchange.headers):
+    for name, value in reversed(record.headers):
         if name == wanted:
             return key_of(value.decode("utf-8", "surrogateescape"))
     return NO_KEY

@@ -13,9 +13,9 @@ from __future__ import annotations
 import re
 
 from cluster.config import CorsSettings
-from deployments.request.exchange import Exchange
+from deployments.request.record import RequestRecord
 from deployments.request.sessions import TOKEN_HEADER
-from deployments.types import Message, Scope, Send, SentHeaders
+from deployments.types import Headers, SentHeaders
 from policies.errors import BadRequest
 
 ANY = "*"
@@ -49,38 +49,27 @@ class CorsPolicy:
         text = origin.decode("latin-1")
         return any(pattern.fullmatch(text) for pattern in self._patterns)
 
-    def adding_headers(self, scope: Scope, send: Send) -> Send:
-        """`send`, but every response has the CORS headers of this policy, and no others.
+    def headers(self, record: RequestRecord, headers: Headers) -> SentHeaders:
+        """A response's headers with those of this policy, and no other CORS headers.
 
         When every origin is allowed, also a response to a request without one: a cache may give it to a page.
         """
-        origin = _header(scope, _ORIGIN)
+        origin = record.header(_ORIGIN)
         added: SentHeaders = []
         if self._any_origin or (origin is not None and self.allows_origin(origin)):
             allowed = ANY.encode() if self._any_origin or origin is None else origin
             added = [(b"access-control-allow-origin", allowed), *self._on_response]
-        own = self.is_preflight(scope)  # then no app answers
-
-        async def sending(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                kept = [header for header in message["headers"] if own or not header[0].startswith(_CORS)]
-                message = {**message, "headers": [*(kept if self._any_origin else _varying(kept)), *added]}
-            await send(message)
-
-        return sending
+        own = self.is_preflight(record)  # then no app answers
+        kept = [header for header in headers if own or not header[0].startswith(_CORS)]
+        return [*(kept if self._any_origin else _varying(kept)), *added]
 
     @staticmethod
-    def is_preflight(scope: Scope) -> bool:
-        return (
-            scope["type"] == "http"
-            and scope["method"] == "OPTIONS"
-            and _header(scope, _ORIGIN) is not None
-            and _header(scope, _METHOD) is not None
-        )
+    def is_preflight(record: RequestRecord) -> bool:
+        return record.method == "OPTIONS" and record.header(_ORIGIN) is not None and record.header(_METHOD) is not None
 
-    async def answer_preflight(self, exchange: Exchange) -> None:
-        """Raises BadRequest for one that is not allowed; `adding_headers` has added what every response has."""
-        origin, method, names = (exchange.header(name) or b"" for name in (_ORIGIN, _METHOD, _HEADERS))
+    def preflight(self, record: RequestRecord) -> SentHeaders:
+        """The headers of the answer, beside those of every response. Raises BadRequest for a request that is not allowed."""
+        origin, method, names = (record.header(name) or b"" for name in (_ORIGIN, _METHOD, _HEADERS))
         if not self.allows_origin(origin):
             raise BadRequest(f"CORS: the origin {origin.decode('latin-1')} is not allowed")
         if not self._allows_method(method.decode("latin-1")):
@@ -94,9 +83,9 @@ class CorsPolicy:
         ]
         if names:
             allowed.append((b"access-control-allow-headers", names))
-        if self._settings.private_network and exchange.header(_PRIVATE_NETWORK) == b"true":
+        if self._settings.private_network and record.header(_PRIVATE_NETWORK) == b"true":
             allowed.append((b"access-control-allow-private-network", b"true"))
-        await exchange.answer(200, "OK", allowed)
+        return allowed
 
     def _allows_method(self, method: str) -> bool:
         return ANY in self._settings.methods or method in self._settings.methods
@@ -112,10 +101,6 @@ class CorsPolicy:
             return ""
         wanted = (name.strip().lower() for name in names.decode("latin-1").split(","))
         return next((name for name in wanted if name and name not in self._headers), "")
-
-
-def _header(scope: Scope, wanted: bytes) -> bytes | None:
-    return next((value for name, value in scope["headers"] if name == wanted), None)
 
 
 def _varying(headers: SentHeaders) -> SentHeaders:

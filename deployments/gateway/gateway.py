@@ -24,10 +24,10 @@ from deployments.balancing.agents import AgentTable
 from deployments.gateway.counts_file import CountsFile, files, held
 from deployments.gateway.edge import Edge
 from deployments.gateway.homes_file import HomesFile
-from deployments.gateway.in_process import InProcessRequest, events
 from deployments.gateway.peers import Peers
 from deployments.gateway.region_rtt import measure_forever
 from deployments.gateway.reporter import Reporter
+from deployments.proxy.in_process import InProcessClient, events
 from deployments.upstream.connection_pool import ConnectionPool
 from policies.errors import InstanceFailed
 
@@ -87,24 +87,24 @@ class Gateway:
 
     async def ask(self, agent: str, body: dict[str, Any], headers: dict[str, str]) -> tuple[int, Any]:
         """POST /agents/{agent}/messages by handle: (status, the JSON that an HTTP client would get)."""
-        call = InProcessRequest(agent, {**body, "stream": False}, headers)
-        await self._edge(call.scope, call.receive, call.send)
+        call = InProcessClient(agent, {**body, "stream": False}, headers)
+        call.send(self._edge.receive)
+        content = await call.whole()
         try:
-            return call.status, json.loads(call.content())
+            return call.status, json.loads(content)
         except ValueError:
             error = InstanceFailed("the response ended before it was complete", agent=agent)
             return error.status, {"error": {"type": error.type, "message": error.message, "agent": agent}}
 
     async def stream(self, agent: str, body: dict[str, Any], headers: dict[str, str]) -> AsyncIterator[tuple[str, Any]]:
         """The same, streamed: ("delta", text) …, or ("error", the error's JSON)."""
-        call = InProcessRequest(agent, {**body, "stream": True}, headers)
-        serving = asyncio.create_task(self._edge(call.scope, call.receive, call.send))
+        call = InProcessClient(agent, {**body, "stream": True}, headers)
+        call.send(self._edge.receive)
         try:
             async for event in events(call):
                 yield event
         finally:
             call.leave()
-            await serving
 
     async def _follow_snapshots(self) -> None:
         """Long-poll the Controller for snapshots; the last one holds until the next arrives."""

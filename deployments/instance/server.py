@@ -52,7 +52,6 @@ log = logging.getLogger("swiftclaw.instance")
 
 WATCH_LINE_S = 1.0
 NO_LIMIT = 2**62  # the gateway has applied the body limit
-NO_DEADLINE_S = 10 * 365 * 86400.0  # ten years: `Exchange.guard` has no "never", and the gateway keeps the deadlines
 _HEADS = frozenset(("http.response.start", "websocket.accept", "websocket.http.response.start"))  # they report the load
 _GATEWAY_ONLY = frozenset((KEY_HEADER, LIMIT_HEADER))  # the agent does not get these headers
 
@@ -213,7 +212,7 @@ class InstanceServer:
 
     async def _while_connected(self, exchange: Exchange, answer: Awaitable[None]) -> None:
         """Await the answer, and cancel it when the client disconnects. Raises ClientDisconnected."""
-        exchange.guard(NO_DEADLINE_S)
+        exchange.guard()  # the gateway keeps the deadlines
         try:
             await answer
         except asyncio.CancelledError:
@@ -272,7 +271,7 @@ class InstanceServer:
     async def _check(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the agent's health check; it ends if the Controller stops waiting for it."""
         exchange = Exchange(scope, receive, send, NO_LIMIT)
-        await exchange.body()
+        await exchange.whole_body()
         with contextlib.suppress(ClientDisconnected):
             await self._while_connected(exchange, self._run_health_check(exchange))
 

@@ -1,1 +1,1 @@
-"""One request: its exchange with the client, who sent it, its session, its headers, its log line and trace."""
+"""One request: its record, who sent it, its session, its headers, its log line and trace."""

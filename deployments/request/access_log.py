@@ -1,6 +1,6 @@
 """One line of JSON per request, for agents whose `accessLog` is enabled.
 
-An `AccessLine` observes the exchange from the moment the agent is known and is written once, however the exchange ends.
+An `AccessLine` observes the record from the moment the agent is known and is written once, however the record ends.
 It never contains bodies, headers, queries, user names or session names. Not for counting: metrics see every request and cost
 less.
 """
@@ -18,7 +18,7 @@ from random import Random
 from cluster.config import AccessLog
 from cluster.messages import Member
 from cluster.telemetry.tally import is_error
-from deployments.request.exchange import CLIENT_DISCONNECTED, Exchange
+from deployments.request.record import CLIENT_DISCONNECTED, RequestRecord
 from deployments.request.tracing import trace_id_of
 from deployments.types import SentHeaders
 from policies.errors import CLIENT_CLOSED_REQUEST
@@ -55,7 +55,7 @@ class AccessLine:
     def queued(self, now: float) -> None:
         self._queued_since = now
 
-    def attempt_started(self, exchange: Exchange, instance: Member, now: float, headers: SentHeaders) -> SentHeaders:
+    def attempt_started(self, record: RequestRecord, instance: Member, now: float, headers: SentHeaders) -> SentHeaders:
         self._instance, self._first_byte_at = instance, None
         self._attempts += 1
         self._end_wait(now)
@@ -64,23 +64,23 @@ class AccessLine:
     def attempt_ended(self, status: int | None, ok: bool | None, first_byte_at: float | None) -> None:
         self._first_byte_at = first_byte_at
 
-    def ended(self, exchange: Exchange) -> None:
+    def ended(self, record: RequestRecord) -> None:
         """Write the line, if the settings ask for it."""
-        settings, status = self._settings, exchange.status or CLIENT_CLOSED_REQUEST
-        failed = is_error(status) or exchange.failure not in (None, CLIENT_DISCONNECTED)
+        settings, status = self._settings, record.status or CLIENT_CLOSED_REQUEST
+        failed = is_error(status) or record.failure not in (None, CLIENT_DISCONNECTED)
         if not failed and (settings.errors_only or self._rng.random() * 100 >= settings.sample_percent):
             return
         now = time.monotonic()
         self._end_wait(now)
-        log.info(json.dumps(self._line(exchange, status, now)))
+        log.info(json.dumps(self._line(record, status, now)))
 
     def _end_wait(self, now: float) -> None:
         if self._queued_since is not None:
             self._queued_s += now - self._queued_since
             self._queued_since = None
 
-    def _line(self, exchange: Exchange, status: int, now: float) -> dict[str, object]:
-        total_s, instance, first_byte_at = now - exchange.started_at, self._instance, self._first_byte_at
+    def _line(self, record: RequestRecord, status: int, now: float) -> dict[str, object]:
+        total_s, instance, first_byte_at = now - record.started_at, self._instance, self._first_byte_at
         line: dict[str, object] = {
             "time": datetime.fromtimestamp(time.time() - total_s, timezone.utc).isoformat(timespec="milliseconds"),
             "agent": self._agent,
@@ -90,15 +90,15 @@ class AccessLine:
             "strategy": self._strategy,
             "attempts": self._attempts,
             "queue_ms": _ms(self._queued_s),
-            "first_byte_ms": None if first_byte_at is None else _ms(first_byte_at - exchange.started_at),
+            "first_byte_ms": None if first_byte_at is None else _ms(first_byte_at - record.started_at),
             "total_ms": _ms(total_s),
             "status": status,
-            "error": exchange.failure,
-            "method": exchange.method,
-            "path": exchange.path.decode("latin-1")[:LONGEST_PATH],
-            "request_id": exchange.request_id,
+            "error": record.failure,
+            "method": record.method,
+            "path": record.path.decode("latin-1")[:LONGEST_PATH],
+            "request_id": record.request_id,
         }
-        trace_id = exchange.trace_id or trace_id_of(exchange)
+        trace_id = record.trace_id or trace_id_of(record)
         if trace_id is not None:
             line["trace_id"] = trace_id
         return line

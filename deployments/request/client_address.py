@@ -11,9 +11,9 @@ import ipaddress
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from deployments.types import Headers, Scope
+from deployments.types import Headers
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -29,6 +29,17 @@ _HOP = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::(\d{1,5}))?|(\d[\d.]*)(?::(\d{1,5}))
 _SCHEMES = {b"http": "http", b"https": "https", b"ws": "http", b"wss": "https"}
 _HOST = re.compile(rb"[A-Za-z0-9._-]+(?::\d{1,5})?|\[[0-9A-Fa-f:.]+\](?::\d{1,5})?")
 _PREFIX = re.compile(rb"(?:/[A-Za-z0-9._~%!$&'()*+;=:@-]+)+")  # no `//`, which browsers take for another host
+
+
+class ReceivedRequest(Protocol):
+    """What this process knows of a request: its headers, and the connection that it arrived on."""
+
+    @property
+    def headers(self) -> Headers: ...
+    @property
+    def scheme(self) -> str: ...
+    @property
+    def client(self) -> tuple[str, int] | None: ...
 
 
 class Origin(NamedTuple):
@@ -68,10 +79,10 @@ class ClientAddresses:
         client, _ = self._walk(headers)
         return client[0] if client else peer
 
-    def origin(self, scope: Scope, headers: Headers) -> Origin:
+    def origin(self, request: ReceivedRequest) -> Origin:
         """The request as its client sent it. What a peer that is not trusted claims has no effect."""
-        peer, port = scope.get("client") or (None, 0)
-        scheme = "https" if scope.get("scheme") in ("https", "wss") else "http"
+        headers, scheme = request.headers, request.scheme
+        peer, port = request.client or (None, 0)
         host = next((value for name, value in headers if name == b"host"), b"")
         if not self.trusts(peer):
             return Origin(peer, port, scheme, host, b"")

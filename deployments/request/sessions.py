@@ -19,8 +19,8 @@ from typing import Any, Protocol
 
 from cluster.config import LearnedSession, SessionAffinity
 from cluster.messages import Member
-from deployments.request.exchange import Exchange
 from deployments.request.json_body import top_level
+from deployments.request.record import RequestRecord
 from deployments.types import Headers, SentHeaders
 from policies.sessions.session_token import Token, Tokens
 
@@ -60,20 +60,20 @@ class Session:
 NONE = Session(None)
 
 
-def in_header(exchange: Exchange) -> str | None:
+def in_header(record: RequestRecord) -> str | None:
     """`x-session-id`, or `x-<vendor>-session-id`."""
-    for name, value in exchange.headers:
+    for name, value in record.headers:
         if name.endswith(b"session-id") and value and _NAMED.fullmatch(name):
             return _named(value)
     return None
 
 
-def resolve(exchange: Exchange, agent: SessionOwner, in_body: str | None, address: str | None) -> Session:
+def resolve(record: RequestRecord, agent: SessionOwner, in_body: str | None, address: str | None) -> Session:
     """The session of a request. `in_body`: the name in its body; `address`: the client's."""
-    named = in_header(exchange) or (in_body[:LONGEST] if in_body else None)
+    named = in_header(record) or (in_body[:LONGEST] if in_body else None)
     if agent.affinity is None or agent.tokens is None:
         return Session(named) if named else NONE
-    learned = _learned(exchange, agent.affinity.learn)
+    learned = _learned(record, agent.affinity.learn)
     if learned is not None:
         return Session(learned)
     kind = agent.affinity.type
@@ -81,7 +81,7 @@ def resolve(exchange: Exchange, agent: SessionOwner, in_body: str | None, addres
         return Session(named or address)
     if kind == "header":
         return Session(named) if named else NONE
-    token = _token(exchange, agent, agent.tokens)
+    token = _token(record, agent, agent.tokens)
     if token is not None and named in (None, token.session):
         return Session(token.session, by_cookie=True, token=token)
     return Session(named or secrets.token_hex(16), by_cookie=True, fresh=named is None)
@@ -121,29 +121,29 @@ def named_by_app(headers: Headers, learn: LearnedSession | None) -> str | None:
     return next((_named(content) for content in _contents(values, learn.cookie or "") if content), None)
 
 
-def _learned(exchange: Exchange, learn: LearnedSession | None) -> str | None:
+def _learned(record: RequestRecord, learn: LearnedSession | None) -> str | None:
     """The app's session that the request continues."""
     if learn is None:
         return None
     if learn.header:
-        value = exchange.header(learn.header.lower().encode())
+        value = record.header(learn.header.lower().encode())
         return _named(value) if value else None
-    return next((_named(content) for content in _cookies(exchange, learn.cookie or "") if content), None)
+    return next((_named(content) for content in _cookies(record, learn.cookie or "") if content), None)
 
 
-def _token(exchange: Exchange, agent: SessionOwner, tokens: Tokens) -> Token | None:
+def _token(record: RequestRecord, agent: SessionOwner, tokens: Tokens) -> Token | None:
     """The first valid token: the host may have cookies of other clusters, or of older versions, under the same names."""
-    header, now = exchange.header(TOKEN_HEADER), time.time()
+    header, now = record.header(TOKEN_HEADER), time.time()
     candidates = [header] if header else []
-    for content in (*candidates, *_cookies(exchange, agent.cookie), *_cookies(exchange, COOKIE)):
+    for content in (*candidates, *_cookies(record, agent.cookie), *_cookies(record, COOKIE)):
         token = tokens.read(content.decode("latin-1").strip('"'), agent.name, now, agent.remembers)
         if token is not None:
             return token
     return None
 
 
-def _cookies(exchange: Exchange, wanted: str) -> list[bytes]:
-    return _contents([value for name, value in exchange.headers if name == b"cookie"], wanted)
+def _cookies(record: RequestRecord, wanted: str) -> list[bytes]:
+    return _contents([value for name, value in record.headers if name == b"cookie"], wanted)
 
 
 def _contents(values: Iterable[bytes], wanted: str) -> list[bytes]:

@@ -17,7 +17,7 @@ except ImportError:  # a dependency of Ray today, not of this project
     trace = None  # type: ignore[assignment]
 
 from cluster.messages import Member
-from deployments.request.exchange import CLIENT_DISCONNECTED, Exchange
+from deployments.request.record import CLIENT_DISCONNECTED, RequestRecord
 from deployments.types import SentHeaders
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ def of_process() -> Tracing | None:
     return Tracing(provider)
 
 
-def trace_id_of(exchange: Exchange) -> str | None:
+def trace_id_of(record: RequestRecord) -> str | None:
     """The trace id in the client's `traceparent` header."""
-    match = _TRACEPARENT.fullmatch(exchange.header(b"traceparent") or b"")
+    match = _TRACEPARENT.fullmatch(record.header(b"traceparent") or b"")
     return match[1].decode() if match and match[1].strip(b"0") else None
 
 
@@ -49,26 +49,26 @@ class Tracing:
     def __init__(self, provider: trace.TracerProvider) -> None:
         self._tracer = provider.get_tracer("swiftclaw")
 
-    def observe(self, exchange: Exchange) -> None:
+    def observe(self, record: RequestRecord) -> None:
         """Start the request's span, which follows it to its end."""
-        span = RequestSpan(self._tracer, exchange)
-        exchange.observers = (*exchange.observers, span)
-        exchange.trace_id = span.trace_id
+        span = RequestSpan(self._tracer, record)
+        record.observers = (*record.observers, span)
+        record.trace_id = span.trace_id
 
 
 class RequestSpan:
     """The spans of one request: a `RequestObserver`."""
 
-    def __init__(self, tracer: trace.Tracer, exchange: Exchange) -> None:
+    def __init__(self, tracer: trace.Tracer, record: RequestRecord) -> None:
         self._tracer = tracer
-        self._method = exchange.method if exchange.method in _METHODS else "HTTP"
-        route = _route(exchange.path)
+        self._method = record.method if record.method in _METHODS else "HTTP"
+        route = _route(record.path)
         self._name = f"{self._method} {route}" if route else self._method
         carrier: dict[str, list[str]] = {}
-        for name, value in exchange.headers:
+        for name, value in record.headers:
             carrier.setdefault(name.decode("latin-1"), []).append(value.decode("latin-1"))
         parent = propagate.extract(carrier)
-        since_s = time.monotonic() - exchange.started_at
+        since_s = time.monotonic() - record.started_at
         self._span = tracer.start_span(
             self._name,
             parent,
@@ -76,9 +76,9 @@ class RequestSpan:
             attributes={
                 "http.request.method": self._method,
                 "http.route": route,
-                "url.path": exchange.path.decode("latin-1"),
-                "url.scheme": exchange.scope.get("scheme", "http"),
-                "swiftclaw.request_id": exchange.request_id,
+                "url.path": record.path.decode("latin-1"),
+                "url.scheme": record.scheme,
+                "swiftclaw.request_id": record.request_id,
             },
             start_time=time.time_ns() - int(since_s * 1e9),
         )
@@ -93,7 +93,7 @@ class RequestSpan:
     def queued(self, now: float) -> None:
         """Waiting is part of the server span."""
 
-    def attempt_started(self, exchange: Exchange, instance: Member, now: float, headers: SentHeaders) -> SentHeaders:
+    def attempt_started(self, record: RequestRecord, instance: Member, now: float, headers: SentHeaders) -> SentHeaders:
         """Start a client span. Returns `headers` with it as the parent of the instance's own spans."""
         self._attempt = self._tracer.start_span(
             self._name,
@@ -104,7 +104,7 @@ class RequestSpan:
                 "http.request.resend_count": self._attempts,
                 "server.address": instance.host,
                 "server.port": instance.port,
-                "swiftclaw.agent": exchange.agent or "",
+                "swiftclaw.agent": record.agent or "",
                 "swiftclaw.instance": instance.id,
                 "swiftclaw.version": instance.version,
                 "swiftclaw.region": instance.region,
@@ -118,10 +118,10 @@ class RequestSpan:
         error = "no_answer" if status is None else "broke_off" if broke_off else None
         _end(self._attempt, status, error, failed=ok is False)
 
-    def ended(self, exchange: Exchange) -> None:
-        if exchange.agent is not None:
-            self._span.set_attribute("swiftclaw.agent", exchange.agent)
-        status, failure = exchange.status, exchange.failure
+    def ended(self, record: RequestRecord) -> None:
+        if record.agent is not None:
+            self._span.set_attribute("swiftclaw.agent", record.agent)
+        status, failure = record.status, record.failure
         broke_off = status < 400 and failure not in (None, CLIENT_DISCONNECTED)
         _end(self._span, status or None, failure, failed=status >= 500 or broke_off)
 

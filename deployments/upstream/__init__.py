@@ -1,1 +1,1 @@
-"""The request path to an instance: attempts, connections, WebSockets."""
+"""The way to an instance: which attempts, what is sent and returned, connections, WebSockets."""

@@ -55,7 +55,7 @@ class ConnectionPool:
     ) -> InstanceResponse:
         """Send a request and wait for the response head. `path` includes the query. Raises NotConnected, ConnectionBroken."""
         request = InstanceRequest(method, path, headers, body, f"{in_url(host)}:{port}")
-        connection = self._take_idle((host, port)) or await self._connect((host, port), connect_s)
+        connection = self.take_idle((host, port)) or await self.connect((host, port), connect_s)
         return await connection.ask(request)
 
     async def websocket(
@@ -85,7 +85,7 @@ class ConnectionPool:
 
     # --- the pool -------------------------------------------------------------------------------------------------
 
-    def _take_idle(self, address: Address) -> Connection | None:
+    def take_idle(self, address: Address) -> Connection | None:
         """The most recently used connection, so that surplus ones stay idle and expire.
 
         Not one that has been idle too long while this process was paused: the instance may have closed it.
@@ -99,7 +99,8 @@ class ConnectionPool:
             connection.close()
         return None
 
-    async def _connect(self, address: Address, connect_s: float) -> Connection:
+    async def connect(self, address: Address, connect_s: float) -> Connection:
+        """A new connection. Raises NotConnected."""
         connection = Connection(lambda idle: self._keep(address, idle), self._open.discard)
         self._open.add(connection)
         try:

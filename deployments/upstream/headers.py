@@ -26,7 +26,7 @@ from deployments.request.client_address import (
     Origin,
     forwarded,
 )
-from deployments.request.exchange import Exchange
+from deployments.request.record import RequestRecord
 from deployments.types import Headers, SentHeaders
 
 _HOP_BY_HOP = frozenset(
@@ -53,31 +53,30 @@ _CLAIMS = frozenset(
 
 
 def for_instance(
-    exchange: Exchange, clients: ClientAddresses, key: str, session: str | None, *, mounted: bool = False
+    record: RequestRecord, clients: ClientAddresses, key: str, session: str | None, *, mounted: bool = False
 ) -> SentHeaders:
     """The client's headers without those of this hop, plus the forwarding headers, the request id, the key and the session.
 
     `mounted`: the request is for the mounted app, which sees the request as its client sent it.
     """
-    named = _named_by_connection(exchange.headers)
-    client = exchange.scope.get("client")
-    peer = client[0] if client else None
+    named = _named_by_connection(record.headers)
+    peer = record.client[0] if record.client else None
     trusted = clients.trusts(peer)
-    headers = [header for header in exchange.headers if header[0] not in named and _crosses(header[0], trusted)]
-    origin = clients.origin(exchange.scope, exchange.headers)
+    headers = [header for header in record.headers if header[0] not in named and _crosses(header[0], trusted)]
+    origin = clients.origin(record)
     hops = peer or "unknown"
     if trusted:
-        hops = ", ".join([*forwarded(exchange.headers), hops])
+        hops = ", ".join([*forwarded(record.headers), hops])
     headers += (
-        (b"x-request-id", exchange.request_id.encode()),
+        (b"x-request-id", record.request_id.encode()),
         (FORWARDED_HEADER, hops.encode("latin-1")),
         (PROTO_HEADER, origin.scheme.encode()),
         (HOST_HEADER, origin.host),
         (KEY_HEADER, key.encode()),
-        _VIA.get(exchange.scope.get("http_version", "1.1"), _VIA["1.1"]),
+        _VIA.get(record.http_version, _VIA["1.1"]),
     )
     if mounted:
-        headers.append((ORIGIN_HEADER, _origin(origin, exchange.scope.get("server"))))
+        headers.append((ORIGIN_HEADER, _origin(origin, record.server)))
     if session is not None:
         headers.append((SESSION_HEADER, quote(session, errors="surrogatepass").encode()))
     return headers
@@ -112,6 +111,7 @@ class Head(NamedTuple):
 
     headers: SentHeaders  # for the client
     streamed: bool  # its length is unknown
+    events: bool  # it is an event stream
     report: LoadReport | None
     refused: bytes | None  # why the instance did not execute the request; None: it did
 
@@ -137,7 +137,7 @@ def from_instance(status: int, headers: Headers) -> Head:
             refused = value if status == 503 else None
     if events and not any(name == _UNBUFFERED[0] for name, _ in returned):
         returned.append(_UNBUFFERED)
-    return Head(returned, streamed, report, refused)
+    return Head(returned, streamed, events, report, refused)
 
 
 def _report(value: bytes) -> LoadReport | None:

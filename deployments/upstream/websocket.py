@@ -13,7 +13,7 @@ from deployments.balancing.backend import Lease
 from deployments.request.exchange import DeadlineExceeded, Exchange
 from deployments.request.responses import deny_websocket
 from deployments.types import SentHeaders
-from deployments.upstream.attempts import Attempts
+from deployments.upstream.attempts import LEEWAY_S, Attempts
 from deployments.upstream.connection import ConnectionBroken, NotConnected
 from deployments.upstream.connection_pool import ConnectionPool
 from deployments.upstream.forward import TOO_MANY, Call, Forwarder
@@ -30,16 +30,15 @@ class WebSocketForwarder:
     def __init__(self, connections: ConnectionPool, forwarder: Forwarder) -> None:
         self._connections, self._forwarder = connections, forwarder
 
-    async def serve(self, call: Call) -> None:
+    async def serve(self, exchange: Exchange, call: Call) -> None:
         """Forward until either side closes. Raises SwiftClawError or ClientDisconnected, before the handshake is answered."""
-        exchange, pool = call.exchange, call.pool
+        pool = call.pool
         await exchange.receive()  # websocket.connect
-        headers = [(name, value) for name, value in self._forwarder.headers(call) if not name.startswith(b"sec-websocket-")]
         exchange.guard(pool.settings.request_timeout_s)
+        attempts = Attempts(exchange, pool, call.request, body_is_kept=False)
         try:
-            with Attempts(exchange, pool, call.request, body_is_kept=False) as attempts:
-                while not await self._attempt(call, await attempts.place(), attempts, headers):
-                    pass
+            while not await self._attempt(exchange, call, await self._place(exchange, call, attempts), attempts):
+                pass
         except asyncio.CancelledError:
             why = exchange.interruption()
             if why is None:
@@ -49,16 +48,35 @@ class WebSocketForwarder:
                 raise RequestTimeout(f"no WebSocket handshake within {seconds}", agent=pool.name) from None
             raise why from None
         finally:
+            attempts.end()
             exchange.done()
 
-    async def _attempt(self, call: Call, lease: Lease, attempts: Attempts, headers: SentHeaders) -> bool:
+    @staticmethod
+    async def _place(exchange: Exchange, call: Call, attempts: Attempts) -> Lease:
+        """A lease on an instance that was not tried yet, at once or after waiting. Raises SwiftClawError."""
+        lease = attempts.take()
+        if lease is not None:
+            return lease
+        exchange.deadline(attempts.wait_timeout_s + LEEWAY_S)
+        waiting = attempts.enqueue()
+        try:
+            lease = await waiting
+        except BaseException:
+            attempts.leave_queue()
+            raise
+        attempts.granted(lease)
+        exchange.deadline(call.pool.settings.request_timeout_s)
+        return lease
+
+    async def _attempt(self, exchange: Exchange, call: Call, lease: Lease, attempts: Attempts) -> bool:
         """Returns True when it was served or the agent declined it, False when another instance may be tried."""
-        exchange, pool, member = call.exchange, call.pool, lease.backend.member
+        pool, member = call.pool, lease.backend.member
         code: int | None = CLIENT_CLOSED_REQUEST
         ok: bool | None = None
         status: int | None = None  # of the handshake's response
         try:
-            attempted = self._forwarder.begin_attempt(call, lease, headers)
+            headers = self._forwarder.attempt_headers(call, lease)
+            attempted = [header for header in headers if not header[0].startswith(b"sec-websocket-")]
             protocols: list[str] = exchange.scope.get("subprotocols") or []
             socket = await self._connections.websocket(
                 member.host, member.port, call.path, attempted, protocols, pool.settings.timeouts.connection_s
@@ -67,7 +85,7 @@ class WebSocketForwarder:
             ok = True
             head = from_instance(status, socket.headers)
             lease.answered(time.monotonic(), head.report)
-            await self._relay(call, lease, head, socket)
+            await self._relay(exchange, call, lease, head, socket)
             return True
         except NotConnected:
             code, ok = None, False
@@ -83,7 +101,7 @@ class WebSocketForwarder:
                 return False
             code, ok = status, None if status == TOO_MANY else status < 500
             lease.answered(time.monotonic(), head.report, failed=ok is False)
-            await self._decline(call, lease, head, declined)
+            await self._decline(exchange, call, lease, head, declined)
             return True
         except ConnectionBroken as error:
             code, ok = 502, False
@@ -100,17 +118,15 @@ class WebSocketForwarder:
             for observer in exchange.observers:
                 observer.attempt_ended(status, ok, lease.first_byte_at)
 
-    async def _decline(self, call: Call, lease: Lease, head: Head, declined: HandshakeDeclined) -> None:
+    async def _decline(self, exchange: Exchange, call: Call, lease: Lease, head: Head, declined: HandshakeDeclined) -> None:
         """Pass the app's own response on."""
-        exchange = call.exchange
         exchange.done()
         exchange.status = declined.status
         lease.count(declined.status, time.monotonic())
         headers = await self._returned(call, lease, head)
         await deny_websocket(exchange.scope, exchange.send, declined.status, headers, declined.body)
 
-    async def _relay(self, call: Call, lease: Lease, head: Head, socket: InstanceWebSocket) -> None:
-        exchange = call.exchange
+    async def _relay(self, exchange: Exchange, call: Call, lease: Lease, head: Head, socket: InstanceWebSocket) -> None:
         exchange.done()
         exchange.status = 101
         try:
@@ -128,14 +144,11 @@ class WebSocketForwarder:
 
     async def _returned(self, call: Call, lease: Lease, head: Head) -> SentHeaders:
         """The headers of the handshake's response: the app's, and those of every forwarded response."""
-        await self._forwarder.settle_homes(call, lease, head.headers)
-        return [
-            *(header for header in head.headers if header[0] != b"content-length"),
-            (b"x-request-id", call.exchange.request_id.encode()),
-            *lease.backend.response_headers,
-            *call.exchange.response_headers,
-            *call.token_headers(self._forwarder.clients),
-        ]
+        settled = self._forwarder.settling(call, lease, head.headers)
+        if settled is not None:
+            await settled
+        returned = self._forwarder.returned_headers(call, lease, head)
+        return [header for header in returned if header[0] != b"content-length"]
 
 
 class _Relay:

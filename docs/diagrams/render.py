@@ -1,7 +1,7 @@
 """Draws docs/diagrams/*.svg with Graphviz and writes the list of packages into docs/architecture.md: `scripts/diagrams`.
 
-request.dot and control.dot are written by hand; the map of packages is made of the packages' own docstrings. Each SVG names
-the hash of its source, so that a test finds one that is out of date, and follows the reader's light or dark mode.
+request.dot, states.dot and control.dot are written by hand; the map of packages is made of the packages' own docstrings. Each
+SVG names the hash of its source, so that a test finds one that is out of date, and follows the reader's light or dark mode.
 """
 
 from __future__ import annotations
@@ -109,6 +109,7 @@ def list_of_packages() -> str:
 
 SOURCES: Mapping[str, Callable[[], str]] = {  # SVG -> its source in DOT
     "request": lambda: (DIAGRAMS / "request.dot").read_text("utf-8"),
+    "states": lambda: (DIAGRAMS / "states.dot").read_text("utf-8"),
     "control": lambda: (DIAGRAMS / "control.dot").read_text("utf-8"),
     "packages": map_of_packages,
 }

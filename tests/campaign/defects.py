@@ -41,7 +41,7 @@ DEFECTS = (
         "post-repeated",
         "A request that may have begun is sent again, whether it may be repeated or not.",
         "deployments/upstream/attempts.py",
-        'body_is_kept and retry.repeatable(exchange.method, exchange.header(b"idempotency-key") is not None)',
+        'body_is_kept and retry.repeatable(record.method, record.header(b"idempotency-key") is not None)',
         "body_is_kept",
         ("once",),
     ),
@@ -65,8 +65,8 @@ DEFECTS = (
         "error-swallowed",
         "An error is an empty answer with status 200.",
         "deployments/gateway/edge.py",
-        "await exchange.answer(error.status, exchange.error(error), headers)",
-        'await exchange.answer(200, "", headers)',
+        "request.answer(error.status, request.error(error), headers)",
+        'request.answer(200, "", headers)',
         ("right-answer",),
     ),
     Defect(
@@ -74,7 +74,8 @@ DEFECTS = (
         "When an instance breaks off, the client's connection is closed without an answer.",
         "deployments/gateway/edge.py",
         "        headers = retry_after(error)\n",
-        '        if error.type == "instance_failed":\n            return\n        headers = retry_after(error)\n',
+        '        if error.type == "instance_failed":\n            request.break_off(error)\n            return\n'
+        "        headers = retry_after(error)\n",
         ("named", "may-fail"),
     ),
     Defect(
@@ -126,19 +127,20 @@ DEFECTS = (
     Defect(
         "deadline-ignored",
         "A request's time is over, and nothing ends it for half a minute.",
-        "deployments/request/exchange.py",
-        "        if left <= 0.001:\n",
-        "        if -30 < left <= 0.001:\n            self._wake(0.5)\n        elif left <= 0.001:\n",
+        "deployments/proxy/deadlines.py",
+        "if limited.ends_at <= now]",
+        "if limited.ends_at <= now - 30]",
         ("in-time",),
         faults="freeze_instance",
     ),
     Defect(
         "traceback-logged",
         "A client that leaves is a traceback in the log.",
-        "deployments/gateway/edge.py",
-        "        except (ClientDisconnected, UvicornClientDisconnected):\n",
-        "        except (ClientDisconnected, UvicornClientDisconnected):\n"
-        '            log.exception("request %s", exchange.request_id)\n',
+        "deployments/proxy/proxied_request.py",
+        "        self.failure = CLIENT_DISCONNECTED\n",
+        "        self.failure = CLIENT_DISCONNECTED\n"
+        "        try:\n            raise ConnectionResetError\n        except ConnectionResetError:\n"
+        '            log.exception("request %s", self.request_id)\n',
         ("logs",),
     ),
     Defect(
@@ -153,11 +155,9 @@ DEFECTS = (
     Defect(
         "memory-leaked",
         "Every request leaves 96 kB.",
-        "deployments/request/exchange.py",
-        "    def __init__(self, scope: Scope, receive: Receive, send: Send, max_body: int) -> None:\n",
-        "    kept: list[bytes] = []\n\n"
-        "    def __init__(self, scope: Scope, receive: Receive, send: Send, max_body: int) -> None:\n"
-        '        self.kept.append(b"x" * 96_000)\n',
+        "deployments/proxy/deadlines.py",
+        "        self._limited[limited] = None\n",
+        '        self._limited[limited] = None\n        self.__dict__.setdefault("kept", []).append(b"x" * 96_000)\n',
         ("flat",),
         minutes=1.3,
     ),
@@ -165,12 +165,15 @@ DEFECTS = (
         "answers-mixed",
         "A connection to an instance serves another request although it still owes the answer to the one before.",
         "deployments/upstream/connection.py",
-        "            if self._response is response:  # else it is complete, "
-        "and the connection may already serve another request\n"
-        "                self.abort()\n",
-        "            if self._response is response:\n"
-        "                self._response = self._head = None\n"
-        "                self._idle(self)\n",
+        "    def abort(self) -> None:\n"
+        '        """Close at once. A response that is being received is dropped without a failure."""\n'
+        "        self._receiver = None\n",
+        "    def abort(self) -> None:\n"
+        "        if self._receiver is not None and self._in_head and self.usable:\n"
+        "            self._receiver = None\n"
+        "            self._idle(self)\n"
+        "            return\n"
+        "        self._receiver = None\n",
         ("right-answer", "who-ran", "may-fail"),
         faults="freeze_instance",
     ),

@@ -7,6 +7,7 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -25,6 +26,7 @@ from deployments.gateway.gateway import tick_forever
 from deployments.gateway.reporter import Reporter
 from deployments.instance.lifespan import Lifespan
 from deployments.instance.server import InstanceServer
+from deployments.proxy.client_connection import ClientConnection
 from deployments.upstream.connection_pool import ConnectionPool
 from policies.rate_limit import RateRule
 from swiftclaw import Agent
@@ -59,8 +61,9 @@ class DataPlane:
         self.edge = Edge(self.agents, self.reporter, self.connections, "local")
         refused = self.reporter.rejected
         self.gateway = Listener(
-            self.edge, bind("127.0.0.1", 0), limits=self.limits, tls=self.tls, date=True, grace_s=0, on_rejected=refused
-        )
+            self.edge, bind("127.0.0.1", 0), limits=self.limits, tls=self.tls, date=True, grace_s=0, on_rejected=refused,
+            protocol=partial(ClientConnection, self.edge.receive),
+        )  # fmt: skip
         await self.gateway.start()
         self.ticking = asyncio.create_task(tick_forever(self.agents, 0.02))
         self.announce()

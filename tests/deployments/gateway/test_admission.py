@@ -21,8 +21,8 @@ from cluster.config import parse
 from cluster.messages import AgentView, Snapshot
 from deployments.balancing.agents import AgentTable
 from deployments.gateway.admission import RateLimits, in_chat, in_message
-from deployments.gateway.in_process import InProcessRequest
-from deployments.request.exchange import READ_AHEAD, Exchange
+from deployments.proxy.in_process import InProcessClient
+from deployments.request.record import READ_AHEAD, RequestRecord
 from policies.errors import RateLimited
 from policies.rate_limit import RateRule
 from swiftclaw import Agent
@@ -303,11 +303,12 @@ async def test_calls_from_inside_count_like_any_other(plane: DataPlane, clock: C
     await plane.add(limited())
     statuses = []
     for _ in range(3):
-        call = InProcessRequest("bot", {"message": "hi"}, {})
-        await plane.edge(call.scope, call.receive, call.send)
+        call = InProcessClient("bot", {"message": "hi"}, {})
+        call.send(plane.edge.receive)
+        content = await call.whole()
         statuses.append(call.status)
     assert statuses == [200, 200, 429]
-    assert json.loads(call.content())["error"]["type"] == "rate_limited"
+    assert json.loads(content)["error"]["type"] == "rate_limited"
     assert await let_through(plane, 1) == 0
 
 
@@ -392,16 +393,14 @@ def limits_of(*rules: RateRule, clock: Clock) -> RateLimits:
 
 
 def admits(limits: RateLimits, user: str) -> bool:
-    async def never() -> Any: ...
-
     body = json.dumps({"message": "hi", "user_id": user}).encode()
-    exchange = Exchange({"type": "http", "raw_path": b"/", "headers": []}, never, never, 0)  # type: ignore[arg-type]
+    record = RequestRecord("POST", b"/", b"", [])
     try:
-        limits.admit(exchange, "bot", lambda wanted: in_message(body, wanted))
+        limits.admit(record, "bot", lambda wanted: in_message(body, wanted))
     except RateLimited:
         return False
     finally:
-        assert dict(exchange.response_headers)[b"ratelimit-policy"] == b'"default";q=10;w=60'
+        assert dict(record.response_headers)[b"ratelimit-policy"] == b'"default";q=10;w=60'
     return True
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import re
 from collections.abc import AsyncIterator
@@ -15,8 +16,9 @@ import pytest
 from yarl import URL
 
 from cluster.messages import KEY_HEADER
-from deployments.gateway.in_process import InProcessRequest, events
 from deployments.instance.lifecycle import Lifecycle
+from deployments.proxy.in_process import InProcessClient, events
+from deployments.proxy.proxied_request import ProxiedRequest
 from swiftclaw import Agent
 from tests.deployments.conftest import DataPlane
 from tests.deployments.helpers import own_app, post, streaming, until
@@ -452,25 +454,26 @@ class TestOpenAI:
 class TestInside:
     async def test_a_call_from_inside_is_answered_by_the_same_rules(self, plane: DataPlane) -> None:
         await plane.add(echo())
-        call = InProcessRequest("echo", {"message": "hi", "session_id": "s"}, {})
-        await plane.edge(call.scope, call.receive, call.send)
-        assert (call.status, json.loads(call.content())) == (200, {"reply": "you said hi", "session_id": "s"})
-        call = InProcessRequest("nobody", {"message": "hi"}, {})
-        await plane.edge(call.scope, call.receive, call.send)
-        assert (call.status, json.loads(call.content())["error"]["type"]) == (404, "unknown_agent")
+        call = InProcessClient("echo", {"message": "hi", "session_id": "s"}, {})
+        call.send(plane.edge.receive)
+        content = await call.whole()
+        assert (call.status, json.loads(content)) == (200, {"reply": "you said hi", "session_id": "s"})
+        call = InProcessClient("nobody", {"message": "hi"}, {})
+        call.send(plane.edge.receive)
+        content = await call.whole()
+        assert (call.status, json.loads(content)["error"]["type"]) == (404, "unknown_agent")
 
     async def test_a_stream_from_inside_ends_when_its_reader_leaves(self, plane: DataPlane) -> None:
         seen: list[str] = []
         await plane.add(streaming(["one"], forever=True, seen=seen))
-        call = InProcessRequest("streamer", {"message": "go", "stream": True}, {})
-        serving = asyncio.create_task(plane.edge(call.scope, call.receive, call.send))
+        call = InProcessClient("streamer", {"message": "go", "stream": True}, {})
+        call.send(plane.edge.receive)
         got = []
         async for kind, text in events(call):
             got.append((kind, text))
             if len(got) == 3:
                 break
         call.leave()
-        await serving
         assert got == [("delta", "one"), ("delta", "tick"), ("delta", "tick")]
         await until(lambda: seen == ["closed"] and plane.active() == 0)
 
@@ -488,3 +491,20 @@ class TestOperatorsPaths:
         await plane.add(echo())
         async with plane.client.get("/-/routes") as response:
             assert await response.json() == {"/agents/echo": "echo"}
+
+
+async def test_a_request_that_has_ended_is_freed_without_the_garbage_collector(plane: DataPlane) -> None:
+    """A gateway that left garbage would stop for it again and again."""
+    await plane.add(echo())
+    plane.http = {"cors": {"origins": ["https://a.example"]}}
+    plane.announce()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(20):
+            assert (await post(plane, "echo", {"message": "hi"}, headers={"origin": "https://a.example"}))[0] == 200
+            assert (await post(plane, "nobody", {"message": "hi"}))[0] == 404
+        kept = sum(isinstance(one, ProxiedRequest) for one in gc.get_objects())
+    finally:
+        gc.enable()
+    assert kept <= 2, "the newest one of each connection"

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from random import Random
@@ -26,6 +27,7 @@ from deployments.gateway.edge import Edge
 from deployments.gateway.peers import Peers
 from deployments.gateway.reporter import Reporter
 from deployments.instance.server import InstanceServer
+from deployments.proxy.client_connection import ClientConnection
 from deployments.upstream.connection_pool import ConnectionPool
 from swiftclaw import Agent
 
@@ -46,7 +48,9 @@ class Site:
         self.edge = Edge(self.agents, Reporter(self.agents), self.connections, "local")
         self.peers = Peers(name, self.agents, self.edge.rate_limits, self.connections)
         self.edge.share_homes(self.peers)
-        self.listener = Listener(self.edge, bind("127.0.0.1", 0), grace_s=0)
+        self.listener = Listener(
+            self.edge, bind("127.0.0.1", 0), grace_s=0, protocol=partial(ClientConnection, self.edge.receive)
+        )
 
     async def open(self) -> None:
         self.port = await self.peers.open("127.0.0.1")

@@ -8,6 +8,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from cluster.transport.http_protocol import ConnectionLimits
 from cluster.transport.listener import Listener, bind
 from cluster.transport.tls import Certificate
 from deployments.gateway import edge
+from deployments.proxy.client_connection import ClientConnection
 from swiftclaw import Agent
 from tests.certificates import Files
 from tests.deployments.conftest import DataPlane
@@ -155,7 +157,10 @@ class TestHeads:
         """For ever in the listener's own words: only what the agent says can end it."""
         plane.blocks["slow"] = {"timeouts": {"idle": KEEP_ALIVE_S}}
         plane.announce()
-        patient = Listener(plane.edge, bind("127.0.0.1", 0), limits=ConnectionLimits(keep_alive_s=math.inf), grace_s=0)
+        patient = Listener(
+            plane.edge, bind("127.0.0.1", 0), limits=ConnectionLimits(keep_alive_s=math.inf), grace_s=0,
+            protocol=partial(ClientConnection, plane.edge.receive),
+        )  # fmt: skip
         await patient.start()
         async with connected(patient.port) as client:
             await client.say(message("x"))

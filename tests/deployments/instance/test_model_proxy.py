@@ -12,7 +12,7 @@ from typing import Any
 import openai
 import pytest
 
-from deployments.gateway.in_process import InProcessRequest, events
+from deployments.proxy.in_process import InProcessClient, events
 from swiftclaw import Agent
 from swiftclaw.models import ModelError
 from tests.deployments.conftest import DataPlane
@@ -375,10 +375,9 @@ class TestMessages:
         assert (await post(both.plane, "proxy", {"message": "hi"}))[1]["reply"] == message
 
     async def test_a_call_from_inside_the_cluster_does_the_same(self, both: Both) -> None:
-        call = InProcessRequest("proxy", {"message": TURNS, "stream": True}, {})
-        serving_it = asyncio.create_task(both.plane.edge(call.scope, call.receive, call.send))
+        call = InProcessClient("proxy", {"message": TURNS, "stream": True}, {})
+        call.send(both.plane.edge.receive)
         assert [event async for event in events(call)] == [("delta", word) for word in ("so", "many", "words")]
-        await serving_it
         assert both.server.requests[0]["messages"] == TURNS
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from cluster.messages import Observation
-from deployments.request.exchange import Exchange
+from deployments.proxy.client_connection import ClientConnection
 from deployments.types import Receive, Scope, Send
 from swiftclaw import Agent
 from tests.deployments.conftest import DataPlane
@@ -85,20 +85,21 @@ async def test_it_is_counted_before_its_last_byte_goes_out(
 ) -> None:
     """So that no gateway can be killed between a client's whole answer and its count."""
     await plane.add(agent, 1)
-    counted: list[tuple[bool, dict[int, int]]] = []
-    write = Exchange.write
+    counted: list[tuple[bytes, dict[int, int]]] = []
+    flush = ClientConnection.flush
 
-    async def watched(exchange: Exchange, piece: bytes, more: bool) -> None:
+    def watched(connection: ClientConnection) -> None:
         (pool,) = plane.agents.pools.values()
         (backend,) = pool.backends()
-        counted.append((more, backend.tally.codes))
-        await write(exchange, piece, more)
+        counted.append((b"".join(connection._out), backend.tally.codes))
+        flush(connection)
 
-    monkeypatch.setattr(Exchange, "write", watched)
+    monkeypatch.setattr(ClientConnection, "flush", watched)
     async with plane.client.post("/agents/my-agent/messages", json={"message": "hi", "stream": stream}) as answer:
         await answer.read()
-    assert counted[-1] == (False, {200: 1})
-    assert all(codes == {} for more, codes in counted if more)
+    sent = [(piece, codes) for piece, codes in counted if piece]
+    assert sent[-1][1] == {200: 1}
+    assert all(codes == {} for _, codes in sent[:-1])
     assert every(plane.reporter.observation()) == {200: 1}
 
 
@@ -117,13 +118,14 @@ async def test_a_body_of_known_length_is_counted_before_its_last_piece(
     mounted.mount(lengthy)
     await plane.add(mounted)
     written: list[tuple[bytes, int]] = []
-    write = Exchange.write
+    flush = ClientConnection.flush
 
-    async def watched(exchange: Exchange, piece: bytes, more: bool) -> None:
-        written.append((piece, counts(plane)[200]))
-        await write(exchange, piece, more)
+    def watched(connection: ClientConnection) -> None:
+        if connection._out:
+            written.append((b"".join(connection._out)[-4:], counts(plane)[200]))
+        flush(connection)
 
-    monkeypatch.setattr(Exchange, "write", watched)
+    monkeypatch.setattr(ClientConnection, "flush", watched)
     async with plane.client.get("/agents/mounted/x") as answer:
         assert await answer.read() == b"halfhalf"
     assert written == [(b"half", 0), (b"half", 1)]

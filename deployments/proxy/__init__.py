@@ -1,0 +1,1 @@
+"""From socket to socket: one request through a gateway, in the callbacks of the event loop."""
