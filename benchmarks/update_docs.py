@@ -16,19 +16,30 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
+ROUTERS = (  # heading, measure, figure, format
+    ("req/s, 16 connections", "requests-16", "per_second", ",.0f"),
+    ("CPU s per 1,000 requests", "requests-16", "cpu_s_per_1000", ".3f"),
+    ("per 1,000 streams", "streams-20", "cpu_s_per_1000", ".2f"),
+    ("first chunk, ms", "streams-20", "first_p50_ms", ".1f"),
+    ("MB", "standing", "end_mb", ".0f"),
+    ("failed at a kill", "failover", "failed", ",.0f"),
+    ("POSTs run twice", "failover", "ran_twice", ",.0f"),
+)
+ROUTER_TITLES = {
+    "haproxy": "HAProxy", "nginx": "nginx", "vllm-router": "vllm-router (Rust)", "sglang-router": "sglang-router (Rust)",
+    "swiftclaw": "SwiftClaw",
+}  # fmt: skip
 SIMULATED = ("round-robin", "least-connections", "response-time", "power of two", "shortest queue")
 
 
 def comparison() -> str:
-    """The rows with the most connections, what they show, and the machine. Empty before the first run."""
+    """What it shows, and the machine. Empty before the first run."""
     file = RESULTS / "compare.json"
     if not file.is_file():
         return ""
     document = json.loads(file.read_text("utf-8"))
     fewest, most = min(document["settings"]["connections"]), max(document["settings"]["connections"])
     rows = {(row["contender"], row["connections"]): row for row in document["table"]}
-    lines = [f"| {most} connections | req/s | range | p50 ms | p99 ms | errors |", "| --- | ---: | ---: | ---: | ---: | ---: |"]
-    lines += [_row(title, rows[contender, most]) for contender, title in document["contenders"].items()]
     ours, alone = rows["swiftclaw", most], rows["swiftclaw", fewest]
     serve, fast = (rows[contender, most] for contender in ("serve", "serve-haproxy"))
     finding = (
@@ -44,12 +55,7 @@ def comparison() -> str:
         f"{document['made']}; {machine['cpu']}, {machine['cores']} cores; Python {machine['versions']['python']}, Ray "
         f"{machine['versions']['ray']}. Versions, method, other connection counts: [compare.md](benchmarks/results/compare.md)."
     )
-    return "\n".join([*lines, "", textwrap.fill(finding, 125), "", source]) + "\n"
-
-
-def _row(title: str, row: Mapping[str, Any]) -> str:
-    span = f"{row['lowest']:,.0f} to {row['highest']:,.0f}"
-    return f"| {title} | {row['per_second']:,.0f} | {span} | {row['p50_ms']:.2f} | {row['p99_ms']:.2f} | {row['errors']} |"
+    return f"{textwrap.fill(f'{finding} {source}', 125, break_long_words=False, break_on_hyphens=False)}\n"
 
 
 def _percent(row: Mapping[str, Any]) -> str:
@@ -58,6 +64,27 @@ def _percent(row: Mapping[str, Any]) -> str:
 
 def _connections(count: int) -> str:
     return "one connection" if count == 1 else f"{count} connections"
+
+
+def routers() -> str:
+    """A line per router: throughput, cost, and what a killed instance cost its clients. Empty before the first run."""
+    file = RESULTS / "routers.json"
+    if not file.is_file():
+        return ""
+    document = json.loads(file.read_text("utf-8"))
+    table = {(row["contender"], row["measure"]): row["figures"] for row in document["table"]}
+    lines = [f"| | {' | '.join(heading for heading, *_ in ROUTERS)} |", f"| --- |{' ---: |' * len(ROUTERS)}"]
+    for contender, title in ROUTER_TITLES.items():
+        figures = [table.get((contender, measure), {}).get(figure) for _, measure, figure, _ in ROUTERS]
+        cells = ["-" if value is None else format(value, spec) for value, (*_, spec) in zip(figures, ROUTERS, strict=True)]
+        if set(cells) != {"-"}:
+            lines.append(f"| {title} | {' | '.join(cells)} |")
+    machine = document["machine"]
+    source = (
+        f"{document['made']}; {machine['cpu']}, {machine['cores']} cores. What it does not show, and all figures: "
+        "[routers.md](benchmarks/results/routers.md)."
+    )
+    return "\n".join([*lines, "", source]) + "\n"
 
 
 def simulation() -> str:
@@ -80,7 +107,8 @@ def metrics_cost() -> str:
 
 BLOCKS: Mapping[tuple[str, str], Callable[[], str]] = {  # (page, marker) -> what stands between the marks
     ("README.md", "compare"): comparison,
-    ("README.md", "metrics-cost"): metrics_cost,
+    ("README.md", "routers"): routers,
+    ("docs/monitoring.md", "metrics-cost"): metrics_cost,
     ("docs/strategies.md", "simulation"): simulation,
 }
 
