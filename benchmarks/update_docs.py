@@ -80,11 +80,19 @@ def routers() -> str:
         if set(cells) != {"-"}:
             lines.append(f"| {title} | {' | '.join(cells)} |")
     machine = document["machine"]
-    source = (
-        f"{document['made']}; {machine['cpu']}, {machine['cores']} cores. What it does not show, and all figures: "
-        "[routers.md](benchmarks/results/routers.md)."
+    rounds = document["settings"]["rounds"]
+    finding = (
+        f"A gateway is a Python event loop in a Ray process, and answers {_share(table)} of vllm-router's requests per second. "
+        "Of the requests in flight on a killed instance, HAProxy, nginx and SwiftClaw fail those that may have run; the Rust "
+        f"routers run them again, POSTs too. {document['made']}, {rounds} round{'s' if rounds > 1 else ''}; {machine['cpu']}, "
+        f"{machine['cores']} cores. All figures, and what they do not show: [routers.md](benchmarks/results/routers.md)."
     )
-    return "\n".join([*lines, "", source]) + "\n"
+    return "\n".join([*lines, "", textwrap.fill(finding, 125, break_long_words=False, break_on_hyphens=False)]) + "\n"
+
+
+def _share(table: Mapping[tuple[str, str], Mapping[str, float]]) -> str:
+    ours, theirs = (table[name, "requests-16"]["per_second"] for name in ("swiftclaw", "vllm-router"))
+    return f"{100 * ours / theirs:.0f} %"
 
 
 def simulation() -> str:
