@@ -136,19 +136,24 @@ async def test_no_more_run_than_the_limit_allows_however_many_clients_leave(
     assert blocking.most == limit
 
 
+async def leave_once(plane: DataPlane, clients: int, condition: Callable[[], bool]) -> None:
+    """That many ask at once, and leave when the condition holds."""
+    asking = [asyncio.create_task(ask_and_leave(plane, PATIENCE_S)) for _ in range(clients)]
+    await until(condition)
+    for task in asking:
+        task.cancel()
+    await asyncio.gather(*asking, return_exceptions=True)
+
+
 async def test_a_changed_limit_holds_at_once(plane: DataPlane, blocking: Blocking) -> None:
     plane.blocks[NAME] = {"limits": {"maxConnectionsPerInstance": 1}}
     blocking.agent.on_message(blocking.handler("sync"))
     await plane.add(blocking.agent)
-    await asyncio.gather(*(ask_and_leave(plane) for _ in range(3)))
+    await leave_once(plane, 3, lambda: blocking.running == 1)
     assert blocking.most == 1
     plane.blocks[NAME] = {"limits": {"maxConnectionsPerInstance": 130}}
     plane.announce()
-    asking = [asyncio.create_task(ask_and_leave(plane, PATIENCE_S)) for _ in range(140)]
-    await until(lambda: blocking.running == 130)
-    for task in asking:
-        task.cancel()
-    await asyncio.gather(*asking, return_exceptions=True)
+    await leave_once(plane, 140, lambda: blocking.running == 130)
     assert plane.hosts[f"{NAME}-instance-1"].in_flight == blocking.most == 130
 
 
