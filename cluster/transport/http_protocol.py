@@ -17,7 +17,7 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from cluster.transport.request_head import RequestRejected, check_handshake, check_head
+from cluster.transport.request_head import RequestRejected, check_handshake, check_head, without_upgrade
 from cluster.transport.running_clock import running_clock
 
 log = logging.getLogger("swiftclaw.connections")
@@ -236,11 +236,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
         Otherwise `Upgrade: h2c` with a Content-Length would be forwarded without its body.
         """
-        lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
-        lines += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+        head = without_upgrade(self.parser.get_method(), self.url, self.parser.get_http_version(), self.headers)
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        return b"\r\n".join(lines) + b"\r\n\r\n"
+        return head
 
 
 class DeadlineSweeper:

@@ -86,6 +86,13 @@ def check_handshake(method: bytes, headers: HeaderList) -> None:
         raise _OTHER_VERSION
 
 
+def without_upgrade(method: bytes, target: bytes, version: str, headers: HeaderList) -> bytes:
+    """The head again, for a parser that must not take what follows for another protocol."""
+    lines = [b"%b %b HTTP/%b" % (method, target, version.encode())]
+    lines += [b"%b: %b" % header for header in headers if header[0] != b"upgrade"]
+    return b"\r\n".join(lines) + b"\r\n\r\n"
+
+
 def _path_of(method: bytes, target: bytes, headers: HeaderList) -> bytes:
     absolute = _ABSOLUTE.fullmatch(target)
     if absolute:

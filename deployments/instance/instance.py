@@ -24,7 +24,7 @@ from cluster.controller_api import ControlApi
 from cluster.messages import InstanceCounts, InstanceSpec, Registration, RegistrationReply, StartPermit, StartRequest
 from cluster.transport.http_protocol import ConnectionLimits
 from cluster.transport.listener import Listener, bind
-from cluster.transport.rpc import ControllerUnavailable, RpcClient
+from cluster.transport.rpc import ControllerUnavailable, RpcClient, UnknownMethod
 from deployments.instance.code_cache import CodeCache, CodeUnavailable
 from deployments.instance.draining import drain_server, drain_terms
 from deployments.instance.hosted_agent import HostedAgent, NotAnAgent, load_agent
@@ -253,6 +253,8 @@ async def patiently(call: Callable[[], Awaitable[Result]]) -> Result:
     while True:
         try:
             return await call()
+        except UnknownMethod:  # waiting does not change its release
+            raise
         except ControllerUnavailable as error:
             if time.monotonic() > ends_at:
                 raise

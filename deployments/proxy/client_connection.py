@@ -19,7 +19,7 @@ import httptools
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 
 from cluster.transport.http_protocol import PIPELINED, TOO_MANY_PIPELINED, ConnectionLimits
-from cluster.transport.request_head import RequestRejected, check_handshake, check_head
+from cluster.transport.request_head import RequestRejected, check_handshake, check_head, without_upgrade
 from cluster.transport.running_clock import running_clock
 from deployments.proxy.client import Arrived, ClientSide, RequestSide
 from deployments.types import Headers, SentHeaders
@@ -150,10 +150,15 @@ class ClientConnection(asyncio.Protocol):
 
     def shutdown(self) -> None:
         """The server stops: the request under way is the last one."""
-        if self._turn is None and not self._queue:
+        self._end_after_newest()
+
+    def _end_after_newest(self) -> None:
+        """Close the connection after the newest request, at once if there is none."""
+        newest = self._queue[-1] if self._queue else self._turn
+        if newest is None:
             self.transport.close()
         else:
-            (self._queue[-1] if self._queue else self._turn).keep_alive = False  # type: ignore[union-attr]
+            newest.keep_alive = False
 
     def _wait(self, seconds: float) -> None:
         self.until = self._clock.now() + seconds
@@ -169,11 +174,11 @@ class ClientConnection(asyncio.Protocol):
         self._deaf = True
         self._on_rejected(rejected.status)
         turn = self._turn
-        if turn is None:
+        if turn is None and not self._queue:
             if not self._in_body:  # else its response is complete
                 self.transport.write(rejected.answer(with_body=self._parser.get_method() != b"HEAD"))
             self.transport.close()
-        elif self._in_body and self._newest is turn:
+        elif turn is not None and self._in_body and self._newest is turn:
             if not turn.started:
                 self.transport.write(rejected.answer())
             self._leave()
@@ -181,7 +186,7 @@ class ClientConnection(asyncio.Protocol):
         else:
             if self._in_body:
                 self._queue.pop()  # the newest one has the invalid body
-            (self._queue[-1] if self._queue else turn).keep_alive = False
+            self._end_after_newest()
 
     # --- the parser's callbacks -----------------------------------------------------------------------------------
 
@@ -272,7 +277,7 @@ class ClientConnection(asyncio.Protocol):
             turn.body_ended = True
             if turn is self._turn and not turn.request.ended:
                 turn.request.body_end()
-        if self._turn is None and not self._deaf:
+        if self._turn is None and not self._queue and not self._deaf:
             self._wait(self._silence_s)
 
     # --- turns ----------------------------------------------------------------------------------------------------
@@ -408,7 +413,7 @@ class ClientConnection(asyncio.Protocol):
         if self._declined:
             self._declined = False
             return self._without_upgrade() + rest
-        if rest or self._turn is not None:
+        if rest or self._turn is not None or self._queue:
             self._in_body = False
             self._reject(RequestRejected(400, "no other data or request may overlap a WebSocket handshake"))
             return b""
@@ -433,7 +438,6 @@ class ClientConnection(asyncio.Protocol):
 
         Otherwise `Upgrade: h2c` with a Content-Length would be forwarded without its body.
         """
-        lines = [b"%b %b HTTP/%b" % (self._parser.get_method(), self._url, self._parser.get_http_version().encode())]
-        lines += [b"%b: %b" % header for header in self._headers if header[0] != b"upgrade"]
+        head = without_upgrade(self._parser.get_method(), self._url, self._parser.get_http_version(), self._headers)
         self._parser = self._new_parser()
-        return b"\r\n".join(lines) + b"\r\n\r\n"
+        return head

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from cluster.transport import sse
@@ -12,7 +13,7 @@ from deployments.types import Headers, SentHeaders
 from policies.errors import SwiftClawError
 
 
-class ClientRequest(RequestRecord):
+class ClientRequest(RequestRecord, ABC):
     """`with_headers`: changes the headers of every response to this client; None: nothing does."""
 
     __slots__ = ("client_side", "with_headers")
@@ -25,9 +26,9 @@ class ClientRequest(RequestRecord):
         self.client_side = client_side
         self.with_headers: Callable[[Headers], SentHeaders] | None = None
 
+    @abstractmethod
     def end(self) -> None:
         """The response is complete, or broken off: release what the request holds."""
-        raise NotImplementedError
 
     def start(self, status: int, headers: Headers) -> None:
         """The response's head."""

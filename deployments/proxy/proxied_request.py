@@ -21,7 +21,7 @@ import math
 import time
 from collections.abc import Callable
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from deployments.balancing.backend import Lease
 from deployments.proxy.client import Arrived, ClientSide
@@ -33,6 +33,7 @@ from deployments.types import SentHeaders
 from deployments.upstream import headers
 from deployments.upstream.attempts import GATEWAY_ERRORS, LEEWAY_S, Attempts
 from deployments.upstream.connection import Connection, InstanceRequest, NotConnected
+from deployments.upstream.forward import TOO_MANY, Call, Forwarder
 from policies.errors import (
     CLIENT_CLOSED_REQUEST,
     InstanceFailed,
@@ -41,12 +42,7 @@ from policies.errors import (
     SwiftClawError,
 )
 
-if TYPE_CHECKING:
-    from deployments.upstream.forward import Call, Forwarder
-
 log = logging.getLogger("swiftclaw.gateway")
-
-TOO_MANY = 429  # from the agent itself: neither a success nor a failure of the instance
 
 
 class RequestState(Enum):
@@ -263,14 +259,13 @@ class ProxiedRequest(ClientRequest):
         if self.state is not RequestState.SETTLING or self._lease is not lease:
             return
         late, self._late = self._late, []
-        connection = self._connection
+        if self._connection is not None:
+            self._connection.resume_reading()  # before anything is written: a client that does not read pauses it again
         self._relay(status, returned)
         for step in late:
             step()
         if not self.ended:
             self.client_side.flush()
-        if connection is not None and connection is self._connection:
-            connection.resume_reading()
 
     def _relay(self, status: int, returned: SentHeaders) -> None:
         self.state = RequestState.RELAYING
@@ -285,10 +280,10 @@ class ProxiedRequest(ClientRequest):
             self._late.append(lambda: self.response_piece(piece))
 
     def response_end(self) -> None:
+        self._connection = None  # it may serve another request from now on
         if self.state is RequestState.SETTLING:
             self._late.append(self.response_end)
             return
-        self._connection = None
         if self.state is not RequestState.RELAYING or self._lease is None or self._status is None:
             return
         self._lease.count(self._status, time.monotonic())  # before the last byte is sent: see Lease.count

@@ -186,3 +186,42 @@ async def test_a_rejected_head_is_answered_after_the_requests_before_it(wire: Wi
     assert wire.sent() == b"" and wire.rejected == [400]
     wire.requests[0].answer()
     assert wire.sent().startswith(b"HTTP/1.1 200") and wire.transport.closing
+
+
+async def test_a_rejected_head_does_not_overtake_requests_that_wait_for_a_client_to_read(wire: Wire) -> None:
+    wire.connection.pause_writing()
+    wire.feed(GET + b"GET / HTTP/1.1\r\n\r\n")
+    assert wire.sent() == b"" and not wire.transport.closing
+    wire.connection.resume_writing()
+    wire.requests[0].answer()
+    assert wire.sent().startswith(b"HTTP/1.1 200") and wire.transport.closing
+
+
+async def test_a_server_that_stops_closes_an_idle_connection_and_lets_the_newest_request_finish(wire: Wire) -> None:
+    wire.feed(GET + GET)
+    wire.connection.shutdown()
+    wire.requests[0].answer()
+    assert not wire.transport.closing
+    wire.requests[1].answer()
+    assert wire.transport.closing and b"connection: close" in wire.sent()
+    idle = Wire()
+    idle.connection.shutdown()
+    assert idle.transport.closing
+
+
+async def test_as_many_answers_as_may_wait_are_given_at_once(wire: Wire) -> None:
+    """By requests that end as soon as they begin: one turn calls the next."""
+    wire.feed(GET)
+
+    class AtOnce(Request):
+        def begin(self) -> None:
+            self.answer()
+
+    def receive(arrived: Arrived, client: ClientSide) -> Request:
+        wire.requests.append(AtOnce(arrived, client))
+        return wire.requests[-1]
+
+    wire.connection._receive = receive
+    wire.feed(GET * 64)
+    wire.requests[0].answer()
+    assert wire.sent().count(b"HTTP/1.1 200") == 65 and not wire.rejected
