@@ -191,6 +191,7 @@ class GatewayHello:
     host: str = ""  # address for other gateways
     port: int = 0
     desired: dict[str, object] = field(default_factory=dict)  # as of its last snapshot
+    worker_of: str = ""  # the gateway that started this process; "": it is a Serve replica
 
 
 @dataclass(frozen=True)

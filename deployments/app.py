@@ -7,9 +7,8 @@ everything that can be tested without Ray, is elsewhere.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Awaitable, Callable
-from functools import partial
+import gc
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +18,17 @@ from ray import serve
 from cluster.config import GatewaySettings, parse
 from cluster.controller import Controller
 from cluster.controller_api import ControlApi
-from cluster.desired.apps import GATEWAY_DRAIN_S
-from cluster.messages import GatewayHello, InstanceSpec
+from cluster.messages import InstanceSpec
 from cluster.placement.serve import CHECKED_WITHIN_S, QUIET, Placement
 from cluster.placement.serve_internals import logs_folder
-from cluster.transport.listener import Listener, PortInUse, bind
-from cluster.transport.rpc import RpcClient
+from cluster.transport.listener import PortInUse, bind
+from cluster.transport.rpc import RpcAddress, RpcClient
 from cluster.transport.tls import BadCertificate, Certificate
-from deployments.balancing.agents import AgentTable
-from deployments.gateway.counts_file import open_counts_file
-from deployments.gateway.edge import Edge
-from deployments.gateway.gateway import Gateway
-from deployments.gateway.homes_file import open_homes_file
-from deployments.gateway.peers import Peers
-from deployments.gateway.reporter import Reporter
+from deployments.gateway.assembly import assemble
+from deployments.gateway.place import GatewayPlace
 from deployments.instance.instance import InstanceReplica
-from deployments.proxy.client_connection import ClientConnection
-from deployments.request import access_log
 from deployments.serve_series import GatewaySeries, InstanceSeries
-from deployments.upstream.connection_pool import ConnectionPool
+from deployments.workers.supervisor import Workers, worker_count
 
 HEAD_NODE = "node:__internal_head__"
 
@@ -72,6 +63,13 @@ class Served:
     wired = False
     stop: Callable[[], Awaitable[None]]
 
+    @staticmethod
+    def settle() -> None:
+        """What is here after the start, Ray and all libraries, stays: no collection of garbage looks at it again. A whole one
+        would hold the event loop for a tenth of a second now and then."""
+        gc.collect()
+        gc.freeze()
+
     async def __del__(self) -> None:
         if self.wired:
             await self.stop()
@@ -86,41 +84,47 @@ class ServedController(Controller, Served):
         super().__init__(args, folder, Placement(instance=ServedInstance, gateway=ServedGateway), instance_host)
         self.wired = True
         await self.start()
+        self.settle()
 
 
-class ServedGateway(Gateway, Served):
-    """A gateway process. `host`: where it listens for other gateways; "": on its node's address."""
+class ServedGateway(Served):
+    """A gateway process, the router actor. With `workers`, they listen on the public port, and it serves calls by handle.
+
+    `host`: where it listens for other gateways; "": on its node's address.
+    """
 
     async def __init__(self, settings: GatewaySettings, app: str, host: str = "") -> None:  # type: ignore[misc]
-        name, host, controller = _replica(), host or ray.util.get_node_ip_address(), _controller()
+        name, controller = _replica(), _controller()
+        count = worker_count(settings.workers)
         try:
             certificate = Certificate(settings.tls.cert, settings.tls.key) if settings.tls else None
-            listening = bind(settings.host, settings.port, shared=True)
+            listening = [bind(settings.host, settings.port, shared=True) for _ in range(count or 1)]
         except (PortInUse, BadCertificate) as error:
             await controller.call(ControlApi.cannot_start, app, name, str(error))
             raise
-        access_log.to_file(logs_folder() / f"access_{app}_{name}.log")
+        address = ray.util.get_node_ip_address()
         cluster = ray.get_runtime_context().get_session_name()
-        counts_file, homes_file = open_counts_file(cluster, name), open_homes_file(cluster, name)
-        agents = AgentTable(gateway=name)
-        reporter = Reporter(agents, counts_file)
-        connections = ConnectionPool()
-        edge = Edge(agents, reporter, connections, settings.region)
-        tls = certificate.context if certificate else None
-        listener = Listener(
-            edge, listening, tls=tls, date=True, grace_s=GATEWAY_DRAIN_S, on_rejected=reporter.rejected,
-            protocol=partial(ClientConnection, edge.receive),
-        )  # fmt: skip
-        peers = Peers(name, agents, edge.rate_limits, connections)
-        edge.share_homes(peers)
-        hello = GatewayHello(name, app, settings, _node(), os.getpid(), host, await peers.open(host))
-        super().__init__(
-            hello, controller, agents, reporter, edge, listener, peers, connections,
-            counts_file=counts_file, homes_file=homes_file, certificate=certificate,
-            export=GatewaySeries(app, name, (_node(), ray.util.get_node_ip_address())).report,
-        )  # fmt: skip
+        place = GatewayPlace(name, app, settings, cluster, _node(), host or address, logs_folder())
+        series = GatewaySeries(app, name, (_node(), address))
+        self._gateway = await assemble(place, controller, None if count else listening[0], certificate, series.report)
+        self._workers = Workers(place, listening, _locate, series.report, series.forget) if count else None
         self.wired = True
-        await self.start()
+        await self._gateway.start()
+        if self._workers is not None:
+            await self._workers.start()
+        self.settle()
+
+    async def ask(self, agent: str, body: dict[str, Any], headers: dict[str, str]) -> tuple[int, Any]:
+        return await self._gateway.ask(agent, body, headers)
+
+    async def stream(self, agent: str, body: dict[str, Any], headers: dict[str, str]) -> AsyncIterator[tuple[str, Any]]:
+        async for event in self._gateway.stream(agent, body, headers):
+            yield event
+
+    async def stop(self) -> None:
+        if self._workers is not None:
+            await self._workers.stop()
+        await self._gateway.stop()
 
 
 class ServedInstance(InstanceReplica, Served):
@@ -133,10 +137,17 @@ class ServedInstance(InstanceReplica, Served):
         )
         self.wired = True
         await self.start()
+        self.settle()
 
 
 def _controller() -> RpcClient:
-    return RpcClient(serve.get_deployment_handle("Controller", "swiftclaw").control.remote)
+    return RpcClient(_locate)
+
+
+def _locate() -> Awaitable[RpcAddress]:
+    """Where the Controller listens; fails while it is away."""
+    located: Awaitable[RpcAddress] = serve.get_deployment_handle("Controller", "swiftclaw").control.remote()
+    return located
 
 
 def _replica() -> str:

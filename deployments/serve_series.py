@@ -9,6 +9,7 @@ second with counts that exist anyway, and cost nothing per request. What cannot 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
@@ -88,21 +89,33 @@ class GatewaySeries:
         self._latency = _made(api.Histogram, HTTP_LATENCY, boundaries=latency_buckets_ms())
         self._ongoing, self._queued = (_made(api.Gauge, series) for series in (HTTP_ONGOING, QUEUED))
         self._agents: set[str] = set()  # those with a value in `_queued`
-        self._batch = 0
+        self._newest: dict[str, Observation] = {}  # by gateway process: the replica's own, and its workers'
 
     def report(self, observation: Observation) -> None:
         """Called with every observation; each batch counts once, however often it is sent."""
-        if observation.batch > self._batch:
-            self._batch = observation.batch
+        before = self._newest.get(observation.gateway)
+        if before is None or observation.batch > before.batch:
             for key, counts in observation.instances.items():
                 self._count_instance(key, counts)
             for (agent, code), count in observation.refusals.items():
                 self._count(self._app, agent, code, count)
-        self._ongoing.set(sum(counts.active for counts in observation.instances.values()), self._node)
-        for agent in self._agents - observation.queued.keys():  # removed: a gauge keeps its last value
+        self._newest[observation.gateway] = observation
+        self._set_gauges()
+
+    def forget(self, gateway: str) -> None:
+        """A worker has ended: what it had in flight or waiting is gone."""
+        if self._newest.pop(gateway, None) is not None:
+            self._set_gauges()
+
+    def _set_gauges(self) -> None:
+        newest, queued = self._newest.values(), Counter[str]()
+        for observation in newest:
+            queued.update(observation.queued)
+        self._ongoing.set(sum(counts.active for each in newest for counts in each.instances.values()), self._node)
+        for agent in self._agents - queued.keys():  # removed: a gauge keeps its last value
             self._set_queued(agent, 0)
-        self._agents = {*observation.queued}
-        for agent, waiting in observation.queued.items():
+        self._agents = {*queued}
+        for agent, waiting in queued.items():
             self._set_queued(agent, waiting)
 
     def _set_queued(self, agent: str, waiting: int) -> None:

@@ -31,6 +31,7 @@ SERVE_INTERNALS = {
     "tests/integration/test_serve_internals.py",
 }  # the one place, and its test
 ENVIRONMENT_READERS = {
+    "deployments/workers/supervisor.py": "the environment that a worker inherits",
     "swiftclaw/cli/__init__.py": "SWIFTCLAW_DEBUG, for who develops it",
     "swiftclaw/cli/ray_cluster/driver.py": "how Ray's clusters are protected, and which one to join",
     "swiftclaw/cli/ray_cluster/local_cluster.py": "the environment that Ray's processes inherit",

@@ -18,6 +18,8 @@ TITLES = {
     "sglang-router": "sglang-router (Rust)",
     "swiftclaw": "SwiftClaw, 1 gateway",
     "swiftclaw-2": "SwiftClaw, 2 gateways",
+    "swiftclaw-w1": "SwiftClaw, 1 worker",
+    "swiftclaw-w2": "SwiftClaw, 2 workers",
     "instance": "SwiftClaw's instance, called directly",
 }
 Figures = Mapping[str, float]

@@ -34,7 +34,8 @@ ROOM = 1000  # requests at a time per instance; SwiftClaw's default of 100 would
 SWIFTCLAW: Mapping[str, Mapping[str, object]] = {  # contender -> settings of its `gateways` entry
     "swiftclaw": {"replicas": 1},
     "swiftclaw-2": {"replicas": 2},
-    # With gateways[].workers, one line each here and in report.TITLES: "swiftclaw-w1": {"workers": 1}, 2 and 4.
+    "swiftclaw-w1": {"replicas": 1, "workers": 1},
+    "swiftclaw-w2": {"replicas": 1, "workers": 2},
 }
 HAPROXY_CONFIG = """\
 global
@@ -227,7 +228,7 @@ def _swiftclaw(turn: Sequence[str], folder: Path, log: Path) -> Iterator[list[Ro
             with urllib.request.urlopen(cluster.admin + path, timeout=10) as response:
                 found = json.load(response)
             rows = found["gateways"] if isinstance(found, dict) else found
-            return [psutil.Process(row["pid"]) for row in rows if row["pid"]]
+            return [psutil.Process(row["pid"]) for row in rows if row["pid"] and not row.get("worker_of")]
 
         gateways = get("/api/status")
         instances = get(f"/api/agents/{AGENT}/instances")

@@ -67,7 +67,7 @@ class Live:
             "total": load["total"],
             "agent": described,
             "agents": list(view.settings.agents),
-            "gateways": [hello.settings.region for hello, _, _ in view.gateways.present.values()],
+            "gateways": [hello.settings.region for hello, _, _ in view.gateways.present.values() if not hello.worker_of],
             "desired_gateways": sum(gateway.replicas for gateway in view.settings.gateways),
             "instances": instances,
             "limits": self._limits(agent),

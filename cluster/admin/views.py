@@ -52,6 +52,7 @@ class Views:
                     "tls": hello.settings.tls is not None,
                     "node": hello.node,
                     "pid": hello.pid,
+                    "worker_of": hello.worker_of or None,
                     "current": view.gateways.is_current(hello.gateway),
                 }
                 for hello, _, _ in view.gateways.present.values()

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
+from typing import Literal
 
 from cluster.config import values
 from cluster.config.agent_reader import read_agent
@@ -46,6 +47,13 @@ class GatewaySettings:
     )
     port: int = setting("port", PORT, "The public port.", default=8000)
     replicas: int = setting("replicas", values.whole(1), "Gateway processes that share the port.", default=2)
+    workers: int | Literal["auto"] = setting(
+        "workers",
+        values.workers,
+        "Processes without Ray that forward for each replica: more requests per second. `auto`: one per core. Default: none; "
+        "the replica forwards itself.",
+        default=0,
+    )
     tls: TlsSettings | None = setting("tls", block(TlsSettings), "Certificate for HTTPS. Default: HTTP.", default=None)
 
 

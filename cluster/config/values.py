@@ -10,12 +10,14 @@ import ipaddress
 import math
 import os
 import re
+from typing import Literal
 
 from cluster.config.fields import Reader, Schema, name_of, named, reads, text
 from cluster.config.mistakes import ConfigError, Location, did_you_mean, shown
 
 UNITS_S = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 UNITS_BYTES = {"B": 1, "KB": 10**3, "KiB": 2**10, "MB": 10**6, "MiB": 2**20, "GB": 10**9, "GiB": 2**30}
+MOST_WORKERS = 256
 MAX_DISTANCE_S = 10.0  # nothing on Earth is further; who writes 80 meant 80ms
 
 _AMOUNT = r"[0-9]+(?:\.[0-9]+)?"
@@ -104,6 +106,15 @@ def whole(low: int, high: int | None = None, kind: str = "whole number") -> Read
         return value
 
     return read
+
+
+@reads({"anyOf": [{"type": "integer", "minimum": 0, "maximum": MOST_WORKERS}, {"const": "auto"}]})
+def workers(value: object, at: Location) -> int | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST_WORKERS:
+        raise ConfigError(f"{shown(value)} is not a number of workers (0 to {MOST_WORKERS}, or auto)")
+    return value
 
 
 def number(low: float = 0, high: float = math.inf, *, above: bool = False, kind: str = "number") -> Reader:

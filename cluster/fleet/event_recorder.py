@@ -121,7 +121,8 @@ class EventRecorder:
 
     def gateway(self, hello: GatewayHello, change: str = "started") -> None:
         """A gateway started, stopped, or is no longer available."""
-        where = f"the gateway on {hello.settings.host}:{hello.settings.port} (pid {hello.pid})"
+        what = "a worker of the gateway" if hello.worker_of else "the gateway"
+        where = f"{what} on {hello.settings.host}:{hello.settings.port} (pid {hello.pid})"
         message = f"{where} {change}"
         self._events.add("gateway", message, region=hello.settings.region, pid=hello.pid, gateway=hello.gateway)
 

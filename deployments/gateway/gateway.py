@@ -50,7 +50,7 @@ class Gateway:
         agents: AgentTable,
         reporter: Reporter,
         edge: Edge,
-        listener: Listener,
+        listener: Listener | None,
         peers: Peers,
         connections: ConnectionPool,
         *,
@@ -59,7 +59,8 @@ class Gateway:
         certificate: Certificate | None = None,
         export: Callable[[Observation], None] = lambda _: None,
     ) -> None:
-        """`export`: also gets every observation, for Ray's metrics."""
+        """`listener`: None where only workers listen on the public port. `export`: also gets every observation, for Ray's
+        metrics."""
         self._hello, self._controller = hello, controller
         self._agents, self._reporter, self._edge = agents, reporter, edge
         self._listener, self._peers, self._connections = listener, peers, connections
@@ -83,7 +84,8 @@ class Gateway:
             log.warning("another gateway has sent no session homes for %g s; starting without them", CATCH_UP_S)
         if self._homes_file is not None and self._agents.snapshot is not None:
             await self._peers.sessions.recover(self._homes_file)
-        await self._listener.start()
+        if self._listener is not None:
+            await self._listener.start()
 
     async def ask(self, agent: str, body: dict[str, Any], headers: dict[str, str]) -> tuple[int, Any]:
         """POST /agents/{agent}/messages by handle: (status, the JSON that an HTTP client would get)."""
@@ -166,7 +168,8 @@ class Gateway:
     async def stop(self) -> None:
         """Accept no new connections, finish the requests in flight, and deliver the last counts."""
         # Snapshots are applied until the listener is closed: a waiting request may get a new instance.
-        await self._listener.close(others_stay=True)
+        if self._listener is not None:
+            await self._listener.close(others_stay=True)
         for task in self._tasks:
             task.cancel()
         await self._peers.close()

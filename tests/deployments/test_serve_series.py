@@ -196,6 +196,18 @@ def test_the_queue_of_a_removed_agent_is_reported_as_empty_and_an_idle_instance_
     assert list(beside.set.values()) == [0]
 
 
+def test_a_gateway_and_its_workers_are_added_up_and_one_that_ended_is_left_out() -> None:
+    fake, series = gateway()
+    for name, active, waiting in (("g1", 0, 0), ("g1-1", 3, 1), ("g1-2", 4, 2)):
+        series.report(Observation(name, {KEY: counts(active, c200=5)}, queued={"a": waiting}, batch=1))
+    assert sum(fake.counted.values()) == 15
+    assert list(fake.set.values()) == [7, 3]
+    series.forget("g1-2")
+    series.forget("never known")
+    assert list(fake.set.values()) == [3, 1]
+    assert sum(fake.counted.values()) == 15
+
+
 def test_an_instance_reports_answers_and_failures_apart_as_serves_replicas_do() -> None:
     fake = FakeMetrics(added=("deployment", "replica", "application"))
     InstanceSeries("a", fake).report(counts(2, c200=5, c404=1, c500=3))

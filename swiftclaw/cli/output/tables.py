@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -126,14 +127,18 @@ def _versions(versions: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _gateways(reply: Mapping[str, Any]) -> RenderableType:
-    table = headed("GATEWAY", "REGION", "REPLICAS>", "PIDS")
-    edges: dict[tuple[str, str], list[str]] = {}
-    for one in reply["gateways"]:
+    workers = Counter(one["worker_of"] for one in reply["gateways"] if one.get("worker_of"))
+    replicas = [one for one in reply["gateways"] if not one.get("worker_of")]
+    table = headed("GATEWAY", "REGION", "REPLICAS>", *(["WORKERS>"] if workers else []), "PIDS")
+    edges: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for one in replicas:
         address = f"{'https://' if one.get('tls') else ''}{one['host']}:{one['port']}"
-        edges.setdefault((address, one["region"]), []).append(str(one["pid"]))
-    for (address, region), pids in edges.items():
-        table.add_row(Text(address), Text(region), str(len(pids)), " ".join(pids))
-    running, desired = len(reply["gateways"]), reply["desired_gateways"]
+        edges.setdefault((address, one["region"]), []).append(one)
+    for (address, region), there in edges.items():
+        of_workers = [str(sum(workers[one["id"]] for one in there))] if workers else []
+        pids = " ".join(str(one["pid"]) for one in there)
+        table.add_row(Text(address), Text(region), str(len(there)), *of_workers, pids)
+    running, desired = len(replicas), reply["desired_gateways"]
     if running >= desired:
         return table
     missing = Text(f"{running} of {desired} gateways are running", style="yellow")

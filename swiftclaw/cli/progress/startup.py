@@ -84,7 +84,7 @@ def brief(message: str) -> str:
 
 
 def _missing_gateways(status: Mapping[str, Any], edges: Mapping[tuple[str, int, str], int]) -> list[str]:
-    running = Counter((one["host"], one["port"], one["region"]) for one in status["gateways"])
+    running = Counter((one["host"], one["port"], one["region"]) for one in status["gateways"] if not one.get("worker_of"))
     return [
         f"{running[edge]} of {desired} gateways running on {edge[0]}:{edge[1]} in {edge[2]}"
         for edge, desired in edges.items()

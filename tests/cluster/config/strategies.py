@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,10}", fullmatch=True)
 COUNTS = st.integers(1, 10_000)
 DURATIONS = st.one_of(st.floats(0.001, 1e6), st.integers(1, 10**6), st.sampled_from(["250ms", "1h30m", "5s"]))
+WORKERS = st.one_of(st.integers(0, 256), st.just("auto"))
 PERCENTAGES = st.floats(0.5, 100)
 
 
@@ -55,7 +56,7 @@ AGENT_BLOCKS = st.fixed_dictionaries(
 )
 ARGS = some(
     admin=some(port=st.integers(1, 1000)),
-    gateways=st.lists(some(port=st.integers(2000, 3000), replicas=COUNTS), min_size=1, max_size=1),
+    gateways=st.lists(some(port=st.integers(2000, 3000), replicas=COUNTS, workers=WORKERS), min_size=1, max_size=1),
     stateDir=st.sampled_from(["state", "/var/state", "../x"]),
     http=some(
         maxBodyBytes=COUNTS | st.just("3MB"),

@@ -272,6 +272,7 @@ BROKEN: dict[str, dict[str, Any]] = {
     "gateways[0].region": {"gateways": [{"region": "us east"}]},
     "gateways[0].host": {"gateways": [{"host": "example.org:80"}]},
     "gateways[0].replicas": {"gateways": [{"replicas": 0}]},
+    "gateways[0].workers": {"gateways": [{"workers": "all"}]},
     "gateways[0].replica": {"gateways": [{"replica": 1}]},
     "gateways[0].tls.key": {"gateways": [{"tls": {"cert": "cert.pem"}}]},
     "gateways[0].tls.cert": {"gateways": [{"tls": {"cert": None, "key": "key.pem"}}]},

@@ -105,6 +105,17 @@ class TestTheExample:
         assert mine.scaling == Scaling(2, 10, 70.0, 80.0)
 
 
+@pytest.mark.parametrize("value", [0, 4, "auto"])
+def test_workers_are_a_number_or_auto(value: object) -> None:
+    assert parse({"gateways": [{"workers": value}]}, FOLDER).gateways[0].workers == value
+
+
+@pytest.mark.parametrize("value", [-1, True, 1.5, "4", "all", 257])
+def test_other_workers_are_a_mistake_that_says_what_is_allowed(value: object) -> None:
+    with pytest.raises(ConfigError, match=r"gateways\[0\].workers: .* is not a number of workers \(0 to 256, or auto\)"):
+        parse({"gateways": [{"workers": value}]}, FOLDER)
+
+
 class TestDefaults:
     def test_no_args_at_all_are_one_gateway_and_no_agents(self) -> None:
         settings = parse({}, FOLDER)

@@ -51,6 +51,24 @@ def test_status_shows_problems_warnings_and_missing_gateways(admin: FakeAdmin, c
     assert "0 of 2 gateways are running" in shown
 
 
+def test_status_shows_workers_beside_their_replicas(admin: FakeAdmin, capsys: pytest.CaptureFixture[str]) -> None:
+    gateways = admin.answers["/api/status"]["gateways"]
+    gateways += [{**gateways[0], "id": f"g1-{n}", "pid": 40000 + n, "worker_of": "g1"} for n in range(3)]
+    assert cli.run(["status", "--admin", admin.url]) == 0
+    shown = capsys.readouterr().out
+    (row,) = [line.split() for line in shown.splitlines() if "127.0.0.1:8000" in line]
+    assert row[:4] == ["127.0.0.1:8000", "us-east-1", "2", "3"]  # replicas, workers
+    assert "40001" not in shown
+    assert "WORKERS" in shown
+
+
+def test_workers_do_not_stand_in_for_a_replica_that_is_missing(admin: FakeAdmin, capsys: pytest.CaptureFixture[str]) -> None:
+    gateways = admin.answers["/api/status"]["gateways"]
+    gateways[1] |= {"worker_of": "g1"}
+    assert cli.run(["status", "--admin", admin.url]) == 0
+    assert "1 of 2 gateways are running" in " ".join(capsys.readouterr().out.split())
+
+
 def test_status_adds_up_scaling_bounds_over_the_regions(admin: FakeAdmin, capsys: pytest.CaptureFixture[str]) -> None:
     (agent,) = admin.answers["/api/status"]["agents"]
     for region in agent["regions"].values():

@@ -1,0 +1,206 @@
+"""A gateway's workers: lean processes that forward in its place, because Ray in a process costs two fifths of its speed.
+
+The gateway binds a socket per worker, and keeps it: connections that arrive while a worker is dead wait in its socket for the
+next one, and none is refused. A worker that ends or does not report for FROZEN_S is replaced; it costs its own connections.
+The other way around, a worker whose gateway has died serves on for a while (worker.py). Source: NGINX and HAProxy, whose
+master processes hold the sockets of their workers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+from pathlib import Path
+from typing import Literal
+
+from cluster.messages import Observation
+from cluster.transport.rpc import RpcAddress
+from cluster.transport.running_clock import running_clock
+from deployments.gateway.place import GatewayPlace
+from deployments.workers.link import Alive, Counted, Find, Found, Link, Ready, Stop
+
+log = logging.getLogger("swiftclaw.gateway")
+
+FROZEN_S = 10.0  # as long as Serve waits for the answer of a replica to its health check
+START_S = 60.0  # a worker that does not accept connections after this long is replaced
+LOOK_S = 1.0
+AGAIN_S = (0.0, 0.5, 1.0, 2.0, 5.0)  # before the next start, by the number of starts in a row that failed
+GIVE_UP = 3  # failed starts in a row, while the gateway itself starts
+ROOT = Path(__file__).parents[2]
+
+
+class WorkerFailed(Exception):
+    """A worker process does not start. One sentence: how it ended, and where its log is."""
+
+
+@dataclass
+class _Process:
+    """One worker process, and what is known of it."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    link: Link
+    heard_at: float
+    ready: bool = False
+    asked: set[asyncio.Task[None]] = field(default_factory=set)
+
+
+class Workers:
+    """The workers of one gateway."""
+
+    def __init__(
+        self,
+        place: GatewayPlace,
+        listening: Sequence[socket.socket],
+        find: Callable[[], Awaitable[RpcAddress]],
+        export: Callable[[Observation], None] = lambda _: None,
+        ended: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`listening`: a bound socket per worker. `find`: where the Controller is. `export`: gets every observation of a
+        worker; `ended`: the name of a worker that reports no more."""
+        self._place, self._listening = place, listening
+        self._find, self._export, self._ended = find, export, ended
+        self._numbers = count(1)
+        self._running: dict[socket.socket, _Process] = {}
+        self._ready = asyncio.Event()
+        self._started = self._closing = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def __repr__(self) -> str:
+        pids = [worker.process.pid for worker in self._running.values()]
+        return f"<Workers of {self._place.name}: {len(pids)} of {len(self._listening)} running, pids {pids}>"
+
+    async def start(self) -> None:
+        """Returns when all of them accept connections. Raises WorkerFailed."""
+        kept = [asyncio.create_task(self._keep(listening)) for listening in self._listening]
+        self._tasks = [*kept, asyncio.create_task(self._watch())]
+        ready = asyncio.create_task(self._ready.wait())
+        await asyncio.wait([ready, *kept], return_when=asyncio.FIRST_COMPLETED)
+        if not ready.done():
+            ready.cancel()
+            failed = next(task for task in kept if task.done())
+            await self.kill()
+            failed.result()
+        self._started = True
+
+    async def stop(self) -> None:
+        """Each finishes its requests in flight and ends; then the sockets are closed."""
+        self._closing = True
+        for worker in self._running.values():
+            worker.link.send(Stop())
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._close_sockets()
+
+    async def kill(self) -> None:
+        """End them at once."""
+        self._closing = True
+        for worker in self._running.values():
+            worker.process.kill()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._close_sockets()
+
+    def _close_sockets(self) -> None:
+        for listening in self._listening:
+            listening.close()
+
+    async def _keep(self, listening: socket.socket) -> None:
+        """Have a worker run on this socket until `stop`."""
+        failures = 0
+        while not self._closing:
+            worker = await self._spawn(listening)
+            status = await self._follow(worker)
+            del self._running[listening]
+            self._ended(worker.name)
+            if self._closing:
+                return
+            failures = 0 if worker.ready else failures + 1
+            how = f"worker {worker.name} (pid {worker.process.pid}) ended with status {status}"
+            if failures >= GIVE_UP and not self._started:
+                raise WorkerFailed(f"{how} before it accepted connections; its log is {log_of(self._place, worker.name)}")
+            log.warning("%s; another one starts in its place", how)
+            await asyncio.sleep(AGAIN_S[min(failures, len(AGAIN_S) - 1)])
+
+    async def _spawn(self, listening: socket.socket) -> _Process:
+        name = f"{self._place.name}-{next(self._numbers)}"
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        with theirs:
+            process = _start(theirs, listening, self._place)
+        worker = _Process(name, process, await Link.over(ours), running_clock().now())
+        self._running[listening] = worker
+        worker.link.send(replace(self._place, name=name, worker_of=self._place.name))
+        if self._closing:
+            worker.link.send(Stop())
+        return worker
+
+    async def _follow(self, worker: _Process) -> int:
+        """Answer what the worker asks until it has ended; its exit status."""
+        while (message := await worker.link.receive()) is not None:
+            worker.heard_at = running_clock().now()
+            if isinstance(message, Ready):
+                worker.ready = True
+                if len(self._running) == len(self._listening) and all(each.ready for each in self._running.values()):
+                    self._ready.set()
+            elif isinstance(message, Find):
+                task = asyncio.create_task(self._tell_address(worker.link))
+                worker.asked.add(task)
+                task.add_done_callback(worker.asked.discard)
+            elif isinstance(message, Counted):
+                self._export(message.observation)
+            else:
+                assert isinstance(message, Alive)
+        for task in worker.asked:
+            task.cancel()
+        worker.link.close()
+        if not self._closing:
+            worker.process.kill()  # it has ended, or closed its link by a defect: two on one socket would share it
+        return await asyncio.to_thread(worker.process.wait)
+
+    async def _tell_address(self, link: Link) -> None:
+        try:
+            link.send(Found(await self._find()))
+        except Exception as error:  # the Controller restarts; the worker asks again
+            log.info("could not find the Controller for a worker: %r", error)
+            link.send(Found(None))
+
+    async def _watch(self) -> None:
+        """Kill those that are frozen. After a pause of this process: not before what they have sent was read."""
+        clock = running_clock()
+        while not self._closing:
+            await asyncio.sleep(LOOK_S)
+            for worker in self._running.values():
+                silent_s = clock.now() - worker.heard_at
+                if silent_s > (FROZEN_S if worker.ready else START_S):
+                    log.warning(
+                        "worker %s (pid %d) has been silent for %.0f s: killed", worker.name, worker.process.pid, silent_s
+                    )
+                    worker.process.kill()
+
+
+def _start(link: socket.socket, listening: socket.socket, place: GatewayPlace) -> subprocess.Popen[bytes]:
+    descriptors = (link.fileno(), listening.fileno())
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
+    return subprocess.Popen(
+        [sys.executable, "-m", "deployments.workers.worker", *map(str, descriptors), place.app, place.cluster],
+        pass_fds=descriptors,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+
+
+def worker_count(setting: int | Literal["auto"]) -> int:
+    """How many workers `gateways[].workers` asks for here; `auto`: one per core that this process may use."""
+    if setting != "auto":
+        return setting
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def log_of(place: GatewayPlace, name: str) -> Path:
+    return place.logs / f"worker_{place.app}_{name}.log"

@@ -1,0 +1,237 @@
+"""Workers are processes: here they are started, killed, frozen and orphaned, with a Controller's control port, without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import aiohttp
+import psutil
+import pytest
+
+from cluster.config import TlsSettings, parse
+from cluster.controller_api import ControlApi, method_names
+from cluster.messages import GatewayHello, Observation, Snapshot
+from cluster.transport.listener import bind
+from cluster.transport.rpc import RpcAddress, RpcServer
+from deployments.gateway.place import GatewayPlace
+from deployments.workers import supervisor
+from deployments.workers.supervisor import WorkerFailed, Workers
+from swiftclaw import Agent
+from tests.deployments.conftest import DataPlane
+from tests.deployments.helpers import streaming, until
+
+PATIENCE_S = 60.0
+
+
+class Control:
+    """What gateways call, with the snapshot of a data plane."""
+
+    def __init__(self, plane: DataPlane) -> None:
+        self._plane = plane
+        self.hellos: dict[str, GatewayHello] = {}
+        self.observations: list[Observation] = []
+        self.left: list[str] = []
+        self.server = RpcServer({name: getattr(self, name, self.other) for name in method_names(ControlApi)}, "key")
+
+    async def next_snapshot(self, hello: GatewayHello, version: str | None) -> Snapshot | None:
+        self.hellos[hello.gateway] = hello
+        for _ in range(100):
+            snapshot = self._plane.agents.snapshot
+            if snapshot is not None and snapshot.version != version:
+                return snapshot
+            await asyncio.sleep(0.05)
+        return None
+
+    async def observe(self, observation: Observation) -> None:
+        self.observations.append(observation)
+
+    async def deregister_gateway(self, gateway: str) -> None:
+        self.left.append(gateway)
+
+    async def other(self, *args: object) -> None:
+        return None
+
+    def answered(self, gateways: set[str]) -> int:
+        """Requests that these have reported."""
+        counted = {(one.gateway, one.batch): one for one in self.observations if one.gateway in gateways}
+        return sum(sum(counts.codes.values()) for one in counted.values() for counts in one.instances.values())
+
+    async def find(self) -> RpcAddress:
+        return self.server.address
+
+
+@pytest.fixture
+async def control(plane: DataPlane) -> AsyncIterator[Control]:
+    control = Control(plane)
+    await control.server.open("127.0.0.1")
+    yield control
+    await control.server.close()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> GatewayPlace:
+    settings = parse({"agents": {"a": {"agent": "m:x"}}}, Path("/")).gateways[0]
+    return GatewayPlace("g7", "gateway.local", settings, f"test-{uuid4().hex}", "node", "127.0.0.1", tmp_path)
+
+
+def bound(count: int) -> list[socket.socket]:
+    """Sockets of one free port."""
+    first = bind("127.0.0.1", 0, shared=True)
+    return [first, *(bind("127.0.0.1", first.getsockname()[1], shared=True) for _ in range(count - 1))]
+
+
+@asynccontextmanager
+async def running(place: GatewayPlace, control: Control, count: int = 1, **options: Any) -> AsyncIterator[Workers]:
+    workers = Workers(place, bound(count), control.find, **options)
+    try:
+        await workers.start()
+        yield workers
+    finally:
+        await workers.kill()
+
+
+def url(workers: Workers, path: str) -> str:
+    return f"http://127.0.0.1:{workers._listening[0].getsockname()[1]}{path}"
+
+
+def pids(workers: Workers) -> list[int]:
+    return [worker.process.pid for worker in workers._running.values()]
+
+
+async def send(workers: Workers, agent: str = "echo") -> str:
+    """One request on a connection of its own; what the agent answered."""
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as client,
+        client.post(url(workers, f"/agents/{agent}/messages"), json={"message": "hello"}) as response,
+    ):
+        assert response.status == 200, await response.text()
+        return str((await response.json())["reply"])
+
+
+@pytest.fixture
+def echo() -> Agent:
+    agent = Agent("echo")
+
+    @agent.on_message
+    async def answer(message: str) -> str:
+        return f"you said {message}"
+
+    return agent
+
+
+async def test_workers_answer_count_and_are_gateways_of_their_own(
+    plane: DataPlane, control: Control, place: GatewayPlace, echo: Agent
+) -> None:
+    await plane.add(echo, 2)
+    exported: list[Observation] = []
+    async with running(place, control, 2, export=exported.append) as workers:
+        assert {await send(workers) for _ in range(12)} == {"you said hello"}
+        names = {worker.name for worker in workers._running.values()}
+        assert len(names) == 2
+        await until(lambda: control.answered(names) == 12)
+        assert {hello.worker_of for hello in control.hellos.values()} == {"g7"}
+        assert {hello.pid for hello in control.hellos.values()} == set(pids(workers))
+        await until(lambda: {one.gateway for one in exported} == names)
+        await workers.stop()
+        assert set(control.left) == names
+    assert list(place.logs.glob("access_*")) == []  # not switched on for the agent
+
+
+async def test_a_killed_worker_is_replaced_and_no_connection_is_refused(
+    plane: DataPlane, control: Control, place: GatewayPlace, echo: Agent
+) -> None:
+    """With one worker, nobody else listens: what arrives waits in the socket, which its gateway keeps."""
+    await plane.add(echo)
+    ended: list[str] = []
+    async with running(place, control, ended=ended.append) as workers:
+        for round_ in range(1, 3):
+            (before,) = pids(workers)
+            os.kill(before, signal.SIGKILL)
+            assert await asyncio.wait_for(send(workers), PATIENCE_S) == "you said hello"
+            assert before not in pids(workers)
+            assert len(ended) == round_
+        assert len(set(ended)) == 2  # a name is used once: counts belong to names
+
+
+async def test_stopping_finishes_what_is_in_flight(plane: DataPlane, control: Control, place: GatewayPlace) -> None:
+    seen: list[str] = []
+    await plane.add(streaming(["one"], forever=True, seen=seen))
+    async with running(place, control) as workers, aiohttp.ClientSession() as client:
+        body = {"message": "hello", "stream": True}
+        async with client.post(url(workers, "/agents/streamer/messages"), json=body) as response:
+            await response.content.readany()
+            stopping = asyncio.create_task(workers.stop())
+            await until(lambda: control.hellos and _refuses(workers))
+            for _ in range(5):
+                assert await response.content.readany()
+            assert not stopping.done()
+        await asyncio.wait_for(stopping, PATIENCE_S)
+        await until(lambda: seen)  # the client has left, so the work has ended
+        assert list(control.left) == list(control.hellos)
+
+
+def _refuses(workers: Workers) -> bool:
+    """Whether new connections are no longer accepted: handshakes are dropped."""
+    with socket.socket() as probe:
+        probe.settimeout(0.2)
+        try:
+            probe.connect(("127.0.0.1", workers._listening[0].getsockname()[1]))
+        except OSError:
+            return True
+    return False
+
+
+async def test_a_frozen_worker_is_replaced(
+    plane: DataPlane, control: Control, place: GatewayPlace, echo: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "FROZEN_S", 3.0)
+    await plane.add(echo)
+    async with running(place, control) as workers:
+        (frozen,) = pids(workers)
+        os.kill(frozen, signal.SIGSTOP)
+        assert await asyncio.wait_for(send(workers), PATIENCE_S) == "you said hello"
+        assert pids(workers) != [frozen]
+        assert not psutil.pid_exists(frozen)
+
+
+async def test_an_orphan_serves_until_the_controller_is_away(
+    plane: DataPlane, control: Control, place: GatewayPlace, echo: Agent
+) -> None:
+    """The gateway that started it was killed: until another one listens, nothing is refused."""
+    await plane.add(echo)
+    async with running(place, control) as workers:
+        (worker,) = workers._running.values()
+        workers._closing = True  # a gateway that is dead starts none in its place
+        worker.link.close()
+        for _ in range(5):
+            assert await asyncio.wait_for(send(workers), PATIENCE_S) == "you said hello"
+        await control.server.close()
+        assert await asyncio.to_thread(worker.process.wait, PATIENCE_S) == 0
+
+
+async def test_a_worker_that_cannot_start_is_named(
+    control: Control, place: GatewayPlace, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tls = TlsSettings(cert="/no/such/cert.pem", key="/no/such/key.pem")
+    broken = replace(place, settings=replace(place.settings, tls=tls))
+    with pytest.raises(WorkerFailed, match=r"ended with status 1 before it accepted connections; its log is .*worker_"):
+        async with running(broken, control):
+            pass
+    assert "Traceback" not in capfd.readouterr().err
+    assert any("/no/such/cert.pem" in log.read_text() for log in place.logs.glob("worker_*"))
+
+
+def test_a_worker_does_not_import_ray() -> None:
+    script = "import sys, deployments.workers.worker; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False, cwd=Path(__file__).parents[3]).returncode == 0
