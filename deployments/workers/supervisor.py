@@ -71,7 +71,7 @@ class Workers:
         self._running: dict[socket.socket, _Process] = {}
         self._ready = asyncio.Event()
         self._started = self._closing = False
-        self._tasks: list[asyncio.Task[None]] = []
+        self._kept: list[asyncio.Task[None]] = []  # one per socket
 
     def __repr__(self) -> str:
         pids = [worker.process.pid for worker in self._running.values()]
@@ -79,34 +79,34 @@ class Workers:
 
     async def start(self) -> None:
         """Returns when all of them accept connections. Raises WorkerFailed."""
-        kept = [asyncio.create_task(self._keep(listening)) for listening in self._listening]
-        self._tasks = [*kept, asyncio.create_task(self._watch())]
+        self._kept = [asyncio.create_task(self._keep(listening)) for listening in self._listening]
+        self._watching = asyncio.create_task(self._watch())
         ready = asyncio.create_task(self._ready.wait())
-        await asyncio.wait([ready, *kept], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([ready, *self._kept], return_when=asyncio.FIRST_COMPLETED)
         if not ready.done():
             ready.cancel()
-            failed = next(task for task in kept if task.done())
+            failed = next(task for task in self._kept if task.done())
             await self.kill()
             failed.result()
         self._started = True
 
     async def stop(self) -> None:
-        """Each finishes its requests in flight and ends; then the sockets are closed."""
+        """Each finishes its requests in flight and ends; one that freezes meanwhile is killed. Then the sockets are closed."""
         self._closing = True
         for worker in self._running.values():
             worker.link.send(Stop())
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._close_sockets()
+        await self._end()
 
     async def kill(self) -> None:
         """End them at once."""
         self._closing = True
         for worker in self._running.values():
             worker.process.kill()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._close_sockets()
+        await self._end()
 
-    def _close_sockets(self) -> None:
+    async def _end(self) -> None:
+        await asyncio.gather(*self._kept, return_exceptions=True)
+        self._watching.cancel()
         for listening in self._listening:
             listening.close()
 
@@ -173,7 +173,7 @@ class Workers:
     async def _watch(self) -> None:
         """Kill those that are frozen. After a pause of this process: not before what they have sent was read."""
         clock = running_clock()
-        while not self._closing:
+        while True:
             await asyncio.sleep(LOOK_S)
             for worker in self._running.values():
                 silent_s = clock.now() - worker.heard_at

@@ -205,6 +205,19 @@ async def test_a_frozen_worker_is_replaced(
         assert not psutil.pid_exists(frozen)
 
 
+async def test_a_worker_that_is_frozen_while_it_stops_is_killed(
+    plane: DataPlane, control: Control, place: GatewayPlace, echo: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "FROZEN_S", 3.0)
+    await plane.add(echo)
+    async with running(place, control, 2) as workers:
+        frozen, _ = pids(workers)
+        os.kill(frozen, signal.SIGSTOP)
+        await asyncio.wait_for(workers.stop(), PATIENCE_S)
+        assert not psutil.pid_exists(frozen)
+        assert workers._running == {}
+
+
 async def test_an_orphan_serves_until_the_controller_is_away(
     plane: DataPlane, control: Control, place: GatewayPlace, echo: Agent
 ) -> None:
