@@ -13,6 +13,7 @@ from random import Random
 
 from policies import STRATEGIES
 from policies.base import Instance, Options, Request, Strategy
+from policies.candidates import Candidates
 from policies.sessions.affinity import Rendezvous, point_of
 from policies.spillover import ByDistance, ByPriority, LevelChooser
 
@@ -60,7 +61,7 @@ class Chooser:
         `eligible`: the instances that could take this request (version, capacity, breaker, not tried already). Unhealthy
         ones are used only when their level panics, draining ones only by their own sessions; the caller may leave out
         either, and they are never used. `everyone`: all instances, `eligible` included. `stamp`: see
-        LevelChooser.narrow.
+        LevelChooser.narrow. Of a large fleet, `eligible` are Candidates, and not each of them is looked at.
         """
         if not eligible:
             return None
@@ -106,7 +107,8 @@ class Chooser:
 
 
 def _healthy_one(name: str, instances: Sequence[Instance]) -> Instance | None:
-    for instance in instances:
-        if instance.id == name:
-            return instance if instance.healthy else None
-    return None
+    if isinstance(instances, Candidates):
+        found = instances.find(name)
+    else:
+        found = next((instance for instance in instances if instance.id == name), None)
+    return found if found is not None and found.healthy else None

@@ -16,6 +16,7 @@ from random import Random
 from typing import Protocol
 
 from policies.base import Instance, Options, Request
+from policies.candidates import LARGE, Candidates, Group
 from policies.priority import Level, level_loads
 from policies.strategies.geographic import priorities
 from policies.weighted import SmoothWeighted
@@ -70,7 +71,7 @@ class ByDistance:
 class _View:
     """The levels as the clients of one region see them."""
 
-    __slots__ = ("labels", "loads", "members", "of", "panic", "plain", "turns")
+    __slots__ = ("labels", "loads", "looks", "members", "of", "panic", "plain", "turns", "usable")
 
     def __init__(self, levels: list[tuple[str, list[Instance]]], turns: SmoothWeighted) -> None:
         self.labels = [label for label, _ in levels]
@@ -79,6 +80,10 @@ class _View:
         loads = level_loads([_count(members) for members in self.members])
         self.loads, self.panic = loads.healthy, loads.panic
         self.plain = [all(instance.healthy and not instance.draining for instance in members) for _, members in levels]
+        self.usable = [
+            Group(i for i in of_level if i.healthy or panic) for of_level, panic in zip(self.members, self.panic, strict=True)
+        ]
+        self.looks = [0] * len(levels)  # requests since a large level was last looked at, whether it is full
         self.turns = turns
         turns.update(dict(zip(self.labels, self.loads, strict=True)))
 
@@ -171,8 +176,13 @@ class LevelChooser:
         yield from range(start)
 
     def _is_full(self, view: _View, index: int) -> bool:
-        label = view.labels[index]
-        usable = [instance for instance in view.members[index] if instance.healthy or view.panic[index]]
+        """A level of many instances is looked at once for as many requests as it has times LARGE instances."""
+        label, usable = view.labels[index], view.usable[index].members
+        if len(usable) > LARGE:
+            view.looks[index] -= 1
+            if view.looks[index] > 0:
+                return label in self._spilling
+            view.looks[index] = len(usable) // LARGE
         rooms = [instance.capacity for instance in usable]
         full = False
         if usable and min(rooms) > 0:  # 0 is no limit
@@ -197,6 +207,8 @@ def _flags(everyone: Sequence[Instance]) -> list[list[int]]:
 
 def _allowed(view: _View, index: int, eligible: Sequence[Instance], whole: bool = False) -> Sequence[Instance]:
     """The instances of `eligible` in the level that may take a new request. `whole`: there is no other level."""
+    if isinstance(eligible, Candidates):
+        return eligible.within(view.usable[index])
     if whole and view.plain[index]:
         return eligible
     of, panic = view.of, view.panic[index]

@@ -20,6 +20,7 @@ from deployments.balancing.session_placement import SessionPlacement
 from deployments.balancing.version_router import VersionRouter
 from deployments.balancing.wait_queue import AgentWaitQueue, NoCapacity
 from policies.base import Instance, Options, Request
+from policies.candidates import LARGE, Candidates, Group
 from policies.chooser import Chooser
 from policies.errors import CLIENT_CLOSED_REQUEST, CircuitOpen, NoHealthyInstance, SwiftClawError
 from policies.lifecycle.slow_start import warm_weights
@@ -108,6 +109,7 @@ class Pool:
         self._everyone = [backend.instance for backend in self._by_id.values()]
         self._suspects = any(backend.suspect_until > 0 for backend in self._by_id.values())
         self._reachable: list[Instance] = []
+        self._group, self._all_reachable = Group(()), frozenset[Instance]()
         self._candidates_of = -1  # the count of breaker changes that `_reachable` was made at
         self._revision += 1
 
@@ -161,12 +163,12 @@ class Pool:
         if not self._is_ready:  # a level panics only while some instance is healthy: with none, every request gets the reason
             raise self._why_unavailable(tried, now)
         self.loads.refresh(self._everyone, now)
-        if self._limited_in_all and sum([instance.load for instance in self._everyone]) >= self.settings.limits.max_connections:
-            raise NoCapacity
-        # `Backend.full` and `suspect` written out: a call for each of a thousand instances would double the cost of a choice.
-        eligible = [instance for instance in self._reachable if instance.load < instance.capacity]
-        if tried or self._suspects:
-            eligible = [instance for instance in eligible if self._may_try(instance, tried, now)]
+        large = len(self._everyone) > LARGE
+        if self._limited_in_all:
+            in_all = self.loads.total if large else sum([instance.load for instance in self._everyone])
+            if in_all >= self.settings.limits.max_connections:
+                raise NoCapacity
+        eligible = self._candidates(tried, now) if large else self._eligible(tried, now)
         home = None
         if self.sessions is not None and request.session is not None:
             home, request = self._at_home(self.sessions, request, tried, now)
@@ -179,6 +181,22 @@ class Pool:
         if self.sessions is not None and request.session is not None:
             self.sessions.settle(request.session, home, lease, now)
         return lease
+
+    def _eligible(self, tried: Collection[str], now: float) -> list[Instance]:
+        """`Backend.full` and `suspect` written out: a call for each instance would double the cost of a choice."""
+        eligible = [instance for instance in self._reachable if instance.load < instance.capacity]
+        if tried or self._suspects:
+            eligible = [instance for instance in eligible if self._may_try(instance, tried, now)]
+        return eligible
+
+    def _candidates(self, tried: Collection[str], now: float) -> Candidates:
+        """The same instances, without a look at each."""
+        reachable = self._all_reachable
+        if tried or self._suspects:
+            return Candidates(
+                self._group, lambda one: one.load < one.capacity and one in reachable and self._may_try(one, tried, now)
+            )
+        return Candidates(self._group, lambda one: one.load < one.capacity and one in reachable)
 
     def _at_home(
         self, sessions: SessionPlacement, request: Request, tried: Collection[str], now: float
@@ -198,6 +216,7 @@ class Pool:
         self._reachable = [
             backend.instance for backend in self._by_id.values() if backend.reachable and backend.breaker_allows(now)
         ]
+        self._group, self._all_reachable = Group(self._reachable), frozenset(self._reachable)
         self._is_ready = self.ready
 
     def _may_try(self, instance: Instance, tried: Collection[str], now: float) -> bool:

@@ -13,6 +13,7 @@ from random import Random
 
 from cluster.messages import VersionShare
 from policies.base import Instance, Options, Request
+from policies.candidates import Candidates, Group
 from policies.chooser import Chooser
 from policies.rollout import Turns, in_canary
 
@@ -26,7 +27,7 @@ class VersionRouter:
         self._choosers: dict[str, Chooser] = {}
         self._all = make()  # without a share
         self._turns = Turns(0)
-        self._by_version: dict[str, list[Instance]] = {}
+        self._by_version: dict[str, Group] = {}
         self._stamp: object = None
 
     def __repr__(self) -> str:
@@ -72,16 +73,16 @@ class VersionRouter:
         if stamp is None or stamp != self._stamp:
             self._group(everyone, stamp)
         for version in self._order(request.version):
-            alone = len(self._by_version[version]) == len(everyone)
-            own = eligible if alone else [instance for instance in eligible if instance.version == version]
-            chosen = self._choosers[version].choose(own, self._by_version[version], request, stamp) if own else None
+            group = self._by_version[version]
+            own = _of_version(version, group, eligible, alone=len(group.members) == len(everyone))
+            chosen = self._choosers[version].choose(own, group.members, request, stamp) if own else None
             if chosen is not None:
                 return chosen
         return None
 
     def _group(self, everyone: Sequence[Instance], stamp: object) -> None:
         self._stamp = stamp
-        self._by_version = {name: [i for i in everyone if i.version == name] for name in self._choosers}
+        self._by_version = {name: Group(i for i in everyone if i.version == name) for name in self._choosers}
 
     def _order(self, wanted: str | None) -> list[str]:
         """The versions to try, the wanted one first; those without a healthy instance are left out."""
@@ -92,7 +93,15 @@ class VersionRouter:
         return [name for name in names if self._has_healthy(name)]
 
     def _has_healthy(self, version: str) -> bool:
-        return any(instance.healthy for instance in self._by_version.get(version, ()))
+        group = self._by_version.get(version)
+        return group is not None and any(instance.healthy for instance in group.members)
+
+
+def _of_version(version: str, group: Group, eligible: Sequence[Instance], *, alone: bool) -> Sequence[Instance]:
+    """`alone`: there is no other version."""
+    if isinstance(eligible, Candidates):
+        return eligible.within(group)
+    return eligible if alone else [instance for instance in eligible if instance.version == version]
 
 
 def _maker(rng: Random, strategy: str, options: Options, affinity: bool) -> Callable[[], Chooser]:

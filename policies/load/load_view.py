@@ -38,6 +38,7 @@ class LoadView:
         self._usual_s = FIRST_USUAL_S
         self._answers = 0
         self._mean = 0.0
+        self._own, self._believed = 0, 0.0  # sums over all instances
         self._due = -inf  # when the next round of refreshing begins
         self._next = 0  # the first instance of the slice after the last one; 0: no round is under way
         self._total = self._reports = 0  # of the others' requests, and of instances reported, so far in this round
@@ -49,6 +50,11 @@ class LoadView:
     @property
     def tau_s(self) -> float:
         return self._fade * self._usual_s
+
+    @property
+    def total(self) -> float:
+        """The sum of all instances' `load`, to the millionth, without a look at each."""
+        return round(self._own + self._believed, 6)
 
     def own(self, instance: Instance) -> int:
         """This gateway's requests in flight there, which it reports to the others."""
@@ -63,6 +69,7 @@ class LoadView:
     def sent(self, instance: Instance) -> None:
         load = self._of(instance)
         load.own += 1
+        self._own += 1
         instance.load = load.own + load.believed
 
     def done(self, instance: Instance) -> None:
@@ -70,6 +77,7 @@ class LoadView:
         load = self._loads.get(instance)
         if load is not None and load.own:
             load.own -= 1
+            self._own -= 1
             instance.load = load.own + load.believed
 
     def reported(self, instance: Instance, in_flight: int, now: float) -> None:
@@ -88,7 +96,10 @@ class LoadView:
 
     def forget(self, instance: Instance) -> None:
         """It was removed. A late `done` changes nothing."""
-        self._loads.pop(instance, None)
+        load = self._loads.pop(instance, None)
+        if load is not None:
+            self._own -= load.own
+            self._believed -= load.believed
 
     def refresh(self, instances: Sequence[Instance], now: float) -> None:
         """Bring `load` up to date where it is time; a call costs what SLICE instances cost at most.
@@ -110,6 +121,7 @@ class LoadView:
     def _write(self, instances: Sequence[Instance], now: float) -> None:
         load_of, mean, tau_s = self._loads, self._mean, self.tau_s
         total = reports = 0
+        changed = 0.0
         for instance in instances:
             load = load_of.get(instance) or self._of(instance)
             age = now - load.reported_at
@@ -117,13 +129,17 @@ class LoadView:
             if weight > FORGOTTEN:
                 total += load.others
                 reports += 1
-            load.believed = believed = mean + (load.others - mean) * weight
+            believed = mean + (load.others - mean) * weight
+            changed += believed - load.believed
+            load.believed = believed
             instance.load = load.own + believed
+        self._believed += changed
         self._total += total
         self._reports += reports
 
     def _observe(self, instance: Instance, load: _InstanceLoad, others: int, now: float) -> None:
         if now >= load.reported_at:
+            self._believed += others - load.believed
             load.believed = load.others = others
             load.reported_at = now
             instance.load = load.own + others
@@ -132,6 +148,7 @@ class LoadView:
         load = self._loads.get(instance)
         if load is None:
             load = self._loads[instance] = _InstanceLoad(self._mean)
+            self._believed += self._mean
             instance.load = self._mean
         return load
 

@@ -12,12 +12,15 @@ from math import inf
 from random import Random
 
 from policies.base import Instance
+from policies.candidates import LARGE, Candidates
 
-FULL_SCAN = 64
+FULL_SCAN = LARGE
 
 
 def cheapest(instances: Sequence[Instance], cost: Callable[[Instance], float], rng: Random) -> Instance | None:
     """The instance with the lowest cost among those whose weight is not 0; None when there is none."""
+    if isinstance(instances, Candidates):
+        return _scan(instances.draw(rng, FULL_SCAN), cost, rng) or _scan(instances, cost, rng)
     if len(instances) <= FULL_SCAN:
         return _scan(instances, cost, rng)
     return _scan(rng.choices(instances, k=FULL_SCAN), cost, rng) or _scan(instances, cost, rng)

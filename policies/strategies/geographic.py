@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from random import Random
 
 from policies.base import Instance, Options, Request
+from policies.candidates import Candidates
 from policies.strategies.least_connections import LeastConnections
 
 
@@ -26,7 +27,7 @@ class Geographic:
         self._inside = LeastConnections(rng)
 
     def pick(self, instances: Sequence[Instance], request: Request) -> Instance | None:
-        regions = {instance.region for instance in instances}
+        regions = regions_of(instances)
         allowed = regions & self._regions if self._regions else regions
         if len(allowed) <= 1 and allowed == regions:
             return self._inside.pick(instances, request)
@@ -36,6 +37,13 @@ class Geographic:
             if chosen is not None:
                 return chosen
         return None
+
+
+def regions_of(instances: Sequence[Instance]) -> frozenset[str]:
+    """The regions that they are in; of many, also those in which none may be used now."""
+    if isinstance(instances, Candidates):
+        return instances.group.regions
+    return frozenset(instance.region for instance in instances)
 
 
 def priorities(instances: Iterable[Instance], regions: Iterable[str]) -> dict[str, int]:

@@ -1,0 +1,154 @@
+"""A large fleet is looked at in part: the choice is still one of those that may be used, and fair."""
+
+from __future__ import annotations
+
+from collections import Counter
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policies import STRATEGIES
+from policies.base import Instance, Request
+from policies.candidates import Candidates, Group
+from policies.chooser import Chooser
+from policies.turns import Turns
+
+REQUEST = Request(agent="agent", region="eu", now=1.0)
+fleets = st.lists(
+    st.builds(
+        Instance,
+        id=st.just(""),
+        region=st.sampled_from(["us", "eu", "ap"]),
+        priority=st.integers(1, 3),
+        weight=st.sampled_from([0.0, 0.5, 1.0, 3.0]),
+        load=st.integers(0, 5),
+        healthy=st.booleans(),
+        draining=st.booleans(),
+        capacity=st.just(5),
+    ),
+    max_size=40,
+)
+
+
+def fleet(size: int, **fields: object) -> list[Instance]:
+    return [Instance(f"instance-{number}", **fields) for number in range(size)]  # type: ignore[arg-type]
+
+
+def anyone(instance: Instance) -> bool:
+    return True
+
+
+def with_room(instance: Instance) -> bool:
+    return instance.load < instance.capacity
+
+
+def of(instances: list[Instance]) -> Candidates:
+    return Candidates(Group(instances), with_room)
+
+
+@given(members=fleets)
+def test_as_a_sequence_they_are_those_that_may_be_used(members: list[Instance]) -> None:
+    for number, instance in enumerate(members):
+        instance.id = f"instance-{number}"
+    candidates, expected = of(members), [instance for instance in members if with_room(instance)]
+    assert list(candidates) == expected
+    assert candidates[:] == expected
+    assert len(candidates) == len(expected)
+    assert bool(candidates) == bool(expected)
+    for instance in members:
+        assert candidates.find(instance.id) is (instance if with_room(instance) else None)
+    assert candidates.find("another") is None
+
+
+@given(
+    members=fleets,
+    strategy=st.sampled_from(list(STRATEGIES)),
+    affinity=st.booleans(),
+    session=st.sampled_from([None, "ada"]),
+    seed=st.integers(0, 9),
+    data=st.data(),
+)
+def test_a_chooser_finds_an_instance_exactly_if_it_finds_one_in_the_list(
+    members: list[Instance], strategy: str, affinity: bool, session: str | None, seed: int, data: st.DataObject
+) -> None:
+    """Whether it looks at each or not: the same level, and an instance that may take the request."""
+    for number, instance in enumerate(members):
+        instance.id = f"instance-{number}"
+    pin = data.draw(st.sampled_from([None, *(instance.id for instance in members)]))
+    request = Request(agent="agent", session=session, region="eu", now=1.0, pin=pin if session else None)
+    listed = [instance for instance in members if with_room(instance)]
+    one = Chooser(strategy, Random(seed), affinity=affinity).choose(listed, members, request)
+    other = Chooser(strategy, Random(seed), affinity=affinity).choose(of(members), members, request)
+    assert (one is None) == (other is None)
+    if one is not None and other is not None:
+        assert other in listed
+        assert other.weight > 0 or (affinity and other.id == pin)
+        assert (one.healthy, one.draining) == (other.healthy, other.draining) or not one.healthy or not other.healthy
+
+
+@pytest.mark.parametrize("name", list(STRATEGIES))
+def test_the_only_one_that_may_be_used_is_found(name: str) -> None:
+    members = fleet(300, load=5, capacity=5)
+    members[150].load = 0
+    strategy = STRATEGIES[name](Random(1))
+    candidates = of(members)
+    assert {strategy.pick(candidates, REQUEST) for _ in range(20)} == {members[150]}
+
+
+@pytest.mark.parametrize("name", list(STRATEGIES))
+def test_all_get_their_share(name: str) -> None:
+    members = fleet(200)
+    strategy, group = STRATEGIES[name](Random(3)), Group(members)
+    counts = Counter(strategy.pick(Candidates(group, anyone), REQUEST) for _ in range(200 * 60))
+    assert len(counts) == 200
+    assert all(25 <= count <= 100 for count in counts.values())
+
+
+def test_a_round_reaches_each_once() -> None:
+    turns, group = Turns(Random(5)), Group(fleet(1000))
+    for _ in range(3):
+        picked = [turns.pick(Candidates(group, anyone)) for _ in range(1000)]
+        assert len(set(picked)) == 1000
+
+
+@given(weights=st.lists(st.sampled_from([1.0, 2.0, 5.0]), min_size=2, max_size=30), seed=st.integers(0, 9))
+def test_turns_are_shared_by_weight(weights: list[float], seed: int) -> None:
+    members = [Instance(f"instance-{number}", weight=weight) for number, weight in enumerate(weights)]
+    turns, group, rounds = Turns(Random(seed)), Group(members), 20
+    counts = Counter(turns.pick(Candidates(group, anyone)) for _ in range(round(sum(weights)) * rounds))
+    for instance in members:
+        assert abs(counts[instance] - instance.weight * rounds) <= 2
+
+
+def test_one_that_cannot_take_its_turn_loses_it_and_is_not_repaid() -> None:
+    members = fleet(100, capacity=1)
+    turns, group = Turns(Random(1)), Group(members)
+    members[0].load = 1
+    for _ in range(99 * 5):
+        assert turns.pick(Candidates(group, with_room)) is not members[0]
+    members[0].load = 0
+    picked = Counter(turns.pick(Candidates(group, with_room)) for _ in range(1000))
+    assert 9 <= picked[members[0]] <= 11
+
+
+def test_turns_are_kept_when_the_group_changes() -> None:
+    members = fleet(100)
+    turns, first = Turns(Random(1)), Group(members)
+    before = [turns.pick(Candidates(first, anyone)) for _ in range(50)]
+    second = Group([*members[:99], Instance("new")])
+    after = [turns.pick(Candidates(second, anyone)) for _ in range(50)]
+    assert len({instance.id for instance in (*before, *after) if instance is not None}) >= 98
+
+
+def test_newcomers_are_not_flooded() -> None:
+    members = fleet(100)
+    turns, group = Turns(Random(1)), Group(members)
+    for _ in range(5000):
+        turns.pick(Candidates(group, anyone))
+    both = Group([*members, *(Instance(f"new-{number}") for number in range(100))])
+    picked = Counter(turns.pick(Candidates(both, anyone)) for _ in range(400))
+    new = sum(count for instance, count in picked.items() if instance is not None and instance.id.startswith("new"))
+    assert 150 <= new <= 250
+    assert max(picked.values()) <= 3
