@@ -7,12 +7,14 @@ cluster/transport/rpc.py for instances and gateways, a Serve handle for the comm
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from cluster.desired.rollout_manager import DeployRequest
 from cluster.messages import GatewayHello, Observation, Registration, RegistrationReply, Snapshot, StartPermit, StartRequest
 from cluster.transport.rpc import Methods
 from policies.lifecycle.draining import DrainTerms
+
+if TYPE_CHECKING:  # gateways and their workers need none of what the Controller is made of
+    from cluster.desired.rollout_manager import DeployRequest
 
 
 class ControlApi(Protocol):

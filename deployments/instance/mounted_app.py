@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
 
@@ -19,7 +20,6 @@ from deployments.types import Message, Scope
 
 _STARTS = frozenset(("http.response.start", "websocket.accept", "websocket.http.response.start"))
 _ENDS = frozenset(("http.disconnect", "websocket.disconnect"))
-_NOT_SHOWN = frozenset((ORIGIN_HEADER, SESSION_HEADER))
 
 
 class MountedApp:
@@ -54,24 +54,43 @@ class MountedApp:
             raise
 
     def _scope(self, scope: Scope) -> Scope:
-        headers = scope["headers"]
-        stated = next((value for name, value in headers if name == ORIGIN_HEADER), None)
-        scheme, client, server, prefix = (
-            json.loads(stated) if stated else ("http", scope.get("client"), scope.get("server"), "")
-        )
-        raw_root = prefix + self._root
-        root = unquote(raw_root)
-        host = next((value for name, value in headers if name == HOST_HEADER), b"")
-        shown = [(name, host if name == b"host" and host else value) for name, value in headers if name not in _NOT_SHOWN]
+        stated = host = b""
+        shown = []
+        for header in scope["headers"]:
+            name = header[0]
+            if name == ORIGIN_HEADER:
+                stated = stated or header[1]
+            elif name == HOST_HEADER:
+                host = host or header[1]
+                shown.append(header)
+            elif name != SESSION_HEADER:
+                shown.append(header)
+        if host:
+            shown = [(name, host if name == b"host" else value) for name, value in shown]
+        scheme, client, server, prefix = _origin(stated) if stated else ("http", scope.get("client"), scope.get("server"), "")
+        root, raw_root = _roots(prefix + self._root)
+        shown.append((PREFIX_HEADER, raw_root))
         length = len(APP_PREFIX)
         return {
             **scope,
             "root_path": root,
             "path": root + scope["path"][length:],
-            "raw_path": raw_root.encode() + scope["raw_path"][length:],
+            "raw_path": raw_root + scope["raw_path"][length:],
             "scheme": scheme.replace("http", "ws") if scope["type"] == "websocket" else scheme,
-            "client": tuple(client) if client else None,
-            "server": tuple(server) if server else None,
-            "headers": [*shown, (PREFIX_HEADER, raw_root.encode())],
+            "client": client,
+            "server": server,
+            "headers": shown,
             "state": self._state.copy(),
         }
+
+
+@lru_cache(1024)  # the requests of one connection state the same
+def _origin(stated: bytes) -> tuple[str, tuple[str, int] | None, tuple[str, int | None] | None, str]:
+    """Scheme, client, server and path prefix, as the client sent its request."""
+    scheme, client, server, prefix = json.loads(stated)
+    return scheme, tuple(client) if client else None, tuple(server) if server else None, prefix
+
+
+@lru_cache(1024)
+def _roots(raw: str) -> tuple[str, bytes]:
+    return unquote(raw), raw.encode()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import json
 import logging
 import os
@@ -42,7 +43,6 @@ from deployments.instance.mounted_app import MountedApp
 from deployments.instance.named_errors import ends_task, named_error
 from deployments.instance.replies import Replies
 from deployments.instance.threads import RequestSlot, current_slot
-from deployments.request.cluster_key import carries_key
 from deployments.request.exchange import ClientDisconnected, Exchange, uncancel
 from deployments.request.responses import deny_websocket, retry_after, send_empty
 from deployments.types import Message, Receive, Scope, Send, SentHeaders
@@ -53,7 +53,6 @@ log = logging.getLogger("swiftclaw.instance")
 WATCH_LINE_S = 1.0
 NO_LIMIT = 2**62  # the gateway has applied the body limit
 _HEADS = frozenset(("http.response.start", "websocket.accept", "websocket.http.response.start"))  # they report the load
-_GATEWAY_ONLY = frozenset((KEY_HEADER, LIMIT_HEADER))  # the agent does not get these headers
 
 
 @dataclass(slots=True, eq=False)
@@ -128,27 +127,23 @@ class InstanceServer:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             return
-        if not self._is_authentic(scope["headers"]):
+        headers, key, limit = _without_gateways_own(scope["headers"])
+        if not hmac.compare_digest(key, self._key):  # it is neither from a gateway nor from the Controller
             await _forbid(scope, send)
         elif (control := self._control_routes.get(scope["path"])) is not None:
             await control(scope, receive, send)
         else:
-            await self._admit(scope, receive, send)
-
-    def _is_authentic(self, headers: SentHeaders) -> bool:
-        """Whether the request carries the cluster's key: it is from a gateway or the Controller."""
-        return carries_key(headers, self._key)
+            scope["headers"] = headers
+            await self._admit(scope, receive, send, limit)
 
     # --- requests of the agent ------------------------------------------------------------------------------------
 
-    async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _admit(self, scope: Scope, receive: Receive, send: Send, limit: int) -> None:
         """Answer and count a request, or refuse it above the limit that its gateway names."""
-        headers: SentHeaders = scope["headers"]
-        scope["headers"] = [(name, value) for name, value in headers if name not in _GATEWAY_ONLY]
         on_arrival = self.in_flight
         exchange = Exchange(scope, receive, send, NO_LIMIT)
         exchange.send = self._with_load(exchange, send, on_arrival)
-        if on_arrival >= _limit(headers):
+        if on_arrival >= limit:
             await self._refuse(exchange, FULL)
             return
         self.in_flight += 1
@@ -169,7 +164,8 @@ class InstanceServer:
                 load = b"%d %d %d" % (self.in_flight, on_arrival, self.cpu_percent)
                 # The server frames the body: an app that copies another's headers must not frame it a second time (ASGI).
                 headers = [header for header in message.get("headers", ()) if header[0].lower() != b"transfer-encoding"]
-                message = {**message, "headers": [*headers, (LOAD_HEADER, load)]}
+                headers.append((LOAD_HEADER, load))
+                message = {**message, "headers": headers}
             await send(message)
 
         return sending
@@ -331,12 +327,20 @@ class InstanceServer:
         }
 
 
-def _limit(headers: SentHeaders) -> int:
-    """The most requests that this instance may have in flight, by the gateway's newest settings."""
-    for name, value in headers:
-        if name == LIMIT_HEADER and value.isdigit():
-            return int(value)
-    return NO_LIMIT
+def _without_gateways_own(headers: SentHeaders) -> tuple[SentHeaders, bytes, int]:
+    """The headers that the agent may see; the cluster's key; the most requests that may be in flight here, by the gateway's
+    newest settings."""
+    shown, key, limit = [], b"", NO_LIMIT
+    for header in headers:
+        name = header[0]
+        if name == KEY_HEADER:
+            key = header[1]
+        elif name == LIMIT_HEADER:
+            if header[1].isdigit():
+                limit = int(header[1])
+        else:
+            shown.append(header)
+    return shown, key, limit
 
 
 async def _fail_websocket(exchange: Exchange, error: SwiftClawError) -> None:
