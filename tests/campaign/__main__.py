@@ -149,6 +149,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
         "--pairs", type=float, default=0.3, metavar="P", help="share of faults that come in twos (default: 0.3)"
     )
     parser.add_argument("--network", action="store_true", help="a host per region, as network namespaces: needs root")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="of each gateway (default: 0)")
     parser.add_argument("--rate", type=float, default=80.0, help="requests per second (default: 80)")
     parser.add_argument(
         "--slack", type=float, default=1.0, metavar="S", help="seconds the machine may add to a time (default: 1)"
@@ -185,6 +186,7 @@ def _wrong(words: argparse.Namespace) -> str:
         "--rate: must be above 0": 0 < words.rate < inf,
         "--slack: must be 0 or more": 0 <= words.slack < inf,
         "--pairs: must be from 0 to 1": 0 <= words.pairs <= 1,
+        "--workers: must be 0 or more": words.workers >= 0,
         "--runs: must be 1 or more": words.runs >= 1,
         "--gap: must be two numbers above 0, the smaller first": 0 < least <= most < inf,
         "--shrink: needs --replay FOLDER": words.shrink is None or words.replay is not None,
@@ -203,7 +205,9 @@ def campaign(words: argparse.Namespace) -> int:
     if words.publish:
         print(*publish(words.publish), sep="\n")
         return 0
-    settings = Settings(rate=words.rate, slack=words.slack, breaker=2 * words.slack, network=words.network)
+    settings = Settings(
+        rate=words.rate, slack=words.slack, breaker=2 * words.slack, network=words.network, workers=words.workers
+    )
     if words.soak:
         return soak(draw_up(words.seed, 60 * SOAK_MINUTES, select(",".join(SOAK), False), gap_s=SOAK_GAP_S, pairs=0), settings,
                     new_folder(words.folder))  # fmt: skip

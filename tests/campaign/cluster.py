@@ -43,6 +43,7 @@ class Settings:
     rate: float = 80.0  # requests per second
     instances: int = 2  # in each region
     gateways: int = 3
+    workers: int = 0  # of each gateway
     request: float = 6.0
     queue: float = 5.0  # limits.connectionTimeout
     idle: float = 12.0
@@ -57,11 +58,15 @@ class Settings:
     def facts(self) -> dict[str, float]:
         return {name: float(value) for name, value in asdict(self).items()}
 
+    @property
+    def gateway_processes(self) -> int:
+        return self.gateways * (1 + self.workers)
+
     @classmethod
     def from_facts(cls, facts: dict[str, float]) -> Settings:
         """Of a run before: what it does not name has its default."""
         values: dict[str, Any] = {one.name: facts[one.name] for one in fields(cls) if one.name in facts}
-        values |= {name: int(values[name]) for name in ("instances", "gateways") if name in values}
+        values |= {name: int(values[name]) for name in ("instances", "gateways", "workers") if name in values}
         return cls(**{**values, "network": bool(values.get("network"))})
 
 
@@ -91,7 +96,9 @@ def config(settings: Settings, port: int, admin: int, **balancing: Any) -> dict[
     }
     args = {
         "admin": {"host": "127.0.0.1", "port": admin},
-        "gateways": [{"region": HEAD, "host": "127.0.0.1", "port": port, "replicas": settings.gateways}],
+        "gateways": [
+            {"region": HEAD, "host": "127.0.0.1", "port": port, "replicas": settings.gateways, "workers": settings.workers}
+        ],
         "stateDir": "../state",
         "agents": {AGENT: agent},
     }
@@ -182,7 +189,13 @@ class Cluster:
         return rollout
 
     def gateways(self) -> list[int]:
+        """The processes of all gateways, workers among them."""
         return [row["pid"] for row in self.api("/api/status")["gateways"]]
+
+    def forwarding(self) -> list[int]:
+        """Those of them that listen on the public port."""
+        rows = self.api("/api/status")["gateways"]
+        return [row["pid"] for row in rows if bool(row.get("worker_of")) == bool(self.settings.workers)]
 
     def tasks(self) -> dict[int, int]:
         """Process -> its unfinished asyncio tasks, for gateways and the Controller."""

@@ -115,7 +115,8 @@ class Sample:
     took: float = 0.0
     away: str = ""
     instances: list[InstanceRow] = field(default_factory=list)
-    gateways: list[int] = field(default_factory=list)  # pids
+    gateways: list[int] = field(default_factory=list)  # pids, of workers too
+    workers: list[tuple[int, int]] = field(default_factory=list)  # (pid, pid of its gateway)
     rollout: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     problems: dict[str, Any] = field(default_factory=dict)

@@ -157,7 +157,7 @@ class Run:
         facts.counted_before = cluster.counted()
         load = self._load(record.COUNTED, "--prefix", "n", "--seconds", str(COUNTED_S), "--well-behaved")
         time.sleep(COUNTED_S / 2)
-        pids = sorted(cluster.gateways())
+        pids = sorted(cluster.forwarding())
         pid = pids[self._plan.seed % len(pids)]
         if cluster.owns(pid):
             facts.counted_kill = {"pid": pid, "at": time.monotonic()}
@@ -173,7 +173,7 @@ class Run:
             with contextlib.suppress(OSError, ValueError):
                 counted, cluster = self._cluster.counted(), self._cluster
                 quiet = not any(row["active_connections"] for row in cluster.instances())
-                if counted == last and quiet and len(cluster.gateways()) == cluster.settings.gateways:
+                if counted == last and quiet and len(cluster.gateways()) == cluster.settings.gateway_processes:
                     break
                 last = counted
         return last

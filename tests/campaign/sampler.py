@@ -63,7 +63,9 @@ class Sampler(threading.Thread):
 
     @staticmethod
     def _add_status(sample: Sample, status: dict[str, Any]) -> None:
-        sample.gateways = [row["pid"] for row in status["gateways"]]
+        pids = {row["id"]: row["pid"] for row in status["gateways"]}
+        sample.gateways = [*pids.values()]
+        sample.workers = [(row["pid"], pids.get(row["worker_of"], 0)) for row in status["gateways"] if row.get("worker_of")]
         sample.rollout = next((agent["rollout"] or {} for agent in status["agents"] if agent["name"] == AGENT), {})
         sample.warnings, sample.problems = status["warnings"], status["problems"]
         sample.whole = True

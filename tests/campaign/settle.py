@@ -68,7 +68,7 @@ def wait_until_settled(cluster: Cluster, within_s: float = SETTLE_S) -> list[str
     while wrong and time.monotonic() < ends:
         time.sleep(0.5)
         try:
-            wrong = unsettled(cluster.api("/api/status"), cluster.instances(), cluster.settings.gateways, time.time())
+            wrong = unsettled(cluster.api("/api/status"), cluster.instances(), cluster.settings.gateway_processes, time.time())
         except (OSError, ValueError, KeyError, StopIteration) as error:
             wrong = [f"the admin port: {error!r}"]
     return wrong

@@ -67,7 +67,7 @@ def test_a_step_moves_the_wall_clock_of_a_running_process_and_back(clocks: Clock
 
 def test_one_process_is_stepped_and_another_is_not(clocks: Clocks) -> None:
     with running(clocks) as one, running(clocks) as other:
-        assert other.is_ahead(0)
+        assert one.is_ahead(0) and other.is_ahead(0)  # both have started
         assert clocks.put_ahead(3600.0, [one.pid]) == 1
         assert one.is_ahead(3600.0) and other.is_ahead(0)
 

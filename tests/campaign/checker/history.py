@@ -73,6 +73,11 @@ class History:
             self._killers[pid] = self._killer(pid)
         return self._killers[pid]
 
+    def is_orphan(self, pid: int) -> bool:
+        """Whether it was a worker whose gateway was killed: it ends by itself."""
+        parents = {parent for sample in self.samples for worker, parent in sample.workers if worker == pid}
+        return any(self.killer(parent) or parent == self.facts.counted_kill.get("pid") for parent in parents)
+
     def _killer(self, pid: int) -> Fault | None:
         died = self.deaths.get(pid)
         for fault in self.faults:

@@ -27,7 +27,7 @@ def _asked_for(history: History, death: Death) -> bool:
     if history.killer(pid) or pid == history.facts.counted_kill.get("pid"):
         return True
     if death.role != "instance":
-        return False
+        return history.is_orphan(pid)
     rows = history.rows_of(pid)
     never_ready = bool(rows) and all(row.state == "starting" for _, row in rows)
     bad = history.codes_of(pid) & history.bad_code("dies", "unwell", "import")

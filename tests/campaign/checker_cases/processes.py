@@ -17,6 +17,27 @@ def a_gateway_that_ended_by_itself(record: Record) -> None:
     die(record, 12, AT, "gateway")
 
 
+def _worker(record: Record, pid: int, of: int) -> None:
+    for sample in record.samples:
+        if sample.whole and sample.at < AT + 20:
+            sample.gateways.append(pid)
+            sample.workers.append((pid, of))
+
+
+@breaks("alive")
+def a_worker_that_ended_by_itself(record: Record) -> None:
+    _worker(record, 13, of=12)
+    die(record, 13, AT + 20, "gateway")
+
+
+@keeps("alive")
+def a_worker_whose_gateway_was_killed(record: Record) -> None:
+    _worker(record, 13, of=12)
+    add_fault(record, "kill_gateway", AT - 10, 0.1, pids=[12])
+    die(record, 12, AT - 10, "gateway")
+    die(record, 13, AT + 20, "gateway")
+
+
 @keeps("alive")
 def an_instance_that_drained(record: Record) -> None:
     show(record, 101, AT - 3, AT + 1, state="draining")
