@@ -41,9 +41,10 @@ def pool(
 ) -> Pool:
     """Instances in three regions of priorities 1, 2 and 3; every fifth is of version v2."""
     block = {"agent": "m:x", "loadBalancing": {"strategy": strategy, "sessionAffinity": {"enabled": affinity}}, **blocks}
+    healthy: InstanceState = "healthy"
     members = tuple(
         Member(f"instance-{n + 1}", f"r{n}", "127.0.0.1", 1, "v2" if n % 5 == 4 else "v1", REGIONS[n % 3], 1 + n % 3, state)
-        for n, state in enumerate(states or ["healthy"] * SIZE)
+        for n, state in enumerate(states or [healthy] * SIZE)
     )
     view = AgentView(agent_from_block("a", block, Path("/")), affinity, members, versions=share)
     return Pool("a", view, Random(seed), Distances(), [b"1" * 32], 0.0)
