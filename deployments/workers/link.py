@@ -60,6 +60,8 @@ class Link:
 
     def send(self, message: Message) -> None:
         """A message to an end that is gone is lost: the link's reader learns of that."""
+        if self._writer.is_closing():
+            return
         content = pickle.dumps(message)
         self._writer.write(len(content).to_bytes(LENGTH, "big") + content)
 
