@@ -5,8 +5,8 @@
 Writes pick-cost.md and pick-cost.json to benchmarks/results/, with a description of the machine. Figures are medians of
 the thread's CPU time, so that other work on the machine counts less; each pick gets its own list, as from a gateway that has
 just filtered its instances, and the loads change between picks. All that a gateway does: `Pool.choose` and the release of its
-lease, over three regions, with session affinity (one request in two belongs to a session that has a home), a canary that gets
-10 %, and breakers.
+lease, over three regions, with session affinity (of ten requests, five have no session, four one that has a home, and one a
+new one of the client's naming), a canary that gets 10 %, and breakers.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ def whole_cost_us(name: str, size: int) -> float:
         taken = 0
         for number in range(PICKS):
             now += 0.001
-            asked = request(now, rng.choice(sessions) if number % 2 else None)
+            session = f"new-{size}-{now}" if number % 10 == 1 else rng.choice(sessions) if number % 2 else None
+            asked = request(now, session)
             began = thread_time_ns()
             asked = replace(asked, version=pool.version_for(asked.session, None))
             lease = pool.choose(asked, (), now)

@@ -9,44 +9,85 @@ Source: Thaler & Ravishankar 1998; weights by Schindelhauer & Schomaker 2005.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
-from math import inf, log
+from math import inf, isqrt, log
 
 from policies.base import Instance
+from policies.candidates import LARGE, Candidates, Group
 
 MOST_NAMES = 65_536
 MASK = (1 << 64) - 1
 
 
 class Rendezvous:
-    """Every gateway picks the same instance from the same instances. The only state is hashes of instance names."""
+    """Every gateway picks the same instance from the same instances. The only state is hashes of instance names.
 
-    __slots__ = ("_names",)
+    Of Candidates in two steps, which cost the root of their number: a part of the fleet by its weight, then an instance of it.
+    """
+
+    __slots__ = ("_group", "_looks", "_names", "_parts")
 
     def __init__(self) -> None:
         self._names: dict[str, int] = {}
+        self._group: Group | None = None  # that `_parts` were made of
+        self._parts: list[_Part] = []
+        self._looks = 0  # picks until the weights of the parts are added up again
 
     def pick(self, agent: str, session: str, instances: Sequence[Instance]) -> Instance | None:
         """The first in the session's order of those with weight."""
         key = hash_of(agent, session)
+        if not isinstance(instances, Candidates):
+            return self._first(key, instances)
+        self._refresh_parts(instances.group)
+        parts = [part for part in self._parts if part.weight > 0]
+        for part in sorted(parts, key=lambda part: (-log(_unit(key ^ part.name)) / part.weight, part.name)):
+            chosen = self._first(key, filter(instances.may, part.members))
+            if chosen is not None:
+                return chosen
+        return None
+
+    def _first(self, key: int, instances: Iterable[Instance]) -> Instance | None:
         best: Instance | None = None
         lowest = inf
         for instance in instances:
             if instance.weight <= 0:
                 continue
-            cost = self._cost(key, instance)
+            cost = -log(_unit(key ^ self._name(instance.id))) / instance.weight
             if cost < lowest or (cost == lowest and best is not None and instance.id < best.id):
                 best, lowest = instance, cost
         return best
 
-    def _cost(self, key: int, instance: Instance) -> float:
-        name = self._names.get(instance.id)
+    def _refresh_parts(self, group: Group) -> None:
+        if group is not self._group:
+            self._group, self._looks = group, 0
+            count = 1 << (isqrt(len(group.members)).bit_length() - 1) if group.members else 1
+            self._parts = [_Part(hash_of("part", str(number))) for number in range(count)]
+            for instance in group.members:
+                self._parts[self._name(instance.id) % count].members.append(instance)
+        self._looks -= 1
+        if self._looks < 0:
+            self._looks = len(group.members) // LARGE
+            for part in self._parts:
+                part.weight = sum(instance.weight for instance in part.members)
+
+    def _name(self, id: str) -> int:
+        name = self._names.get(id)
         if name is None:
             if len(self._names) >= MOST_NAMES:
                 self._names.clear()
-            name = self._names[instance.id] = hash_of(instance.id)
-        return -log(_unit(key ^ name)) / instance.weight
+            name = self._names[id] = hash_of(id)
+        return name
+
+
+class _Part:
+    """The instances of a large fleet whose names' hashes fall into it."""
+
+    __slots__ = ("members", "name", "weight")
+
+    def __init__(self, name: int) -> None:
+        self.name, self.weight = name, 0.0
+        self.members: list[Instance] = []
 
 
 def point_of(agent: str, session: str) -> float:

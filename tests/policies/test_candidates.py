@@ -13,6 +13,7 @@ from policies import STRATEGIES
 from policies.base import Instance, Request
 from policies.candidates import Candidates, Group
 from policies.chooser import Chooser
+from policies.sessions.affinity import Rendezvous
 from policies.turns import Turns
 
 REQUEST = Request(agent="agent", region="eu", now=1.0)
@@ -152,3 +153,44 @@ def test_newcomers_are_not_flooded() -> None:
     new = sum(count for instance, count in picked.items() if instance is not None and instance.id.startswith("new"))
     assert 150 <= new <= 250
     assert max(picked.values()) <= 3
+
+
+def sessions(hashing: Rendezvous, candidates: Candidates, count: int) -> dict[str, Instance | None]:
+    return {f"session-{n}": hashing.pick("agent", f"session-{n}", candidates) for n in range(count)}
+
+
+def test_gateways_agree_on_the_home_of_a_new_session_whatever_the_order_of_their_lists() -> None:
+    members = fleet(500)
+    one = sessions(Rendezvous(), Candidates(Group(members), anyone), 300)
+    other = sessions(Rendezvous(), Candidates(Group(Random(1).sample(members, 500)), anyone), 300)
+    assert one == other
+
+
+@pytest.mark.no_cover  # many picks of code that the others run too
+def test_sessions_are_spread_by_weight() -> None:
+    members = [Instance(f"instance-{number}", weight=1.0 + number % 2) for number in range(100)]
+    homes = Counter(sessions(Rendezvous(), Candidates(Group(members), anyone), 30_000).values())
+    light, heavy = [homes[one] for one in members if one.weight == 1.0], [homes[one] for one in members if one.weight == 2.0]
+    assert sum(light) == pytest.approx(10_000, rel=0.05)
+    assert all(100 < count < 300 for count in light)
+    assert all(250 < count < 550 for count in heavy)
+
+
+def test_a_full_home_is_passed_over_and_no_other_session_moves() -> None:
+    members = fleet(300, capacity=1)
+    hashing, candidates = Rendezvous(), of(members)
+    before = sessions(hashing, candidates, 400)
+    full = before["session-7"]
+    assert full is not None
+    full.load = 1
+    after = sessions(hashing, candidates, 400)
+    assert after["session-7"] not in (None, full)
+    assert all(after[name] is home for name, home in before.items() if home is not full)
+
+
+def test_an_instance_that_leaves_moves_few_sessions_but_its_own() -> None:
+    members = fleet(300)
+    before = sessions(Rendezvous(), Candidates(Group(members), anyone), 3000)
+    after = sessions(Rendezvous(), Candidates(Group(members[1:]), anyone), 3000)
+    moved = [name for name, home in before.items() if home is not members[0] and after[name] is not home]
+    assert len(moved) <= 60  # 10 are its own; its part has become lighter by a twentieth
