@@ -14,7 +14,7 @@ from policies.base import Instance, Request
 from policies.candidates import Candidates, Group
 from policies.chooser import Chooser
 from policies.sessions.affinity import Rendezvous
-from policies.turns import Turns
+from policies.strategies.edf import EdfScheduler
 
 REQUEST = Request(agent="agent", region="eu", now=1.0)
 fleets = st.lists(
@@ -108,48 +108,48 @@ def test_all_get_their_share(name: str) -> None:
 
 
 def test_a_round_reaches_each_once() -> None:
-    turns, group = Turns(Random(5)), Group(fleet(1000))
+    scheduler, group = EdfScheduler(Random(5)), Group(fleet(1000))
     for _ in range(3):
-        picked = [turns.pick(Candidates(group, anyone)) for _ in range(1000)]
+        picked = [scheduler.pick(Candidates(group, anyone)) for _ in range(1000)]
         assert len(set(picked)) == 1000
 
 
 @given(weights=st.lists(st.sampled_from([1.0, 2.0, 5.0]), min_size=2, max_size=30), seed=st.integers(0, 9))
 def test_turns_are_shared_by_weight(weights: list[float], seed: int) -> None:
     members = [Instance(f"instance-{number}", weight=weight) for number, weight in enumerate(weights)]
-    turns, group, rounds = Turns(Random(seed)), Group(members), 20
-    counts = Counter(turns.pick(Candidates(group, anyone)) for _ in range(round(sum(weights)) * rounds))
+    scheduler, group, rounds = EdfScheduler(Random(seed)), Group(members), 20
+    counts = Counter(scheduler.pick(Candidates(group, anyone)) for _ in range(round(sum(weights)) * rounds))
     for instance in members:
         assert abs(counts[instance] - instance.weight * rounds) <= 2
 
 
 def test_one_that_cannot_take_its_turn_loses_it_and_is_not_repaid() -> None:
     members = fleet(100, capacity=1)
-    turns, group = Turns(Random(1)), Group(members)
+    scheduler, group = EdfScheduler(Random(1)), Group(members)
     members[0].load = 1
     for _ in range(99 * 5):
-        assert turns.pick(Candidates(group, with_room)) is not members[0]
+        assert scheduler.pick(Candidates(group, with_room)) is not members[0]
     members[0].load = 0
-    picked = Counter(turns.pick(Candidates(group, with_room)) for _ in range(1000))
+    picked = Counter(scheduler.pick(Candidates(group, with_room)) for _ in range(1000))
     assert 9 <= picked[members[0]] <= 11
 
 
 def test_turns_are_kept_when_the_group_changes() -> None:
     members = fleet(100)
-    turns, first = Turns(Random(1)), Group(members)
-    before = [turns.pick(Candidates(first, anyone)) for _ in range(50)]
+    scheduler, first = EdfScheduler(Random(1)), Group(members)
+    before = [scheduler.pick(Candidates(first, anyone)) for _ in range(50)]
     second = Group([*members[:99], Instance("new")])
-    after = [turns.pick(Candidates(second, anyone)) for _ in range(50)]
+    after = [scheduler.pick(Candidates(second, anyone)) for _ in range(50)]
     assert len({instance.id for instance in (*before, *after) if instance is not None}) >= 98
 
 
 def test_newcomers_are_not_flooded() -> None:
     members = fleet(100)
-    turns, group = Turns(Random(1)), Group(members)
+    scheduler, group = EdfScheduler(Random(1)), Group(members)
     for _ in range(5000):
-        turns.pick(Candidates(group, anyone))
+        scheduler.pick(Candidates(group, anyone))
     both = Group([*members, *(Instance(f"new-{number}") for number in range(100))])
-    picked = Counter(turns.pick(Candidates(both, anyone)) for _ in range(400))
+    picked = Counter(scheduler.pick(Candidates(both, anyone)) for _ in range(400))
     new = sum(count for instance, count in picked.items() if instance is not None and instance.id.startswith("new"))
     assert 150 <= new <= 250
     assert max(picked.values()) <= 3

@@ -17,7 +17,7 @@ from policies.candidates import Candidates, Group
 Turn = tuple[float, float, Instance]  # the deadline, a random number that decides between equal ones, the instance
 
 
-class Turns:
+class EdfScheduler:
     """The state of one strategy. Deadlines are kept by id while the group changes around them."""
 
     __slots__ = ("_group", "_heap", "_now", "_rng")
@@ -29,7 +29,7 @@ class Turns:
         self._now = 0.0  # the deadline of the newest turn
 
     def __repr__(self) -> str:
-        return f"<Turns of {len(self._heap)} instances>"
+        return f"<EdfScheduler of {len(self._heap)} instances>"
 
     def pick(self, candidates: Candidates) -> Instance | None:
         """The first in turn that may be used and whose weight is not 0; None when there is none."""
