@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cluster.messages import Observation
 from cluster.transport.rpc import RpcAddress
@@ -34,6 +34,8 @@ LOOK_S = 1.0
 AGAIN_S = (0.0, 0.5, 1.0, 2.0, 5.0)  # before the next start, by the number of starts in a row that failed
 GIVE_UP = 3  # failed starts in a row, while the gateway itself starts
 ROOT = Path(__file__).parents[2]
+# Ray kills the process group of a replica that has died; workers serve on. Before Python 3.11 they leave it once they run.
+OWN_GROUP: dict[str, Any] = {"process_group": 0} if sys.version_info >= (3, 11) else {}
 
 
 class WorkerFailed(Exception):
@@ -188,10 +190,11 @@ def _start(link: socket.socket, listening: socket.socket, place: GatewayPlace) -
     descriptors = (link.fileno(), listening.fileno())
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
     return subprocess.Popen(
-        [sys.executable, "-m", "deployments.workers.worker", *map(str, descriptors), place.app, place.cluster],
+        [sys.executable, "-m", "deployments.workers.worker", *map(str, descriptors), place.app, str(place.logs)],
         pass_fds=descriptors,
         stdin=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": path},
+        **OWN_GROUP,
     )
 
 

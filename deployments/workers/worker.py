@@ -13,6 +13,7 @@ import contextlib
 import gc
 import logging
 import logging.handlers
+import os
 import signal
 import socket
 import sys
@@ -135,6 +136,8 @@ async def _run(link: int, listening: int) -> None:
 
 
 def main() -> NoReturn:
+    if os.getpgrp() != os.getpid():
+        os.setpgrp()  # Ray kills the process group of a replica that has died
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the gateway is told, and tells its workers
     loop = asyncio.new_event_loop()
     with contextlib.suppress(ImportError):

@@ -225,6 +225,7 @@ async def test_an_orphan_serves_until_the_controller_is_away(
     await plane.add(echo)
     async with running(place, control) as workers:
         (worker,) = workers._running.values()
+        assert os.getpgid(worker.process.pid) == worker.process.pid  # Ray kills the group of a replica that has died
         workers._closing = True  # a gateway that is dead starts none in its place
         worker.link.close()
         for _ in range(5):
