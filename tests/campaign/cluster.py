@@ -51,6 +51,7 @@ class Settings:
     breaker_reset: float = 5.0
     drain: float = 25.0
     deadline: float = 25.0  # for a new version to become healthy
+    ttl: float = 3600.0  # of sessions
     slack: float = 1.0  # what the machine may add to every time
     network: bool = False  # a host for each region
 
@@ -75,7 +76,7 @@ REGIONS = (HEAD, "eu-west-1", "ap-southeast-1")
 
 def config(settings: Settings, port: int, admin: int, **balancing: Any) -> dict[str, Any]:
     """The content of cluster.yaml. `balancing`: changes of the block loadBalancing."""
-    affinity = {"enabled": True, "type": "cookie", "ttl": "1h"}
+    affinity = {"enabled": True, "type": "cookie", "ttl": f"{settings.ttl:g}s"}
     seconds = {name: f"{value:g}s" for name, value in settings.facts.items()}
     agent = {
         "agent": "chaos_agent:agent",

@@ -94,7 +94,7 @@ def soak_page(run: Figures, lines: Sequence[Trend]) -> str:
             "",
             "The slope of each line is given per hour with two standard errors. It grows if it rises by more than that, and by",
             "more than a hundredth of its value in the time that was watched (tests/campaign/trends.py). No fault kills the",
-            "gateways and the Controller in this run, so that they grow old; a process's first three minutes are not counted.",
+            "gateways and the Controller in this run, so that they grow old; a process's first ten minutes are not counted.",
             "",
             f"{growing} of {len(lines)} grow." if growing else f"None of the {len(lines)} lines grows.",
             "",

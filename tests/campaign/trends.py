@@ -16,7 +16,7 @@ from statistics import fmean, median
 
 from tests.campaign.record import Record, Request, Size
 
-WARM_UP_S = 180.0  # of each process: imports, caches and pools fill
+WARM_UP_S = 600.0  # of each process: caches, pools and the table of sessions fill
 LEAST_S = 600.0  # how long a process must have lived after that
 LEAST_SAMPLES = 20
 NEGLIGIBLE = 0.01  # of the value, in the time that was watched
