@@ -31,7 +31,7 @@ from deployments.types import Headers, SentHeaders
 
 _HOP_BY_HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te", b"trailer",
-     b"transfer-encoding", b"upgrade")
+     b"transfer-encoding", b"upgrade", b"http2-settings")
 )  # fmt: skip
 _OURS = frozenset((KEY_HEADER, LIMIT_HEADER, LOAD_HEADER, ORIGIN_HEADER, REFUSED_HEADER, SESSION_HEADER, SESSION_MOVED_HEADER))
 _SET_BY_US = frozenset((b"expect", FORWARDED_HEADER, PROTO_HEADER, HOST_HEADER, PREFIX_HEADER, b"x-request-id"))

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from swiftclaw import Agent
 from tests.deployments.conftest import DataPlane
-from tests.deployments.helpers import post, until
+from tests.deployments.helpers import post, streaming, until
 from tests.deployments.raw import connected
 
 AFFINITY = {"echo": {"loadBalancing": {"sessionAffinity": {"enabled": True}}}}
@@ -222,3 +222,17 @@ async def test_a_wrong_type_is_the_clients_400_and_counts_against_no_instance(pl
         assert (response.status, error["type"], error["param"]) == (400, "bad_request", "message")
     status, body, _ = await post(plane, "typed", {"message": {"text": "why"}})
     assert (status, body["reply"]) == (200, "why")
+
+
+async def test_a_client_that_closes_its_sending_side_has_left(plane: DataPlane) -> None:
+    """As nginx and uvicorn have it: a half-closed connection is a departure, and the work on the instance is cancelled."""
+    seen: list[str] = []
+    await plane.add(streaming(["one"], forever=True, seen=seen))
+    body = b'{"message":"hello","stream":true}'
+    head = b"POST /agents/streamer/messages HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    async with connected(plane.gateway.port) as client:
+        await client.say(head % len(body) + body)
+        await until(lambda: plane.active() == 2)
+        client.writer.write_eof()
+        assert b"[DONE]" not in await client.rest()
+    await until(lambda: seen == ["closed"] and plane.active() == 0)
