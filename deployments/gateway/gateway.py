@@ -165,11 +165,14 @@ class Gateway:
         if self._counts_file is not None:
             self._counts_file.remove()
 
-    async def stop(self) -> None:
-        """Accept no new connections, finish the requests in flight, and deliver the last counts."""
+    async def stop(self, *, others_stay: bool = True) -> None:
+        """Accept no new connections, finish the requests in flight, and deliver the last counts.
+
+        `others_stay`: other processes share the port, and get the connections that arrive from now on. False: what arrives
+        waits in the socket, which another process holds as well and will accept from."""
         # Snapshots are applied until the listener is closed: a waiting request may get a new instance.
         if self._listener is not None:
-            await self._listener.close(others_stay=True)
+            await self._listener.close(others_stay=others_stay)
         for task in self._tasks:
             task.cancel()
         await self._peers.close()

@@ -41,11 +41,15 @@ class Counted(NamedTuple):
     observation: Observation
 
 
+class Leaving(NamedTuple):
+    """To the gateway: the worker was terminated. It accepts no more, and finishes what it has."""
+
+
 class Stop(NamedTuple):
     """To the worker: accept no new connections, finish the requests in flight, end."""
 
 
-Message = GatewayPlace | Find | Found | Ready | Alive | Counted | Stop
+Message = GatewayPlace | Find | Found | Ready | Alive | Counted | Leaving | Stop
 
 
 class Link:

@@ -24,7 +24,7 @@ from cluster.messages import Observation
 from cluster.transport.rpc import RpcAddress
 from cluster.transport.running_clock import running_clock
 from deployments.gateway.place import GatewayPlace
-from deployments.workers.link import Alive, Counted, Find, Found, Link, Ready, Stop
+from deployments.workers.link import Counted, Find, Found, Leaving, Link, Ready, Stop
 
 log = logging.getLogger("swiftclaw.gateway")
 
@@ -71,6 +71,7 @@ class Workers:
         self._find, self._export, self._ended = find, export, ended
         self._numbers = count(1)
         self._running: dict[socket.socket, _Process] = {}
+        self._leaving: dict[asyncio.Task[int], _Process] = {}  # they accept no more, and another one has their socket
         self._ready = asyncio.Event()
         self._started = self._closing = False
         self._kept: list[asyncio.Task[None]] = []  # one per socket
@@ -95,19 +96,23 @@ class Workers:
     async def stop(self) -> None:
         """Each finishes its requests in flight and ends; one that freezes meanwhile is killed. Then the sockets are closed."""
         self._closing = True
-        for worker in self._running.values():
+        for worker in self._all():
             worker.link.send(Stop())
         await self._end()
 
     async def kill(self) -> None:
         """End them at once."""
         self._closing = True
-        for worker in self._running.values():
+        for worker in self._all():
             worker.process.kill()
         await self._end()
 
+    def _all(self) -> list[_Process]:
+        return [*self._running.values(), *self._leaving.values()]
+
     async def _end(self) -> None:
         await asyncio.gather(*self._kept, return_exceptions=True)
+        await asyncio.gather(*self._leaving, return_exceptions=True)
         self._watching.cancel()
         for listening in self._listening:
             listening.close()
@@ -116,16 +121,22 @@ class Workers:
         """Have a worker run on this socket until `stop`."""
         failures = 0
         while not self._closing:
-            worker = await self._spawn(listening)
-            status = await self._follow(worker)
-            del self._running[listening]
-            self._ended(worker.name)
+            try:
+                worker = await self._spawn(listening)
+            except OSError as error:  # no memory, no descriptors: perhaps later
+                how, ready = f"a worker cannot be started: {error}", False
+            else:
+                status = await self._follow(worker)
+                del self._running[listening]
+                how, ready = f"worker {worker.name} (pid {worker.process.pid}) ", worker.ready
+                how += "was terminated" if status is None else f"ended with status {status}"
+                if not ready:
+                    how += f" before it accepted connections; its log is {log_of(self._place, worker.name)}"
             if self._closing:
                 return
-            failures = 0 if worker.ready else failures + 1
-            how = f"worker {worker.name} (pid {worker.process.pid}) ended with status {status}"
+            failures = 0 if ready else failures + 1
             if failures >= GIVE_UP and not self._started:
-                raise WorkerFailed(f"{how} before it accepted connections; its log is {log_of(self._place, worker.name)}")
+                raise WorkerFailed(how)
             log.warning("%s; another one starts in its place", how)
             await asyncio.sleep(AGAIN_S[min(failures, len(AGAIN_S) - 1)])
 
@@ -133,8 +144,12 @@ class Workers:
         name = f"{self._place.name}-{next(self._numbers)}"
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        with theirs:
-            process = _start(theirs, listening, self._place)
+        try:
+            with theirs:
+                process = _start(theirs, listening, self._place)
+        except OSError:
+            ours.close()
+            raise
         worker = _Process(name, process, await Link.over(ours), running_clock().now())
         self._running[listening] = worker
         worker.link.send(replace(self._place, name=name, worker_of=self._place.name))
@@ -142,8 +157,8 @@ class Workers:
             worker.link.send(Stop())
         return worker
 
-    async def _follow(self, worker: _Process) -> int:
-        """Answer what the worker asks until it has ended; its exit status."""
+    async def _follow(self, worker: _Process) -> int | None:
+        """Answer what the worker asks until it has ended, and return its exit status; None: it leaves."""
         while (message := await worker.link.receive()) is not None:
             worker.heard_at = running_clock().now()
             if isinstance(message, Ready):
@@ -156,14 +171,27 @@ class Workers:
                 task.add_done_callback(worker.asked.discard)
             elif isinstance(message, Counted):
                 self._export(message.observation)
-            else:
-                assert isinstance(message, Alive)
+            elif isinstance(message, Leaving) and not self._closing:
+                seen_off = asyncio.create_task(self._see_off(worker))
+                self._leaving[seen_off] = worker
+                seen_off.add_done_callback(self._leaving.pop)
+                return None
+        return await self._ended_status(worker)
+
+    async def _see_off(self, worker: _Process) -> int:
+        status = await self._follow(worker)
+        assert status is not None  # it leaves once
+        return status
+
+    async def _ended_status(self, worker: _Process) -> int:
         for task in worker.asked:
             task.cancel()
         worker.link.close()
         if not self._closing:
             worker.process.kill()  # it has ended, or closed its link by a defect: two on one socket would share it
-        return await asyncio.to_thread(worker.process.wait)
+        status = await asyncio.to_thread(worker.process.wait)
+        self._ended(worker.name)
+        return status
 
     async def _tell_address(self, link: Link) -> None:
         try:
@@ -177,7 +205,7 @@ class Workers:
         clock = running_clock()
         while True:
             await asyncio.sleep(LOOK_S)
-            for worker in self._running.values():
+            for worker in self._all():
                 silent_s = clock.now() - worker.heard_at
                 if silent_s > (FROZEN_S if worker.ready else START_S):
                     log.warning(

@@ -24,7 +24,7 @@ from cluster.transport.rpc import RpcAddress, RpcClient
 from cluster.transport.tls import BadCertificate, Certificate
 from deployments.gateway.assembly import assemble
 from deployments.gateway.place import GatewayPlace
-from deployments.workers.link import Alive, Counted, Find, Found, Link, Ready, Stop
+from deployments.workers.link import Alive, Counted, Find, Found, Leaving, Link, Ready, Stop
 from deployments.workers.supervisor import log_of
 
 log = logging.getLogger("swiftclaw.gateway")
@@ -41,6 +41,7 @@ class Worker:
         self._link, self._orphan_s = link, orphan_s
         self._asked: list[asyncio.Future[RpcAddress | None]] = []
         self._stop = asyncio.Event()
+        self._socket_stays = False  # this worker alone ends: the next one accepts from its socket
         self._alone = asyncio.Event()  # the gateway that started it has ended
         self._lost = asyncio.Event()  # and the Controller is away as well
 
@@ -59,7 +60,7 @@ class Worker:
         gc.collect()
         gc.freeze()  # what is here now stays: no collection looks at it again
         await self._wait()
-        stopping = asyncio.create_task(gateway.stop())
+        stopping = asyncio.create_task(gateway.stop(others_stay=not self._socket_stays))
         if not self._alone.is_set():  # Serve ends what does not stop in time; so does a worker then
             alone = asyncio.create_task(self._alone.wait())
             await asyncio.wait({stopping, alone}, return_when=asyncio.FIRST_COMPLETED)
@@ -70,8 +71,12 @@ class Worker:
             task.cancel()
         await asyncio.gather(beats, listens, stopping, return_exceptions=True)
 
-    def stop(self) -> None:
-        self._stop.set()
+    def terminate(self) -> None:
+        """SIGTERM: somebody ends this worker, and not its gateway."""
+        if not self._stop.is_set():
+            self._socket_stays = True
+            self._link.send(Leaving())
+            self._stop.set()
 
     async def _wait(self) -> None:
         """Until it is told to stop, or has been alone for long enough."""
@@ -131,7 +136,7 @@ def _log_to(place: GatewayPlace) -> None:
 
 async def _run(link: int, listening: int) -> None:
     worker = Worker(await Link.over(socket.socket(fileno=link)))
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.terminate)
     await worker.run(socket.socket(fileno=listening))
 
 

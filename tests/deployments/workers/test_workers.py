@@ -164,6 +164,30 @@ async def test_a_killed_worker_is_replaced_and_no_connection_is_refused(
         assert len(set(ended)) == 2  # a name is used once: counts belong to names
 
 
+async def test_a_worker_that_is_terminated_leaves_its_socket_to_the_next_one_and_finishes_what_it_has(
+    plane: DataPlane, control: Control, place: GatewayPlace, echo: Agent
+) -> None:
+    """SIGTERM is not the end of the gateway: no handshake is dropped, and none waits for the last stream to end."""
+    seen: list[str] = []
+    await plane.add(echo)
+    await plane.add(streaming(["one"], forever=True, seen=seen))
+    async with running(place, control) as workers, aiohttp.ClientSession() as client:
+        body = {"message": "hello", "stream": True}
+        async with client.post(url(workers, "/agents/streamer/messages"), json=body) as response:
+            await response.content.readany()
+            (before,) = pids(workers)
+            os.kill(before, signal.SIGTERM)
+            for _ in range(3):
+                assert await asyncio.wait_for(send(workers), PATIENCE_S) == "you said hello"
+            assert before not in pids(workers)
+            for _ in range(5):
+                assert await response.content.readany()
+            assert psutil.pid_exists(before)
+        await until(lambda: not psutil.pid_exists(before), PATIENCE_S)
+        assert await asyncio.wait_for(send(workers), PATIENCE_S) == "you said hello"
+        assert workers._leaving == {}
+
+
 async def test_stopping_finishes_what_is_in_flight(plane: DataPlane, control: Control, place: GatewayPlace) -> None:
     seen: list[str] = []
     await plane.add(streaming(["one"], forever=True, seen=seen))
@@ -244,6 +268,26 @@ async def test_a_worker_that_cannot_start_is_named(
             pass
     assert "Traceback" not in capfd.readouterr().err
     assert any("/no/such/cert.pem" in log.read_text() for log in place.logs.glob("worker_*"))
+
+
+async def test_a_worker_that_cannot_be_started_for_a_while_is_started_later(
+    plane: DataPlane, control: Control, place: GatewayPlace, echo: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine without descriptors or memory: what arrives meanwhile waits."""
+    await plane.add(echo)
+    async with running(place, control) as workers:
+        start, refused = supervisor._start, []
+
+        def starting(*args: Any) -> Any:
+            if len(refused) < 2:
+                refused.append(args)
+                raise OSError(12, "Cannot allocate memory")
+            return start(*args)
+
+        monkeypatch.setattr(supervisor, "_start", starting)
+        os.kill(pids(workers)[0], signal.SIGKILL)
+        assert await asyncio.wait_for(send(workers), PATIENCE_S) == "you said hello"
+        assert len(refused) == 2
 
 
 def test_a_worker_does_not_import_ray() -> None:
