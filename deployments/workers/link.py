@@ -17,6 +17,13 @@ from deployments.gateway.place import GatewayPlace
 LENGTH = 4  # bytes, before each message
 
 
+class Begin(NamedTuple):
+    """To the worker, first of all: what it is, and the descriptor of its socket, which it has inherited with the others'."""
+
+    place: GatewayPlace
+    listening: int
+
+
 class Find(NamedTuple):
     """To the gateway: where does the Controller listen? The reply is a Found."""
 
@@ -49,7 +56,7 @@ class Stop(NamedTuple):
     """To the worker: accept no new connections, finish the requests in flight, end."""
 
 
-Message = GatewayPlace | Find | Found | Ready | Alive | Counted | Leaving | Stop
+Message = Begin | Find | Found | Ready | Alive | Counted | Leaving | Stop
 
 
 class Link:

@@ -1,7 +1,8 @@
 """A gateway's workers: lean processes that forward in its place, because Ray in a process costs two fifths of its speed.
 
 The gateway binds a socket per worker, and keeps it: connections that arrive while a worker is dead wait in its socket for the
-next one, and none is refused. A worker that ends or does not report for FROZEN_S is replaced; it costs its own connections.
+next one, and none is refused. A worker that ends or does not report for FROZEN_S is replaced at once by a spare, a process
+that has imported everything and waits; it costs its own connections.
 The other way around, a worker whose gateway has died serves on for a while (worker.py). Source: NGINX and HAProxy, whose
 master processes hold the sockets of their workers.
 """
@@ -9,6 +10,7 @@ master processes hold the sockets of their workers.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -24,7 +26,7 @@ from cluster.messages import Observation
 from cluster.transport.rpc import RpcAddress
 from cluster.transport.running_clock import running_clock
 from deployments.gateway.place import GatewayPlace
-from deployments.workers.link import Counted, Find, Found, Leaving, Link, Ready, Stop
+from deployments.workers.link import Begin, Counted, Find, Found, Leaving, Link, Ready, Stop
 
 log = logging.getLogger("swiftclaw.gateway")
 
@@ -71,6 +73,7 @@ class Workers:
         self._find, self._export, self._ended = find, export, ended
         self._numbers = count(1)
         self._running: dict[socket.socket, _Process] = {}
+        self._spare: tuple[subprocess.Popen[bytes], socket.socket] | None = None  # and the link to it
         self._leaving: dict[asyncio.Task[int], _Process] = {}  # they accept no more, and another one has their socket
         self._ready = asyncio.Event()
         self._started = self._closing = False
@@ -92,6 +95,7 @@ class Workers:
             await self.kill()
             failed.result()
         self._started = True
+        self._keep_spare()
 
     async def stop(self) -> None:
         """Each finishes its requests in flight and ends; one that freezes meanwhile is killed. Then the sockets are closed."""
@@ -114,6 +118,11 @@ class Workers:
         await asyncio.gather(*self._kept, return_exceptions=True)
         await asyncio.gather(*self._leaving, return_exceptions=True)
         self._watching.cancel()
+        if self._spare is not None:
+            process, link = self._spare
+            link.close()
+            process.kill()
+            await asyncio.to_thread(process.wait)
         for listening in self._listening:
             listening.close()
 
@@ -142,20 +151,34 @@ class Workers:
 
     async def _spawn(self, listening: socket.socket) -> _Process:
         name = f"{self._place.name}-{next(self._numbers)}"
+        spare, self._spare = self._spare, None
+        if spare is not None and spare[0].poll() is not None:
+            spare[1].close()
+            spare = None
+        process, link = spare or self._process()
+        worker = _Process(name, process, await Link.over(link), running_clock().now())
+        self._running[listening] = worker
+        worker.link.send(Begin(replace(self._place, name=name, worker_of=self._place.name), listening.fileno()))
+        if self._closing:
+            worker.link.send(Stop())
+        return worker
+
+    def _process(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
+        """A process that waits for its Begin, and the link to it. Raises OSError."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         try:
             with theirs:
-                process = _start(theirs, listening, self._place)
+                return _start(theirs, self._listening, self._place), ours
         except OSError:
             ours.close()
             raise
-        worker = _Process(name, process, await Link.over(ours), running_clock().now())
-        self._running[listening] = worker
-        worker.link.send(replace(self._place, name=name, worker_of=self._place.name))
-        if self._closing:
-            worker.link.send(Stop())
-        return worker
+
+    def _keep_spare(self) -> None:
+        """Without one, a worker that ends is replaced all the same, only later."""
+        if self._spare is None and self._started and not self._closing:
+            with contextlib.suppress(OSError):
+                self._spare = self._process()
 
     async def _follow(self, worker: _Process) -> int | None:
         """Answer what the worker asks until it has ended, and return its exit status; None: it leaves."""
@@ -163,6 +186,7 @@ class Workers:
             worker.heard_at = running_clock().now()
             if isinstance(message, Ready):
                 worker.ready = True
+                self._keep_spare()
                 if len(self._running) == len(self._listening) and all(each.ready for each in self._running.values()):
                     self._ready.set()
             elif isinstance(message, Find):
@@ -214,12 +238,11 @@ class Workers:
                     worker.process.kill()
 
 
-def _start(link: socket.socket, listening: socket.socket, place: GatewayPlace) -> subprocess.Popen[bytes]:
-    descriptors = (link.fileno(), listening.fileno())
+def _start(link: socket.socket, listening: Sequence[socket.socket], place: GatewayPlace) -> subprocess.Popen[bytes]:
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
     return subprocess.Popen(
-        [sys.executable, "-m", "deployments.workers.worker", *map(str, descriptors), place.app, str(place.logs)],
-        pass_fds=descriptors,
+        [sys.executable, "-m", "deployments.workers.worker", str(link.fileno()), place.app, str(place.logs)],
+        pass_fds=[link.fileno(), *(one.fileno() for one in listening)],
         stdin=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": path},
         **OWN_GROUP,

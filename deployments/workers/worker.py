@@ -1,9 +1,10 @@
 """A worker: a process without Ray that is a gateway like any other, but for how it learns where the Controller is.
 
-`python -m deployments.workers.worker LINK LISTENING …`: the numbers of two open descriptors; what follows is for those who
-read the list of processes. Snapshots, counts and the exchange with other gateways are its own. If the gateway that started
-it has died, it serves on until the Controller cannot be reached, or for ORPHAN_S: the replica that Serve starts instead listens
-on the same port by then, and no connection is refused.
+`python -m deployments.workers.worker LINK …`: the number of an open descriptor; what follows is for those who read the list of
+processes. It waits until it is told to begin, so that one that has imported everything can be kept ready. Snapshots, counts
+and the exchange with other gateways are its own. If the gateway that started it has died, it serves on until the Controller
+cannot be reached, or for ORPHAN_S: the replica that Serve starts instead listens on the same port by then, and no connection is
+refused.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from cluster.transport.rpc import RpcAddress, RpcClient
 from cluster.transport.tls import BadCertificate, Certificate
 from deployments.gateway.assembly import assemble
 from deployments.gateway.place import GatewayPlace
-from deployments.workers.link import Alive, Counted, Find, Found, Leaving, Link, Ready, Stop
+from deployments.workers.link import Alive, Begin, Counted, Find, Found, Leaving, Link, Ready, Stop
 from deployments.workers.supervisor import log_of
 
 log = logging.getLogger("swiftclaw.gateway")
@@ -45,10 +46,11 @@ class Worker:
         self._alone = asyncio.Event()  # the gateway that started it has ended
         self._lost = asyncio.Event()  # and the Controller is away as well
 
-    async def run(self, listening: socket.socket) -> None:
-        place = await self._link.receive()
-        if not isinstance(place, GatewayPlace):
+    async def run(self) -> None:
+        begin = await self._link.receive()
+        if not isinstance(begin, Begin):
             return
+        place, listening = begin.place, socket.socket(fileno=begin.listening)
         _log_to(place)
         listens = asyncio.create_task(self._listen())
         tls = place.settings.tls
@@ -134,10 +136,10 @@ def _log_to(place: GatewayPlace) -> None:
     logging.getLogger("swiftclaw").setLevel(logging.INFO)
 
 
-async def _run(link: int, listening: int) -> None:
+async def _run(link: int) -> None:
     worker = Worker(await Link.over(socket.socket(fileno=link)))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.terminate)
-    await worker.run(socket.socket(fileno=listening))
+    await worker.run()
 
 
 def main() -> NoReturn:
@@ -151,7 +153,7 @@ def main() -> NoReturn:
         loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
     try:
-        loop.run_until_complete(_run(int(sys.argv[1]), int(sys.argv[2])))
+        loop.run_until_complete(_run(int(sys.argv[1])))
     except Exception as error:
         log.error(
             "the worker ends: %s: %s", type(error).__name__, error, exc_info=not isinstance(error, BadCertificate | OSError)

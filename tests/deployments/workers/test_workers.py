@@ -276,7 +276,7 @@ async def test_a_worker_that_cannot_be_started_for_a_while_is_started_later(
     """A machine without descriptors or memory: what arrives meanwhile waits."""
     await plane.add(echo)
     async with running(place, control) as workers:
-        start, refused = supervisor._start, []
+        start, refused = supervisor._start, list[Any]()
 
         def starting(*args: Any) -> Any:
             if len(refused) < 2:
@@ -285,9 +285,29 @@ async def test_a_worker_that_cannot_be_started_for_a_while_is_started_later(
             return start(*args)
 
         monkeypatch.setattr(supervisor, "_start", starting)
+        assert workers._spare is not None
+        workers._spare[0].kill()
+        await until(lambda: workers._spare is None or workers._spare[0].poll() is not None)
         os.kill(pids(workers)[0], signal.SIGKILL)
         assert await asyncio.wait_for(send(workers), PATIENCE_S) == "you said hello"
         assert len(refused) == 2
+
+
+async def test_a_spare_takes_the_place_of_a_killed_worker_and_another_one_is_kept(
+    plane: DataPlane, control: Control, place: GatewayPlace, echo: Agent
+) -> None:
+    await plane.add(echo)
+    async with running(place, control, 2) as workers:
+        for _ in range(3):
+            assert workers._spare is not None
+            spare = workers._spare[0].pid
+            os.kill(pids(workers)[1], signal.SIGKILL)
+            await until(lambda pid=spare: pid in pids(workers), PATIENCE_S)  # type: ignore[misc]
+            assert {await asyncio.wait_for(send(workers), PATIENCE_S) for _ in range(6)} == {"you said hello"}
+            await until(lambda: workers._spare is not None, PATIENCE_S)
+        assert workers._spare is not None
+        last = workers._spare[0].pid
+    assert not psutil.pid_exists(last)
 
 
 def test_a_worker_does_not_import_ray() -> None:
