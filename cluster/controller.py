@@ -180,7 +180,10 @@ class Controller:
 
     async def observe(self, observation: Observation) -> None:
         """Take in what a gateway counted since its last observation."""
-        self._gateways.acknowledge(observation.gateway)
+        if observation.orphaned:
+            await self.gateway_ended(observation.gateway)
+        else:
+            self._gateways.acknowledge(observation.gateway)
         if not self._totals.add(observation, time.monotonic()):
             return
         self._count_in_flight()
@@ -194,6 +197,9 @@ class Controller:
 
     async def deregister_gateway(self, gateway: str) -> None:
         self._gateways.forget(gateway, "stopped")
+
+    async def gateway_ended(self, gateway: str) -> None:
+        self._gateways.forget(gateway, "has ended: its process has died")
 
     # --- called by the command line ------------------------------------------------------------------------------
 

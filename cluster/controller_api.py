@@ -48,6 +48,10 @@ class ControlApi(Protocol):
         """Remove a gateway that stops."""
         ...
 
+    async def gateway_ended(self, gateway: str) -> None:
+        """Remove a gateway whose process has died: who started it knows, or found its counts."""
+        ...
+
     async def package(self, digest: str) -> bytes | None:
         """Read a code package (a zip file); None when the Controller does not have it."""
         ...

@@ -228,5 +228,6 @@ class Observation:
     moved_sessions: dict[tuple[str, Cause], int] = field(default_factory=dict)  # by (agent, cause), since the last observation
     queued: dict[str, int] = field(default_factory=dict)  # by agent: requests in the wait queue now
     tasks: int = 0  # unfinished asyncio tasks in the gateway's process now; 0: it stops
+    orphaned: bool = False  # delivered by another gateway: this one's process has ended
     batch: int = 0  # grows by one; a batch that arrives again is not counted again. 0: unnumbered
     distances_ms: dict[str, dict[str, float]] = field(default_factory=dict)  # measured between regions; each pair once

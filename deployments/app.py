@@ -107,7 +107,12 @@ class ServedGateway(Served):
         place = GatewayPlace(name, app, settings, cluster, _node(), host or address, logs_folder())
         series = GatewaySeries(app, name, (_node(), address))
         self._gateway = await assemble(place, controller, None if count else listening[0], certificate, series.report)
-        self._workers = Workers(place, listening, _locate, series.report, series.forget) if count else None
+
+        async def ended(worker: str) -> None:
+            series.forget(worker)
+            await controller.call(ControlApi.gateway_ended, worker)
+
+        self._workers = Workers(place, listening, _locate, series.report, ended) if count else None
         self.wired = True
         await self._gateway.start()
         if self._workers is not None:

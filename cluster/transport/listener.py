@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import ssl
 import time
@@ -21,6 +22,16 @@ from cluster.transport.http_protocol import ConnectionLimits, DeadlineSweeper, L
 from cluster.transport.running_clock import running_clock
 from cluster.transport.shared_port import LEAVE_S, drop_handshakes
 from cluster.transport.websocket_protocol import NotingWebSocketProtocol
+
+
+class _NothingCancelled(logging.Filter):
+    """Without a time for requests in flight, uvicorn reports at each stop as an error that it has cancelled none."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.args == (0,) and str(record.msg).startswith("Cancel %s running task(s)"))
+
+
+logging.getLogger("uvicorn.error").addFilter(_NothingCancelled())
 
 
 class PortInUse(Exception):

@@ -2,8 +2,9 @@
 
 uvicorn answers pings itself and tells the application nothing of them, so that a client that only pings would look silent: here
 it is noted. And uvicorn closes with "keepalive ping timeout" although its ping still waits behind what the client is reading,
-or the answer behind what the client is sending or the application has not taken: here that time does not count. And uvicorn
-confirms a client's close before the application learns of it: here the application may act first (`ON_CLOSE`).
+or the answer behind what the client is sending or the application has not taken: here that time does not count. uvicorn logs a
+traceback for a message that is no UTF-8: here no client fills the log. And uvicorn confirms a client's close before the
+application learns of it: here the application may act first (`ON_CLOSE`).
 """
 
 from __future__ import annotations
@@ -55,6 +56,22 @@ class NotingWebSocketProtocol(WebSocketsSansIOProtocol):
     def handle_cont(self, event: Any) -> None:
         self._note()
         super().handle_cont(event)
+
+    def send_receive_event_to_app(self) -> None:
+        if self.curr_msg_data_type == "text" and not self.close_sent and not self._is_utf8():
+            self.frames = []
+            self.conn.send_close(1007)
+            self.handle_parser_exception()
+        else:
+            super().send_receive_event_to_app()
+
+    def _is_utf8(self) -> bool:
+        self.frames = [b"".join(self.frames)]
+        try:
+            self.frames[0].decode()
+        except UnicodeDecodeError:
+            return False
+        return True
 
     def handle_ping(self) -> None:
         self._note()

@@ -141,7 +141,7 @@ def _observation(words: memoryview[int], gateway: str, batch: int) -> Observatio
             instances[key] = merge(instances.get(key, InstanceCounts()), counts)
         else:
             refusals.update({(agent, code): count for code, count in counts.codes.items()})
-    return Observation(gateway, instances, refusals, batch=batch)
+    return Observation(gateway, instances, refusals, batch=batch, orphaned=True)
 
 
 def _sides(words: memoryview[int], at: int) -> tuple[memoryview[int], memoryview[int]]:

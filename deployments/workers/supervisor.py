@@ -65,15 +65,16 @@ class Workers:
         listening: Sequence[socket.socket],
         find: Callable[[], Awaitable[RpcAddress]],
         export: Callable[[Observation], None] = lambda _: None,
-        ended: Callable[[str], None] = lambda _: None,
+        ended: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
         """`listening`: a bound socket per worker. `find`: where the Controller is. `export`: gets every observation of a
-        worker; `ended`: the name of a worker that reports no more."""
+        worker; `ended`: is told the name of a worker whose process has ended."""
         self._place, self._listening = place, listening
         self._find, self._export, self._ended = find, export, ended
         self._numbers = count(1)
         self._running: dict[socket.socket, _Process] = {}
         self._spare: tuple[subprocess.Popen[bytes], socket.socket] | None = None  # and the link to it
+        self._telling: set[asyncio.Future[None]] = set()
         self._leaving: dict[asyncio.Task[int], _Process] = {}  # they accept no more, and another one has their socket
         self._ready = asyncio.Event()
         self._started = self._closing = False
@@ -118,6 +119,8 @@ class Workers:
         await asyncio.gather(*self._kept, return_exceptions=True)
         await asyncio.gather(*self._leaving, return_exceptions=True)
         self._watching.cancel()
+        for telling in self._telling:
+            telling.cancel()
         if self._spare is not None:
             process, link = self._spare
             link.close()
@@ -214,8 +217,16 @@ class Workers:
         if not self._closing:
             worker.process.kill()  # it has ended, or closed its link by a defect: two on one socket would share it
         status = await asyncio.to_thread(worker.process.wait)
-        self._ended(worker.name)
+        if self._ended is not None:
+            telling = asyncio.ensure_future(self._ended(worker.name))
+            self._telling.add(telling)
+            telling.add_done_callback(self._told)
         return status
+
+    def _told(self, telling: asyncio.Future[None]) -> None:
+        self._telling.discard(telling)
+        if not telling.cancelled() and telling.exception() is not None:
+            log.info("could not report that a worker has ended: %r", telling.exception())
 
     async def _tell_address(self, link: Link) -> None:
         try:

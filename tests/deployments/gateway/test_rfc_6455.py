@@ -153,12 +153,15 @@ class TestFrames:
             "a reason that is no UTF-8",
         ],
     )  # fmt: skip
-    async def test_a_frame_that_is_not_allowed_fails_the_connection(self, app: DataPlane, raw: bytes, code: int) -> None:
+    async def test_a_frame_that_is_not_allowed_fails_the_connection(
+        self, app: DataPlane, raw: bytes, code: int, caplog: pytest.LogCaptureFixture
+    ) -> None:
         async with opened(app) as client:
             await client.say(raw)
             first, data = await read_frame(client)
             assert (first, struct.unpack("!H", data[:2])[0]) == (FIN | CLOSE, code)
             assert await client.rest() == b"", "the server closes"
+        assert not [record for record in caplog.records if record.exc_info], "a client fills no log"
 
 
 class TestClosing:

@@ -154,7 +154,12 @@ async def test_a_killed_worker_is_replaced_and_no_connection_is_refused(
     """With one worker, nobody else listens: what arrives waits in the socket, which its gateway keeps."""
     await plane.add(echo)
     ended: list[str] = []
-    async with running(place, control, ended=ended.append) as workers:
+
+    async def hear(name: str) -> None:
+        ended.append(name)
+        raise ConnectionError("the Controller is away")  # and the next worker starts all the same
+
+    async with running(place, control, ended=hear) as workers:
         for round_ in range(1, 3):
             (before,) = pids(workers)
             os.kill(before, signal.SIGKILL)
