@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from tests.integration.conftest import Cluster, a_cluster, get, my_agent, until
 
+pytestmark = pytest.mark.cluster
 BY_HANDLE = """
 import asyncio
 from swiftclaw import connect
