@@ -194,3 +194,34 @@ def test_an_instance_that_leaves_moves_few_sessions_but_its_own() -> None:
     after = sessions(Rendezvous(), Candidates(Group(members[1:]), anyone), 3000)
     moved = [name for name, home in before.items() if home is not members[0] and after[name] is not home]
     assert len(moved) <= 60  # 10 are its own; its part has become lighter by a twentieth
+
+
+def test_reprs_state_sizes() -> None:
+    candidates = Candidates(Group(fleet(3)), anyone)
+    assert repr(candidates) == "<Candidates of <Group of 3 instances>>"
+    scheduler = EdfScheduler(Random(1))
+    scheduler.pick(candidates)
+    assert repr(scheduler) == "<EdfScheduler of 3 instances>"
+
+
+def test_a_session_has_no_home_where_none_may_be_used() -> None:
+    assert Rendezvous().pick("agent", "ada", Candidates(Group(fleet(200)), lambda instance: False)) is None
+    assert Rendezvous().pick("agent", "ada", Candidates(Group(fleet(200, weight=0.0)), anyone)) is None
+    assert Rendezvous().pick("agent", "ada", Candidates(Group(()), anyone)) is None
+
+
+def test_a_large_level_that_is_full_passes_requests_on_and_takes_them_again_when_it_has_room() -> None:
+    """It is looked at once for as many requests as it has times 64 instances."""
+    first = [Instance(f"instance-{number}", priority=1, capacity=10, load=9) for number in range(200)]
+    members = [*first, *(Instance(f"other-{number}", priority=2, capacity=10) for number in range(200))]
+    chooser, candidates = Chooser("round-robin", Random(1)), of(members)
+
+    def priorities_of(count: int) -> set[int]:
+        chosen = [chooser.choose(candidates, members, REQUEST, stamp="same") for _ in range(count)]
+        return {one.priority for one in chosen if one is not None}
+
+    assert priorities_of(20) == {2}
+    for instance in first:
+        instance.load = 5
+    priorities_of(10)
+    assert priorities_of(20) == {1}
