@@ -8,7 +8,7 @@ Source: Envoy's EDF scheduler.
 
 from __future__ import annotations
 
-from heapq import heapify, heapreplace
+from heapq import heapify, heappop, heappush
 from random import Random
 
 from policies.base import Instance
@@ -35,15 +35,17 @@ class EdfScheduler:
         """The first in turn that may be used and whose weight is not 0; None when there is none."""
         if candidates.group is not self._group:
             self._sync(candidates.group)
-        heap, may = self._heap, candidates.may
-        for _ in range(len(heap)):
-            deadline, tie, instance = heap[0]
+        heap, may, chosen = self._heap, candidates.may, None
+        seen: list[Turn] = []  # each once, however small its steps are
+        while heap and chosen is None:
+            deadline, tie, instance = heappop(heap)
             weight = instance.weight
-            heapreplace(heap, (deadline + (1 / weight if weight > 0 else 1.0), tie, instance))
+            seen.append((deadline + (1 / weight if weight > 0 else 1.0), tie, instance))
             if weight > 0 and may(instance):
-                self._now = deadline
-                return instance
-        return None
+                self._now, chosen = deadline, instance
+        for turn in seen:
+            heappush(heap, turn)
+        return chosen
 
     def _sync(self, group: Group) -> None:
         """Who stays keeps its turn; who is new, or was away for longer than a round, joins somewhere in the round."""

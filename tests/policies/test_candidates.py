@@ -225,3 +225,10 @@ def test_a_large_level_that_is_full_passes_requests_on_and_takes_them_again_when
         instance.load = 5
     priorities_of(10)
     assert priorities_of(20) == {1}
+
+
+def test_heavy_ones_that_are_full_do_not_hide_a_light_one() -> None:
+    heavy = [Instance(f"heavy-{number}", weight=100.0, load=1, capacity=1) for number in range(3)]
+    light = Instance("light", weight=0.01, capacity=1)
+    scheduler, group = EdfScheduler(Random(1)), Group([*heavy, light])
+    assert {scheduler.pick(Candidates(group, with_room)) for _ in range(5)} == {light}
