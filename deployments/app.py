@@ -7,7 +7,6 @@ everything that can be tested without Ray, is elsewhere.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from cluster.placement.serve_internals import logs_folder
 from cluster.transport.listener import PortInUse, bind
 from cluster.transport.rpc import RpcAddress, RpcClient
 from cluster.transport.tls import BadCertificate, Certificate
+from deployments.garbage import keep_what_is_here
 from deployments.gateway.assembly import assemble
 from deployments.gateway.place import GatewayPlace
 from deployments.instance.instance import InstanceReplica
@@ -63,13 +63,6 @@ class Served:
     wired = False
     stop: Callable[[], Awaitable[None]]
 
-    @staticmethod
-    def settle() -> None:
-        """What is here after the start, Ray and all libraries, stays: no collection of garbage looks at it again. A whole one
-        would hold the event loop for a tenth of a second now and then."""
-        gc.collect()
-        gc.freeze()
-
     async def __del__(self) -> None:
         if self.wired:
             await self.stop()
@@ -84,7 +77,7 @@ class ServedController(Controller, Served):
         super().__init__(args, folder, Placement(instance=ServedInstance, gateway=ServedGateway), instance_host)
         self.wired = True
         await self.start()
-        self.settle()
+        keep_what_is_here()
 
 
 class ServedGateway(Served):
@@ -117,7 +110,7 @@ class ServedGateway(Served):
         await self._gateway.start()
         if self._workers is not None:
             await self._workers.start()
-        self.settle()
+        keep_what_is_here()
 
     async def ask(self, agent: str, body: dict[str, Any], headers: dict[str, str]) -> tuple[int, Any]:
         return await self._gateway.ask(agent, body, headers)
@@ -142,7 +135,7 @@ class ServedInstance(InstanceReplica, Served):
         )
         self.wired = True
         await self.start()
-        self.settle()
+        keep_what_is_here()
 
 
 def _controller() -> RpcClient:

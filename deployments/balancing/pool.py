@@ -108,8 +108,7 @@ class Pool:
         self._by_id = {backend.member.id: backend for backend in self._backends.values()}
         self._everyone = [backend.instance for backend in self._by_id.values()]
         self._suspects = any(backend.suspect_until > 0 for backend in self._by_id.values())
-        self._reachable: list[Instance] = []
-        self._group, self._all_reachable = Group(()), frozenset[Instance]()
+        self._reachable, self._is_reachable = Group(()), frozenset[Instance]()  # the same instances
         self._candidates_of = -1  # the count of breaker changes that `_reachable` was made at
         self._revision += 1
 
@@ -184,19 +183,19 @@ class Pool:
 
     def _eligible(self, tried: Collection[str], now: float) -> list[Instance]:
         """`Backend.full` and `suspect` written out: a call for each instance would double the cost of a choice."""
-        eligible = [instance for instance in self._reachable if instance.load < instance.capacity]
+        eligible = [instance for instance in self._reachable.members if instance.load < instance.capacity]
         if tried or self._suspects:
             eligible = [instance for instance in eligible if self._may_try(instance, tried, now)]
         return eligible
 
     def _candidates(self, tried: Collection[str], now: float) -> Candidates:
         """The same instances, without a look at each."""
-        reachable = self._all_reachable
+        reachable = self._is_reachable
         if tried or self._suspects:
             return Candidates(
-                self._group, lambda one: one.load < one.capacity and one in reachable and self._may_try(one, tried, now)
+                self._reachable, lambda one: one.load < one.capacity and one in reachable and self._may_try(one, tried, now)
             )
-        return Candidates(self._group, lambda one: one.load < one.capacity and one in reachable)
+        return Candidates(self._reachable, lambda one: one.load < one.capacity and one in reachable)
 
     def _at_home(
         self, sessions: SessionPlacement, request: Request, tried: Collection[str], now: float
@@ -213,10 +212,10 @@ class Pool:
         """After a change of health or of a breaker: the instances that may be asked, and what the levels are made of."""
         self._candidates_of = self.breakers.changed
         self._revision += 1
-        self._reachable = [
+        self._reachable = Group(
             backend.instance for backend in self._by_id.values() if backend.reachable and backend.breaker_allows(now)
-        ]
-        self._group, self._all_reachable = Group(self._reachable), frozenset(self._reachable)
+        )
+        self._is_reachable = frozenset(self._reachable.members)
         self._is_ready = self.ready
 
     def _may_try(self, instance: Instance, tried: Collection[str], now: float) -> bool:
@@ -226,7 +225,7 @@ class Pool:
         """One of those that only other gateways' requests fill, by an old report: asking is the way to find out."""
         candidates = [
             instance
-            for instance in self._reachable
+            for instance in self._reachable.members
             if self._by_id[instance.id].possibly_stale(now) and self._may_try(instance, tried, now)
         ]
         return self.versions.choose(candidates, self._everyone, request, self._revision) if candidates else None

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import logging.handlers
 import os
@@ -23,6 +22,7 @@ from typing import NoReturn
 from cluster.messages import Observation
 from cluster.transport.rpc import RpcAddress, RpcClient
 from cluster.transport.tls import BadCertificate, Certificate
+from deployments.garbage import keep_what_is_here
 from deployments.gateway.assembly import assemble
 from deployments.gateway.place import GatewayPlace
 from deployments.workers.link import Alive, Begin, Counted, Find, Found, Leaving, Link, Ready, Stop
@@ -59,8 +59,7 @@ class Worker:
         await gateway.start()
         self._link.send(Ready())
         beats = asyncio.create_task(self._beat())
-        gc.collect()
-        gc.freeze()  # what is here now stays: no collection looks at it again
+        keep_what_is_here()
         await self._wait()
         stopping = asyncio.create_task(gateway.stop(others_stay=not self._socket_stays))
         if not self._alone.is_set():  # Serve ends what does not stop in time; so does a worker then
